@@ -1,0 +1,180 @@
+"""What a cache is of (its identity), which shards it has, and why another input does not match.
+
+The manifest is written last: its presence means that the cache is complete. It carries no times,
+hosts or paths, so equal inputs give equal bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import fsio
+from ..config import fingerprint
+from ..errors import FgkdError
+
+FORMAT_VERSION = 1
+HASH_HEX = 32
+
+
+def content_hash(data: bytes) -> str:
+    """The hash by which a cache knows an image file: blake2b-128 of its bytes, hex."""
+    return hashlib.blake2b(data, digest_size=HASH_HEX // 2).hexdigest()
+
+
+def describe_samples(samples: Any, progress: Callable[[int], None] | None = None) -> dict[str, Any]:
+    """Columns keys, labels, sizes (bytes) and hashes of a split; reads every file once.
+
+    An unreadable file gets size -1 and an empty hash: capture then reports or quarantines it.
+    """
+
+    def one(i: int) -> tuple[int, str]:
+        try:
+            data = samples.read(i)
+        except FgkdError:
+            return -1, ""
+        return len(data), content_hash(data)
+
+    rows = []
+    with ThreadPoolExecutor(4) as pool:
+        for i, row in enumerate(pool.map(one, range(len(samples)))):
+            rows.append(row)
+            if progress and i % 1000 == 999:
+                progress(i + 1)
+    return {
+        "keys": list(samples.keys),
+        "labels": samples.labels.tolist(),
+        "sizes": [size for size, _ in rows],
+        "hashes": [digest for _, digest in rows],
+    }
+
+
+def describe_dataset(dataset: Any, val_fraction: float) -> dict[str, Any]:
+    """The part of the identity that names the data, without its samples."""
+    return {
+        "name": dataset.name,
+        "classes": list(dataset.classes),
+        "domains": list(dataset.domains),
+        "chiral": dataset.chiral,
+        "val_fraction": val_fraction,
+    }
+
+
+def explain_mismatch(old: Any, new: Any, field: str = "") -> list[str]:
+    """`field: old -> new` for every leaf that differs between two identities."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = list(dict.fromkeys([*old, *new]))
+        nested = (
+            explain_mismatch(old.get(k), new.get(k), f"{field}.{k}" if field else k) for k in keys
+        )
+        return [line for lines in nested for line in lines]
+    if isinstance(old, list) and isinstance(new, list) and old != new:
+        if len(old) != len(new):
+            return [f"{field}: {len(old)} entries -> {len(new)}"]
+        at = [i for i, (a, b) in enumerate(zip(old, new, strict=True)) if a != b]
+        more = f" ({len(at)} entries differ)" if len(at) > 1 else ""
+        return [f"{field}[{at[0]}]: {old[at[0]]} -> {new[at[0]]}{more}"]
+    return [] if old == new else [f"{field}: {old} -> {new}"]
+
+
+def check_samples(stored: dict[str, Any], samples: Any, split: str) -> None:
+    """Compare a split now on disk with the one the cache was made of: keys, labels and sizes.
+
+    Content hashes are compared later, as each file is first read. Raises: FgkdError old -> new.
+    """
+
+    def size(path: str) -> int:
+        try:
+            return os.stat(path).st_size
+        except OSError:
+            return -1
+
+    now = {"keys": list(samples.keys), "labels": samples.labels.tolist()}
+    wrong = explain_mismatch({k: stored[k] for k in now}, now, split)
+    if not wrong:
+        sizes = [size(path) for path in samples.paths]
+        at = [i for i, (a, b) in enumerate(zip(stored["sizes"], sizes, strict=True)) if a != b]
+        wrong = [
+            f"{split} size of {samples.keys[i]}: {stored['sizes'][i]} -> {sizes[i]}" for i in at
+        ]
+    refuse("the cache is of other data", wrong, "point --data at the images the cache was made of")
+
+
+def refuse(what: str, differences: list[str], hint: str) -> None:
+    """Raise FgkdError listing the first differences, if there are any."""
+    if differences:
+        more = f"\n  ... and {len(differences) - 5} more" if len(differences) > 5 else ""
+        raise FgkdError(f"{what}:\n  " + "\n  ".join(differences[:5]) + more, hint)
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """One shard of the plan: a block of training rows and a view range [start, stop)."""
+
+    block: int
+    start: int
+    stop: int
+    suffix: str
+
+    @property
+    def name(self) -> str:
+        """File name inside shards/, e.g. `shard-00000-v000-008.h5`."""
+        return f"shard-{self.block:05d}-v{self.start:03d}-{self.stop:03d}{self.suffix}"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard's content. arrays: name -> [V, S, ...], the encoding's plus `digests`."""
+
+    header: dict[str, Any]
+    keys: list[str]
+    labels: np.ndarray
+    arrays: dict[str, np.ndarray]
+
+
+def load(folder: Path) -> dict[str, Any]:
+    """Read manifest.json.
+
+    Raises: FgkdError for a missing, incomplete or damaged cache, or one of another format version.
+    """
+    path = folder / "manifest.json"
+    if not path.exists() and (folder / "shards.jsonl").exists():
+        raise FgkdError(
+            f"cache {folder} is incomplete: it has no manifest.json yet",
+            f"fgkd cache-logits --output {folder} ...   # the command that began it continues it",
+        )
+    manifest = fsio.read_json(path, "cache manifest")
+    needed = {"identity", "identity_sha256", "views", "shards", "val"}
+    if not isinstance(manifest, dict) or needed - set(manifest):
+        raise FgkdError(f"cache manifest {path} is damaged: it is not a manifest")
+    version = manifest["identity"].get("format_version")
+    if version != FORMAT_VERSION:
+        raise FgkdError(
+            f"cache {folder}: format_version: {version} -> {FORMAT_VERSION}",
+            "write the cache anew with this version of fgkd (cache-logits --overwrite)",
+        )
+    if fingerprint(manifest["identity"]) != manifest["identity_sha256"]:
+        raise FgkdError(
+            f"cache manifest {path} is damaged: its identity does not hash to identity_sha256",
+            "restore manifest.json, or write the cache anew (cache-logits --overwrite)",
+        )
+    return manifest
+
+
+def missing(rows: Iterable[dict[str, Any]], num_blocks: int, views: int) -> list[tuple[int, ...]]:
+    """(block, start, stop) of every gap that the journalled shards leave in views [0, views)."""
+    stops, gaps = [0] * num_blocks, []
+    for row in sorted(rows, key=lambda row: (row["block"], row["start"])):
+        block = row["block"]
+        if stops[block] < row["start"]:
+            gaps.append((block, stops[block], min(row["start"], views)))
+        stops[block] = max(stops[block], row["stop"])
+    gaps += [(block, stop, views) for block, stop in enumerate(stops) if stop < views]
+    return sorted(gaps)

@@ -1,0 +1,42 @@
+"""Training checkpoints: written whole, read without unpickling code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import fsio
+from .errors import FgkdError
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write tensors and plain values atomically; the same state gives the same bytes."""
+    with fsio.replacing(path) as partial, open(partial, "wb") as file:
+        torch.save(state, file)
+
+
+def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read a checkpoint with `weights_only=True`.
+
+    Raises: FgkdError when it is missing, truncated or holds anything but tensors and plain values.
+    """
+    if not path.exists():
+        raise FgkdError(f"no checkpoint at {path}", f"ls -R {path.parent.parent}")
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise FgkdError(
+            f"checkpoint {path} cannot be read: {reason}",
+            f"ls -l {path}   # truncated? take another copy, or start anew with --overwrite",
+        ) from None
+    if not isinstance(state, dict):
+        raise FgkdError(f"checkpoint {path} holds a {type(state).__name__}, not a dict of tensors")
+    return state
+
+
+def to_cpu(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A detached copy on the CPU, contiguous, that later training steps cannot change."""
+    return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in state.items()}

@@ -1,0 +1,52 @@
+"""Image datasets by name. A new one is one file here and one line in `DATASETS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ..errors import FgkdError, near
+from . import cub, dogs, folder, foodx, icons
+from .base import Dataset, Samples
+from .combine import split_validation, union
+
+__all__ = ["DATASETS", "Dataset", "Samples", "open_dataset", "split_validation", "union"]
+
+DATASETS: dict[str, Callable[[Path], Dataset]] = {
+    "folder": folder.load,
+    "cub": cub.load,
+    "dogs": dogs.load,
+    "foodx": foodx.load,
+    "icons": icons.load,
+}
+
+
+def open_dataset(specs: Sequence[str], val_fraction: float = 0.1) -> Dataset:
+    """The dataset of `--data NAME:PATH`; of several, their union in the order given.
+
+    A dataset without a validation split gets one of `val_fraction` (in [0, 1)) of its train split,
+    before the union: what is held out of one does not depend on the others.
+    Raises: FgkdError for an unknown name, a missing path, or whatever the loader finds wrong.
+    """
+    if not specs:
+        raise FgkdError("no dataset given", "--data icons")
+    members = [split_validation(_load(spec), val_fraction) for spec in specs]
+    return members[0] if len(members) == 1 else union(members)
+
+
+def _load(spec: str) -> Dataset:
+    name, _, path = spec.partition(":")
+    if name not in DATASETS:
+        raise FgkdError(
+            f"unknown dataset {name!r} in --data {spec}{near(name, list(DATASETS))} "
+            f"(there are {', '.join(DATASETS)})",
+            "--data folder:PATH   # any folder with train/<class>/*.jpg",
+        )
+    root = Path(path).expanduser()
+    if name == "icons":  # the one that is in the package, and that makes its folder itself
+        return icons.load(root if path else None)
+    if not path:
+        raise FgkdError(f"--data {spec} does not say where it is", f"--data {name}:PATH")
+    if not root.is_dir():
+        raise FgkdError(f"no folder {root} (from --data {spec})", f"ls '{root.parent}'")
+    return DATASETS[name](root)

@@ -1,0 +1,75 @@
+"""Caltech-UCSD Birds-200-2011 (Wah et al., 2011), as CUB_200_2011.tgz unpacks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import FgkdError
+from .base import Dataset, Samples
+from .lists import find_file, make_samples, read_table, require_dir
+
+LAYOUT = (
+    "images/<class>/*.jpg beside images.txt, image_class_labels.txt, train_test_split.txt "
+    "and classes.txt, as CUB_200_2011.tgz unpacks"
+)
+
+
+def load(root: Path) -> Dataset:
+    """CUB with its official train and test split, and its bounding boxes if they are there.
+
+    `root` is the folder that holds `images/`, or the one around it that the archive makes.
+    Classes keep their full name ("001.Black_footed_Albatross"), in the order of their ids.
+    Raises: FgkdError for a missing file or lists that do not agree.
+    """
+    if (root / "CUB_200_2011").is_dir():
+        root = root / "CUB_200_2011"
+    require_dir(root / "images", LAYOUT)
+    images = _table(root, "images.txt")
+    class_names = _table(root, "classes.txt")
+    class_ids = _table(root, "image_class_labels.txt", images)
+    is_train = _table(root, "train_test_split.txt", images)
+    boxes = None
+    if (root / "bounding_boxes.txt").exists():
+        boxes = _table(root, "bounding_boxes.txt", images)
+
+    label_of = {str(class_id): label for label, class_id in enumerate(sorted(class_names))}
+    for id_ in images:
+        if class_ids[id_] not in label_of or is_train[id_] not in ("0", "1"):
+            what = f"image id {id_} has class {class_ids[id_]!r} and split {is_train[id_]!r}"
+            raise FgkdError(f"{what} in the lists of {root}", f"grep -n '^{id_} ' '{root}'/*.txt")
+
+    def split(flag: str) -> Samples:
+        ids = [id_ for id_ in sorted(images) if is_train[id_] == flag]
+        keys = [f"images/{images[id_]}" for id_ in ids]
+        rows = None if boxes is None else np.array([_box(root, boxes[id_]) for id_ in ids])
+        return make_samples(root, keys, [label_of[class_ids[id_]] for id_ in ids], rows)
+
+    classes = [class_names[class_id] for class_id in sorted(class_names)]
+    return Dataset("cub", classes, ["cub"], {"train": split("1"), "test": split("0")})
+
+
+def _table(root: Path, name: str, images: dict[int, str] | None = None) -> dict[int, str]:
+    """The list `name`, which must have a line for every id of `images`."""
+    path = find_file(root, [name], LAYOUT)
+    table = read_table(path)
+    missing = (images or {}).keys() - table.keys()
+    if missing:
+        raise FgkdError(
+            f"{path} has no line for {len(missing)} ids of images.txt, as {min(missing)}",
+            f"wc -l '{root}'/*.txt",
+        )
+    return table
+
+
+def _box(root: Path, text: str) -> list[float]:
+    """x, y, width, height in pixels."""
+    try:
+        x, y, width, height = map(float, text.split())
+    except ValueError:
+        path = root / "bounding_boxes.txt"
+        raise FgkdError(
+            f"{path}: expected '<id> <x> <y> <width> <height>', found {text!r}", f"head '{path}'"
+        ) from None
+    return [x, y, width, height]

@@ -1,0 +1,63 @@
+"""Stanford Dogs (Khosla et al., 2011): images.tar and lists.tar unpacked into one folder.
+
+The lists are at the root (where the tar puts them) or in `splits/`. A list is a MATLAB file with
+`file_list`, N x 1 cells of paths below `Images/`, and `labels`, N x 1, from 1. The bounding boxes
+of `Annotation/` are not read.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import FgkdError
+from .base import Dataset
+from .lists import find_file, make_samples, require_dir
+
+LAYOUT = "Images/<synset>/*.jpg, and train_list.mat and test_list.mat beside it or in splits/"
+NOTE = "every image comes from ImageNet: ImageNet-pretrained models have seen the test set"
+
+
+def load(root: Path) -> Dataset:
+    """Stanford Dogs with its official split; class names are the synset folders' names.
+
+    Raises: FgkdError for a missing or damaged list, or labels that are not the folders' order.
+    """
+    require_dir(root / "Images", LAYOUT)
+    lists = {
+        split: find_file(root, [f"{split}_list.mat", f"splits/{split}_list.mat"], LAYOUT)
+        for split in ("train", "test")
+    }
+    columns = {split: _read_list(path) for split, path in lists.items()}
+    classes = sorted({file.split("/")[0] for files, _ in columns.values() for file in files})
+    label_of = {name: label for label, name in enumerate(classes)}
+    splits = {}
+    for split, (files, numbers) in columns.items():
+        labels = [label_of[file.split("/")[0]] for file in files]
+        for file, label, number in zip(files, labels, numbers, strict=True):
+            if number != label + 1:
+                raise FgkdError(
+                    f"{lists[split]} labels {file} {number}, but its folder is number {label + 1} "
+                    f"of the {len(classes)} in the lists",
+                    f"ls '{root}/Images' | cat -n",
+                )
+        splits[split] = make_samples(root, [f"Images/{file}" for file in files], labels)
+    return Dataset("dogs", classes, ["dogs"], splits, notes=[NOTE])
+
+
+def _read_list(path: Path) -> tuple[list[str], list[int]]:
+    """The paths and the labels (from 1) of a `.mat` list."""
+    from scipy.io import loadmat
+
+    try:
+        mat = loadmat(path)
+        files = [str(cell.item()) for cell in mat["file_list"].ravel()]
+        labels = [int(label) for label in mat["labels"].ravel()]
+    except Exception as error:  # what scipy raises on a damaged file is open-ended
+        raise FgkdError(
+            f"cannot read {path}: {error} ({type(error).__name__})", f"ls -l '{path}'"
+        ) from None
+    if len(files) != len(labels):
+        raise FgkdError(
+            f"{path} has {len(files)} files and {len(labels)} labels", f"ls -l '{path}'"
+        )
+    return files, labels

@@ -1,0 +1,61 @@
+"""Encoded image bytes -> RGB pixels, with Pillow.
+
+For 8-bit images the pixels are those of `Image.open(...).convert("RGB")`, which is what timm's
+readers do; like them it ignores the EXIF orientation. Pillow clips 16-bit grey at 255; here it is
+scaled (the high byte, which is what Pillow itself does to 16-bit RGB).
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from ..errors import FgkdError
+
+# The raster formats of image datasets. Image files are untrusted, and Pillow's other readers do
+# more than decode (EPS starts Ghostscript).
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+MAX_PIXELS = 89_478_485  # Pillow's own threshold for a "decompression bomb"
+
+
+def decode_rgb(data: bytes, name: str) -> np.ndarray:
+    """uint8 [H, W, 3] pixels of an encoded image; `name` is for the error.
+
+    Raises: FgkdError if the data are empty, truncated, not an image, or too large.
+    """
+    return np.array(decode_pil(data, name))
+
+
+def decode_pil(data: bytes, name: str) -> Image.Image:
+    """The Pillow RGB image of `decode_rgb`, for timm's evaluation transform."""
+    if not data:
+        raise _undecodable(name, "the file is empty")
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.width * image.height <= MAX_PIXELS:
+                return _to_rgb(image)
+            size = f"{image.width}x{image.height}"
+    except UnidentifiedImageError:  # its own message is the address of a buffer
+        raise _undecodable(name, "not an image, or of an unknown format") from None
+    except Exception as error:  # what a Pillow reader raises on bad data is open-ended
+        raise _undecodable(name, f"{error} ({type(error).__name__})") from None
+    raise _undecodable(name, f"{size} pixels is over the limit of {MAX_PIXELS:,}")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        grey = np.asarray(image).clip(0, 65535) >> 8
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    image.load()
+    # convert() warns about a palette's transparency, which RGB drops in any case.
+    image.info.pop("transparency", None)
+    return image.convert("RGB")
+
+
+def _undecodable(name: str, reason: str) -> FgkdError:
+    return FgkdError(
+        f"cannot decode image {name}: {reason}",
+        f"file '{name}'   # replace the file, or run again with --skip-bad-images to leave it out",
+    )

@@ -1,0 +1,110 @@
+"""Rank, world and collectives under torchrun; no-ops in a single process."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .errors import FgkdError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def rank() -> int:
+    """This process's rank; 0 outside torchrun."""
+    return int(os.environ.get("RANK", 0))
+
+
+def world() -> int:
+    """The number of processes; 1 outside torchrun."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def pick_device(name: str) -> tuple[torch.device, str]:
+    """The device of `--device` for this rank, and why it was chosen.
+
+    Raises: FgkdError for a device that torch does not know or this machine does not have.
+    """
+    import torch
+
+    cuda = torch.cuda.is_available()
+    if name == "auto":
+        why = "CUDA is present" if cuda else "no CUDA device found"
+        name = "cuda" if cuda else "cpu"
+    else:
+        why = "--device"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise FgkdError(f"--device {name!r} is not a device", "--device auto") from None
+    if device.type == "cuda":
+        if not cuda:
+            raise FgkdError(f"--device {name}: torch sees no CUDA device", "--device cpu")
+        index = device.index if device.index is not None else int(os.environ.get("LOCAL_RANK", 0))
+        if index >= torch.cuda.device_count():
+            raise FgkdError(
+                f"--device {name}: this machine has {torch.cuda.device_count()} CUDA device(s)",
+                "--device auto",
+            )
+        device = torch.device("cuda", index)
+        torch.cuda.set_device(device)
+        why += f", {torch.cuda.get_device_name(device)}"
+    return device, why
+
+
+def start(device: torch.device) -> None:
+    """Join the process group that torchrun describes (nccl on CUDA, gloo otherwise)."""
+    import torch.distributed as dist
+
+    if world() > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+
+def stop() -> None:
+    """Leave the process group."""
+    if world() > 1:
+        import torch.distributed as dist
+
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def sums(values: list[float], device: torch.device) -> list[float]:
+    """Each value summed over ranks, in float64."""
+    if world() == 1:
+        return values
+    import torch
+    import torch.distributed as dist
+
+    total = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(total)
+    return list(total.tolist())
+
+
+def gather(value: Any) -> list[Any]:
+    """Every rank's value, in rank order, on every rank."""
+    if world() == 1:
+        return [value]
+    import torch.distributed as dist
+
+    out: list[Any] = [None] * world()
+    dist.all_gather_object(out, value)
+    return out
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if world() > 1:
+        import torch.distributed as dist
+
+        dist.barrier()
+
+
+def share(rows: np.ndarray, unit: int = 1) -> np.ndarray:
+    """This rank's contiguous part of a global batch, cut at multiples of `unit` (2 keeps pairs)."""
+    units = -(-len(rows) // unit)
+    cuts = [min(len(rows), units * r // world() * unit) for r in range(world() + 1)]
+    return rows[cuts[rank()] : cuts[rank() + 1]]

@@ -1,0 +1,238 @@
+"""The one training loop, passed a step closure; and evaluation. Knows no file and no option.
+
+Shape legend: B batch, N images, K classes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from . import distributed, optim, rng
+from .errors import FgkdError
+from .loader import Batch, CleanFetcher, Fetched, Request, fetch
+from .models import Classifier
+
+Step = Callable[[nn.Module, Batch], dict[str, Tensor]]  # (model, micro-batch) -> losses
+
+
+@dataclass
+class State:
+    """What training changes: a checkpoint is this and nothing else (randomness is keyed)."""
+
+    model: Classifier
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    ema: Any = None  # timm.utils.ModelEmaV3 or None
+    step: int = 0  # steps taken
+    sums: dict[str, float] = field(default_factory=dict)  # of this epoch, weighted by samples
+    best: dict[str, Any] = field(default_factory=dict)
+
+    def save(self) -> dict[str, Any]:
+        """Tensors and plain values for a checkpoint."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ema": self.ema.module.state_dict() if self.ema else {},
+            "step": self.step,
+            "sums": self.sums,
+            "best": self.best,
+        }
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Continue from a checkpoint. Raises: FgkdError when it is of another model."""
+        try:
+            self.model.load_state_dict(saved["model"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.scaler.load_state_dict(saved["scaler"])
+            if self.ema:
+                self.ema.module.load_state_dict(saved["ema"])
+            self.step, self.sums, self.best = saved["step"], saved["sums"], saved["best"]
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise FgkdError(f"the checkpoint is not of this run: {error}") from None
+
+
+@dataclass(frozen=True)
+class Report:
+    """One optimizer step, as it happened. loss and parts are over the global batch."""
+
+    step: int
+    epoch: int
+    epoch_ends: bool
+    losses: dict[str, float]
+    lr: float
+    grad_norm: float
+    num_images: int
+    stopping: bool
+    bad: list[tuple[str, str]]
+    times: dict[str, float]  # wait_s for data, step_s in all
+
+
+def fit(
+    state: State,
+    *,
+    batches: Iterable[Batch],
+    step_fn: Step,
+    steps_per_epoch: int,
+    lr_at: Callable[[int], float],
+    seed: int,
+    device: torch.device,
+    amp_dtype: torch.dtype | None = None,
+    grad_accum_steps: int = 1,
+    clip_grad: float | None = None,
+    clip_mode: str = "norm",
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Iterator[Report]:
+    """Take one optimizer step a batch and report it; the caller evaluates, saves and stops.
+
+    step_fn(model, micro_batch) returns a dict with `loss`, a mean over the micro-batch; its other
+    entries are logged. Micro-batches count by their images, over accumulation and ranks, so that a
+    short one weighs less. Raises: FgkdError before the update when a loss is not finite.
+    """
+    forward = _distribute(state.model, device)
+    parameters = [p for p in state.model.parameters() if p.requires_grad]
+    clock = time.perf_counter()
+    for batch in batches:
+        wait_s = time.perf_counter() - clock
+        step, epoch = batch.spec.step, batch.spec.epoch
+        total, stop = distributed.sums([float(batch.count), float(should_stop())], device)
+        state.model.train()
+        losses: dict[str, float] = {}
+        parts = list(_split(batch, grad_accum_steps, device))
+        for micro, part in enumerate(parts):
+            rng.seed_torch("dropout", seed, step, micro, distributed.rank())
+            state.model.set_drop_path_draws(seed, step, part.row_ids)
+            with _sync(forward, micro + 1 == len(parts)), _autocast(device, amp_dtype):
+                out = step_fn(forward, part)
+                weight = part.count / max(total, 1.0)
+                state.scaler.scale(out["loss"] * weight * distributed.world()).backward()
+            for name, value in out.items():
+                losses[name] = losses.get(name, 0.0) + float(value.detach()) * weight
+        sums = distributed.sums(list(losses.values()), device)
+        losses = dict(zip(losses, sums, strict=True))
+        _check_finite(losses, step, epoch)
+        lr, norm = lr_at(step), 0.0
+        if total:
+            optim.set_lr(state.optimizer, lr)
+            state.scaler.unscale_(state.optimizer)
+            norm = optim.clip_grad(parameters, clip_grad, clip_mode)
+            state.scaler.step(state.optimizer)
+            state.scaler.update()
+            state.optimizer.zero_grad(set_to_none=True)
+            if state.ema:
+                state.ema.update(state.model, step=step)
+        state.step = step + 1
+        for name, mean in (losses | {"images": 1.0}).items():
+            state.sums[name] = state.sums.get(name, 0.0) + mean * total
+        now = time.perf_counter()
+        ends = state.step % steps_per_epoch == 0
+        times = {"wait_s": wait_s, "step_s": now - clock}
+        yield Report(
+            state.step, epoch, ends, losses, lr, norm, int(total), stop > 0, batch.bad, times
+        )
+        clock = time.perf_counter()
+
+
+def _split(batch: Batch, num_parts: int, device: torch.device) -> Iterator[Batch]:
+    """Micro-batches of near-equal size on the device; none of an empty batch."""
+    n = len(batch.row_ids)
+    num_parts = min(num_parts, n)
+    for i in range(num_parts):
+        cut = slice(n * i // num_parts, n * (i + 1) // num_parts)
+        moved = {}
+        for name in ("image_u8_BHW3", "labels_B", "teacher_BK"):
+            tensor = getattr(batch, name)
+            if tensor is not None:
+                tensor = tensor[cut]
+                if device.type == "cuda":
+                    tensor = tensor.pin_memory().to(device, non_blocking=True)
+            moved[name] = tensor
+        count = (cut.stop - cut.start) if batch.count else 0
+        yield dataclasses.replace(batch, count=count, row_ids=batch.row_ids[cut], **moved)
+
+
+def _distribute(model: nn.Module, device: torch.device) -> nn.Module:
+    if distributed.world() == 1:
+        return model
+    ids = [device.index] if device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(model, device_ids=ids)
+
+
+def _sync(model: Any, now: bool) -> contextlib.AbstractContextManager[Any]:
+    """Leave gradients local until the last micro-batch."""
+    is_ddp = isinstance(model, nn.parallel.DistributedDataParallel)
+    return model.no_sync() if is_ddp and not now else contextlib.nullcontext()
+
+
+def _autocast(
+    device: torch.device, dtype: torch.dtype | None
+) -> contextlib.AbstractContextManager[Any]:
+    return torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
+
+
+def _check_finite(losses: dict[str, float], step: int, epoch: int) -> None:
+    if not all(map(math.isfinite, losses.values())):
+        raise FgkdError(
+            f"the loss is not finite at step {step} (epoch {epoch}): {losses}; no update was made",
+            "start anew with a lower --lr, with --clip-grad 1, or without --amp",
+        )
+
+
+def predict(
+    model: Classifier,
+    answers: Iterable[Fetched],
+    *,
+    device: torch.device,
+    max_batch: int,
+    amp_dtype: torch.dtype | None = None,
+) -> Iterator[tuple[Fetched, Tensor]]:
+    """Each answer with its logits on the CPU, float32 [B * V, K] in (image, view) order."""
+    model.eval()
+    none = torch.zeros(0, len(model.config["label_names"]))
+    for answer in answers:
+        pieces = [none]
+        for images in answer.image_u8_BVHW3.flatten(0, 1).split(max_batch):
+            if device.type == "cuda":
+                images = images.pin_memory().to(device, non_blocking=True)
+            if len(images):
+                with torch.inference_mode(), _autocast(device, amp_dtype):
+                    pieces.append(model(images).answer_BK.float().cpu())
+        yield answer, torch.cat(pieces)
+
+
+def evaluate(
+    model: Classifier,
+    fetcher: CleanFetcher,
+    *,
+    batch_size: int,
+    workers: int,
+    device: torch.device,
+) -> tuple[np.ndarray, Tensor, list[tuple[str, str]]]:
+    """(rows, float32 logits [N, K], bad images) of every image once, over all ranks."""
+    rows = distributed.share(np.arange(len(fetcher.samples)))
+    none = np.zeros(batch_size, bool)
+    requests = [
+        Request(part, [0], none[: len(part)])
+        for part in (rows[i : i + batch_size] for i in range(0, len(rows), batch_size))
+    ]
+    answers = fetch(fetcher, requests, workers)
+    done = [
+        (answer.rows, logits, answer.bad)
+        for answer, logits in predict(model, answers, device=device, max_batch=batch_size)
+    ]
+    everyone = [row for part in distributed.gather(done) for row in part]
+    return (
+        np.concatenate([rows for rows, _, _ in everyone]),
+        torch.cat([logits for _, logits, _ in everyone]),
+        [bad for _, _, bads in everyone for bad in bads],
+    )

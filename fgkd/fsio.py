@@ -1,0 +1,146 @@
+"""Files that are whole or absent: atomic writes, hashes, journals, sizes for people."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from .errors import FgkdError
+
+PARTIAL = ".partial"
+
+
+def fsync_dir(path: Path) -> None:
+    """Make a rename inside `path` survive a power cut (a no-op where folders cannot be synced)."""
+    with contextlib.suppress(OSError):
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a `*.partial` path to write; fsync and rename it to `path` if the body succeeds.
+
+    Raises: FgkdError naming the file when the folder is read-only or the disk is full.
+    """
+    partial = path.with_name(path.name + PARTIAL)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        with open(partial, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        fsync_dir(path.parent)
+    except OSError as error:
+        _discard(partial)
+        raise write_error(path, error) from error
+    except BaseException:
+        _discard(partial)
+        raise
+
+
+def _discard(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
+def write_error(path: Path, error: OSError) -> FgkdError:
+    """The user's view of a failed write: which file, why, and what to do."""
+    return FgkdError(
+        f"cannot write {path}: {error.strerror or error}",
+        f"df -h {path.parent}; ls -ld {path.parent}   # free space or permissions, then run again",
+    )
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a whole file atomically."""
+    with replacing(path) as partial:
+        partial.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole UTF-8 file atomically."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
+    """Write JSON atomically; key order is the caller's."""
+    write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path, what: str) -> Any:
+    """Parse a JSON file. Raises: FgkdError naming the file when it is missing or not JSON."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise FgkdError(f"no {what} at {path}", f"ls {path.parent}") from None
+    except (ValueError, OSError) as error:
+        raise FgkdError(f"{what} {path} is damaged: {error}", f"head -c 300 {path}") from None
+
+
+def append_line(path: Path, row: dict[str, Any]) -> None:
+    """Append one JSON line and fsync it; a line is in the journal whole or not at all."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab+") as file:
+            end = file.seek(0, os.SEEK_END)
+            if end:  # close a line that a crash cut short, so that it cannot swallow this one
+                file.seek(end - 1)
+                if file.read(1) != b"\n":
+                    file.write(b"\n")
+            file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The journal's rows; a last line that a crash cut short is left out. Missing file: no rows."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
+        with contextlib.suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict):
+                rows.append(row)
+    return rows
+
+
+def trim_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+    """Rewrite a journal with only the rows to keep, in their order."""
+    if path.exists():
+        rows = [row for row in read_lines(path) if keep(row)]
+        write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def sha256(path: Path) -> str:
+    """Hex sha256 of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def human_bytes(n: float) -> str:
+    """`1536 -> '1.5 KiB'`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(n) < 1024:
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1024
+    return f"{n:.1f} TiB"
+
+
+def human_time(seconds: float) -> str:
+    """`3723 -> '1h02m'`, `95 -> '1m35s'`, `7 -> '7s'`."""
+    s = round(seconds)
+    if s >= 3600:
+        return f"{s // 3600}h{s % 3600 // 60:02d}m"
+    return f"{s // 60}m{s % 60:02d}s" if s >= 60 else f"{s}s"

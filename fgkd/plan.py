@@ -1,0 +1,93 @@
+"""Who meets whom, with no images in hand: blocks of a cache, orders of epochs, pairs of a view.
+
+All are keyed permutations, so that workers, ranks and resume points change nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import rng
+
+
+def blocks(seed: int, num_samples: int, shard_size: int) -> list[np.ndarray]:
+    """Rows of each block: a keyed permutation cut every `shard_size`; so blocks mix classes."""
+    order = rng.stream("blocks", seed).permutation(num_samples)
+    return [order[i : i + shard_size] for i in range(0, num_samples, shard_size)]
+
+
+def partners(seed: int, view: int, block_rows: list[np.ndarray]) -> np.ndarray:
+    """int64 [N]: each row's partner in this view, an involution within each block.
+
+    The last sample of an odd block is its own partner.
+    """
+    partner = np.empty(sum(map(len, block_rows)), np.int64)
+    for number, rows in enumerate(block_rows):
+        shuffled = rows[rng.stream("pairs", seed, view, number).permutation(len(rows))]
+        even = len(rows) // 2 * 2
+        partner[shuffled[0:even:2]] = shuffled[1:even:2]
+        partner[shuffled[1:even:2]] = shuffled[0:even:2]
+        partner[shuffled[even:]] = shuffled[even:]
+    return partner
+
+
+def epoch_order(
+    seed: int, epoch: int, num_samples: int, partner: np.ndarray | None = None
+) -> np.ndarray:
+    """The rows of an epoch in order; with partners, pairs side by side and loners last."""
+    stream = rng.stream("order", seed, epoch)
+    if partner is None:
+        return stream.permutation(num_samples)
+    rows = np.arange(num_samples)
+    first, loners = rows[rows < partner], rows[rows == partner]
+    first = first[stream.permutation(len(first))]
+    pairs = np.stack([first, partner[first]], axis=1).reshape(-1)
+    return np.concatenate([pairs, loners[stream.permutation(len(loners))]])
+
+
+@dataclass(frozen=True)
+class BatchSpec:
+    """One step's rows in the global order: what a rank slices and a worker loads."""
+
+    step: int
+    epoch: int
+    view: int
+    start: int
+    rows: np.ndarray
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A run as numbered steps; epoch e shows view e mod `views`; short last batches count too."""
+
+    seed: int
+    num_samples: int
+    batch_size: int
+    epochs: int
+    views: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-self.num_samples // self.batch_size)
+
+    @property
+    def total_steps(self) -> int:
+        return self.epochs * self.steps_per_epoch
+
+    def epoch_specs(
+        self, epoch: int, first_step: int = 0, partner: np.ndarray | None = None
+    ) -> list[BatchSpec]:
+        """The batches of one epoch from its step `first_step` on."""
+        order = epoch_order(self.seed, epoch, self.num_samples, partner)
+        return [
+            BatchSpec(
+                epoch * self.steps_per_epoch + i,
+                epoch,
+                epoch % self.views,
+                i * self.batch_size,
+                order[i * self.batch_size : (i + 1) * self.batch_size],
+            )
+            for i in range(first_step, self.steps_per_epoch)
+        ]

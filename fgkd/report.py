@@ -1,0 +1,66 @@
+"""Runs side by side: results -> a table for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from . import fsio
+
+COLUMNS = {
+    "top1_pct": "top-1 %",
+    "top5_pct": "top-5 %",
+    "mean_class_pct": "class mean %",
+    "nll": "NLL",
+    "ece_pct": "ECE %",
+    "agreement_pct": "agree %",
+    "kl_to_teacher": "KL to teacher",
+}
+
+
+def minutes(run_dir: Path) -> float | None:
+    """Minutes a run or a capture took, evaluation and resumed parts included; None if unknown."""
+    rows = fsio.read_lines(run_dir / "timings.jsonl")
+    return sum(r.get("train_s", 0.0) + r.get("eval_s", 0.0) for r in rows) / 60 if rows else None
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns aligned for a terminal: the first to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+
+    def line(row: Sequence[str]) -> str:
+        first, *rest = (
+            cell.ljust(w) if i == 0 else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        return "  ".join([first, *rest]).rstrip()
+
+    return "\n".join([line(header), "  ".join("-" * w for w in widths), *map(line, rows)])
+
+
+def results_table(results: Sequence[dict[str, Any]]) -> str:
+    """One row a run, and below it one a domain where a run has several."""
+    shown = {k: v for k, v in COLUMNS.items() if any(k in r for r in results)}
+    timed = any(r.get("minutes") is not None for r in results)
+    header = ["run", "model", "images", *shown.values(), *(["minutes"] if timed else [])]
+    rows = []
+    for result in results:
+        rows.append([result["run"], result["model"], *_cells(result, list(shown))])
+        if timed:
+            took = result.get("minutes")
+            rows[-1].append("" if took is None else f"{took:.1f}")
+        for domain, part in result["domains"].items():
+            if len(result["domains"]) > 1:
+                row = [f"  {domain}", "", *_cells(part, list(shown)), *([""] if timed else [])]
+                rows.append(row)
+    return table(header, rows)
+
+
+def _cells(values: dict[str, Any], names: list[str]) -> list[str]:
+    images = f"{values['num_images']:,}"
+    return [images, *("" if values.get(n) is None else _number(n, values[n]) for n in names)]
+
+
+def _number(name: str, value: float) -> str:
+    return f"{value:.2f}" if name.endswith("_pct") else f"{value:.3f}"

@@ -1,0 +1,5 @@
+"""`python -m stages ...` is `fgkd ...`."""
+
+from .cli import main
+
+main()

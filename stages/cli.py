@@ -1,0 +1,125 @@
+"""The `fgkd` command. Stages are imported when they run, so that --help answers at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from fgkd.config import CacheLogitsConfig, EvaluateConfig, TrainStudentConfig, TrainTeacherConfig
+from fgkd.errors import FgkdError
+
+from .options import command
+
+TOP = """Train many students from one expensive teacher, whose logits are cached once.
+
+\b
+  fgkd train-teacher --data icons --model convnext_atto --output runs/t
+  fgkd cache-logits --teacher runs/t --views 8 --output runs/cache
+  fgkd train-student --cache runs/cache --model deit_tiny_distilled_patch16_224 --output runs/s
+  fgkd evaluate runs/t runs/s --split test
+
+Each command prints the next. Errors end with a line to try.
+"""
+
+TEACHER = """Finetune a teacher.
+
+\b
+  fgkd train-teacher --data cub:/data/CUB_200_2011 \\
+      --model convnext_base.fb_in22k_ft_in1k --pretrained --output runs/teacher
+
+Next: fgkd cache-logits --teacher runs/teacher --views 30 --output runs/cache
+"""
+
+CACHE = """Write a teacher's logits for every augmented view of every training image.
+
+\b
+  fgkd cache-logits --teacher runs/teacher --views 30 --output runs/cache
+
+Data, classes, image size, normalisation and view recipe are the teacher's own. Killed at any
+moment, the same command continues; with more --views it adds those that are missing.
+
+Next: fgkd train-student --cache runs/cache --model NAME --output runs/student
+"""
+
+STUDENT = """Train a student from a cache, with no teacher in memory.
+
+\b
+  fgkd train-student --cache runs/cache --model deit_base_distilled_patch16_384 \\
+      --pretrained --output runs/student
+
+\b
+The control, on labels alone:   --distillation none --data NAME:PATH
+Beside a live teacher:          --teacher runs/teacher --views 30
+
+Next: fgkd evaluate runs/teacher runs/student --split test
+"""
+
+EVALUATE = """Score runs on a split and print one table.
+
+\b
+  fgkd evaluate runs/teacher runs/student --split test --json results.json
+
+With a teacher among the runs, agreement with it and KL to it are added.
+"""
+
+
+def _stage(name: str, function: str) -> Callable[..., None]:
+    def run(*args: Any) -> None:
+        import importlib
+
+        getattr(importlib.import_module(f"stages.{name}"), function)(*args)
+
+    return run
+
+
+@click.group(
+    help=TOP, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.version_option(package_name="fgkd", message="%(prog)s %(version)s")
+def fgkd() -> None:
+    """Root of the commands."""
+
+
+for _name, _cls, _help in (
+    ("train_teacher", TrainTeacherConfig, TEACHER),
+    ("cache_logits", CacheLogitsConfig, CACHE),
+    ("train_student", TrainStudentConfig, STUDENT),
+):
+    fgkd.add_command(command(_cls, _stage(_name, _name), _name.replace("_", "-"), _help))
+fgkd.add_command(
+    command(EvaluateConfig, _stage("evaluate", "evaluate"), "evaluate", EVALUATE, "runs")
+)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run a command; exit 0, 1 (an error, explained), 2 (usage) or 128 + signal (work saved)."""
+    try:
+        fgkd.main(args=argv, prog_name="fgkd", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except FgkdError as error:
+        if os.environ.get("FGKD_DEBUG"):
+            raise
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("stopped", err=True)
+        sys.exit(130)
+    except Exception as error:
+        _end_if_interrupted(error)
+        raise
+
+
+def _end_if_interrupted(error: Exception) -> None:
+    from .session import Interrupted
+
+    if isinstance(error, Interrupted):
+        click.echo(f"saved. To continue:\n  {error.command}")
+        sys.exit(128 + error.number)

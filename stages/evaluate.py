@@ -1,0 +1,131 @@
+"""Score trained runs on a split: every image once, float32, timm's own evaluation transform."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fgkd import distributed, engine, fsio, metrics, models, report, rundir
+from fgkd.cache import manifest, store
+from fgkd.config import EvaluateConfig
+from fgkd.data import Dataset, open_dataset
+from fgkd.errors import FgkdError
+from fgkd.loader import CleanFetcher
+
+from . import session
+
+
+def evaluate(options: EvaluateConfig, runs: list[str]) -> None:
+    """Print one table of all runs; write it as JSON where asked."""
+    session.require(runs, "RUN", "fgkd evaluate runs/student --split test")
+    device, device_line = session.start_device(options.device)
+    session.echo(f"evaluating {len(runs)} run(s) on the {options.split} split; {device_line}")
+    scored = [score(Path(path), options, device) for path in runs]
+    teacher = next((s for s in scored if s["stage"] == "train-teacher"), None)
+    results = [summarize(s, teacher, options.split) for s in scored]
+    session.echo("\n" + report.results_table(results))
+    for line in footnotes(scored, teacher):
+        session.echo(line)
+    if options.json and distributed.rank() == 0:
+        fsio.write_json(Path(options.json), results)
+        session.echo(f"written to {options.json}")
+
+
+def score(path: Path, options: EvaluateConfig, device: torch.device) -> dict[str, Any]:
+    """A run's logits on the split, with the samples they are of."""
+    run = rundir.read(path)
+    model = models.load(path / "model").to(device)
+    dataset = open_dataset(options.data or run["data"], run["val_fraction"])
+    manifest.refuse(
+        f"the data's classes are not those of {path}",
+        manifest.explain_mismatch(
+            list(model.config.get("label_names") or []), dataset.classes, "classes"
+        ),
+        "give --data as the run was trained on it, in the same order",
+    )
+    samples = dataset.splits.get(options.split)
+    if samples is None:
+        raise FgkdError(
+            f"{dataset.name} has no {options.split} split; it has {', '.join(dataset.splits)}",
+            f"--split {list(dataset.splits)[-1]}",
+        )
+    fetcher = CleanFetcher(samples, model.config, options.skip_bad_images)
+    rows, logits_NK, bad = engine.evaluate(
+        model,
+        fetcher,
+        batch_size=options.batch_size,
+        workers=options.workers,
+        device=device,
+    )
+    session.echo(f"  {path}: {len(rows):,} images of {dataset.name}")
+    for key, reason in bad:
+        session.echo(f"    left out {key}: {reason}")
+    return {
+        "path": path,
+        "stage": run["stage"],
+        "parents": run["parents"],
+        "model": model.config["architecture"],
+        "dataset": dataset,
+        "keys": [samples.keys[row] for row in rows],
+        "labels": samples.labels[rows],
+        "domains": samples.domains[rows],
+        "rows": rows,
+        "logits": logits_NK,
+    }
+
+
+def summarize(scored: dict[str, Any], teacher: dict[str, Any] | None, split: str) -> dict[str, Any]:
+    """The metrics of one run, with agreement where the teacher's logits are known."""
+    dataset: Dataset = scored["dataset"]
+    teacher_NK = None
+    if scored["stage"] != "train-teacher":
+        if teacher is not None and teacher["keys"] == scored["keys"]:
+            teacher_NK = teacher["logits"]
+        elif teacher is None and split == "val":
+            teacher_NK = stored_targets(scored)
+    found = metrics.summarize(
+        logits_NK=scored["logits"],
+        labels_N=torch.from_numpy(scored["labels"]),
+        domains_N=torch.from_numpy(scored["domains"]),
+        domain_names=dataset.domains,
+        teacher_NK=teacher_NK,
+    )
+    head = {"run": str(scored["path"]), "split": split, "model": scored["model"]}
+    return head | {"minutes": report.minutes(scored["path"])} | found
+
+
+def stored_targets(scored: dict[str, Any]) -> torch.Tensor | None:
+    """The teacher's validation logits in the cache that a student learned from, if it is there."""
+    cache = scored["parents"].get("cache")
+    if not cache or not (Path(cache) / "manifest.json").exists():
+        return None
+    reader = store.Reader(Path(cache))
+    if reader.manifest["identity_sha256"] != scored["parents"]["identity_sha256"]:
+        return None
+    stored = reader.val_logits()
+    known = {key: i for i, key in enumerate(reader.identity["val"]["keys"])}
+    if stored is None or any(key not in known for key in scored["keys"]):
+        return None
+    return torch.from_numpy(stored[np.array([known[key] for key in scored["keys"]])])
+
+
+def footnotes(scored: list[dict[str, Any]], teacher: dict[str, Any] | None) -> list[str]:
+    """What the table leaves unsaid: whom agreement is with, cache sizes, notes of the data."""
+    lines = []
+    if teacher is not None and len(scored) > 1:
+        lines.append(f"agree %: same top-1 as {teacher['path']}; KL in nats at T = 1")
+    for cache in dict.fromkeys(s["parents"].get("cache") for s in scored):
+        if cache and (Path(cache) / "manifest.json").exists():
+            reader = store.Reader(Path(cache))
+            took = report.minutes(Path(cache))
+            lines.append(
+                f"cache {cache}: {reader.views} views x {len(reader.identity['train']['keys']):,} "
+                f"images, {fsio.human_bytes(reader.num_bytes)}"
+                + ("" if took is None else f", {took:.1f} minutes")
+            )
+    for note in dict.fromkeys(note for s in scored for note in s["dataset"].notes):
+        lines.append(f"note: {note}")
+    return lines

@@ -1,0 +1,118 @@
+"""click options from the config dataclasses: one declaration gives flag, help, range and -c key."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fgkd import config
+from fgkd.errors import FgkdError, near
+
+
+class Checked(click.ParamType):
+    """A base click type plus the field's range; refuses nan and inf."""
+
+    def __init__(self, base: click.ParamType, meta: typing.Mapping[str, Any]) -> None:
+        self.base, self.meta, self.name = base, meta, base.name
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        value = self.base.convert(value, param, ctx)
+        if problem := config.check(value, {**self.meta, "choices": ()}):
+            self.fail(problem, param, ctx)
+        return value
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str | None:
+        return self.base.get_metavar(param, ctx)
+
+
+BASES: dict[type, click.ParamType] = {int: click.INT, float: click.FLOAT, str: click.STRING}
+
+
+def _option(field: dataclasses.Field[Any], kind: Any) -> click.Option:
+    if isinstance(kind, types.UnionType):  # X | None
+        kind = next(arg for arg in typing.get_args(kind) if arg is not type(None))
+    flag, meta = "--" + field.name.replace("_", "-"), field.metadata
+    common: dict[str, Any] = {"help": meta["help"], "default": field.default}
+    common["show_default"] = field.default not in (None, "", (), False)
+    if kind is bool:
+        declaration = f"{flag}/--no-{flag[2:]}" if field.default or not meta["free"] else flag
+        return click.Option([declaration], is_flag=True, **common)
+    item, nargs, multiple = kind, 1, False
+    if typing.get_origin(kind) is tuple:
+        args = typing.get_args(kind)
+        item, multiple = args[0], args[-1] is Ellipsis
+        nargs = 1 if multiple else len(args)
+    base = click.Choice(meta["choices"]) if meta["choices"] else BASES[item]
+    return click.Option([flag], type=Checked(base, meta), nargs=nargs, multiple=multiple, **common)
+
+
+def _read_config(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    if value:
+        _add_defaults(ctx, Path(value), over=True)
+
+
+def _read_resumed(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
+    """On --resume, options not given are those of the run in --output."""
+    output = ctx.params.get("output")
+    if value and output and (Path(output) / "args.yaml").is_file():
+        _add_defaults(ctx, Path(output) / "args.yaml", over=False)
+    return value
+
+
+def _add_defaults(ctx: click.Context, path: Path, over: bool) -> None:
+    """Lay a file's options under the command line, over or under those laid before."""
+    from fgkd.rundir import load_yaml
+
+    known = {param.name or "": param for param in ctx.command.params}
+    values = load_yaml(path)
+    for key, value in values.items():
+        if key not in known:
+            raise FgkdError(f"unknown option {key!r} in {path}{near(key, list(known))}")
+        if getattr(known[key], "multiple", False) and isinstance(value, str):
+            values[key] = [value]
+    values = {key: v for key, v in values.items() if key not in ("output", "resume", "overwrite")}
+    before = dict(ctx.default_map or {})
+    ctx.default_map = {**before, **values} if over else {**values, **before}
+
+
+def command(
+    cls: type,
+    function: Callable[..., None],
+    name: str,
+    help: str,
+    arguments: str = "",
+) -> click.Command:
+    """A click command that passes a `cls` to `function`; every field is an option.
+
+    arguments: the name of positional arguments, passed as a list after it.
+    """
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    params: list[click.Parameter] = [
+        _option(fields[field], kind) for field, kind in config.hints(cls).items()
+    ]
+    for param in params:  # --resume reads OUTPUT/args.yaml, so both come before the others
+        param.is_eager = param.name in ("output", "resume")
+        if param.name == "resume":
+            param.callback = _read_resumed
+    config_file = click.Option(
+        ["-c", "--config"],
+        type=click.Path(exists=True, dir_okay=False),
+        is_eager=True,
+        expose_value=False,
+        callback=_read_config,
+        help="YAML file of options; the command line overrides it.",
+    )
+    if arguments:
+        params.append(click.Argument([arguments], nargs=-1, metavar=arguments.upper()[:-1] + "..."))
+
+    def callback(**values: Any) -> None:
+        positional = [list(values.pop(arguments))] if arguments else []
+        function(config.build(cls, values, "the command line"), *positional)
+
+    return click.Command(name, params=[config_file, *params], callback=callback, help=help)

@@ -1,0 +1,183 @@
+"""What every stage does around its work: signals, device, console lines, the banner."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+
+from fgkd import distributed, fsio
+from fgkd.errors import FgkdError
+
+
+class Interrupted(Exception):
+    """Work was saved after a signal; `command` continues it."""
+
+    def __init__(self, number: int, command: str) -> None:
+        super().__init__(number, command)
+        self.number, self.command = number, command
+
+
+class StopSignal:
+    """While entered, SIGINT and SIGTERM set a flag; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def __enter__(self) -> StopSignal:
+        self._old = {n: signal.signal(n, self._handle) for n in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.number:
+            raise KeyboardInterrupt
+        self.number = number
+        echo("stopping after this step (once more to stop at once)")
+
+    def requested(self) -> bool:
+        """Whether a signal has come."""
+        return self.number > 0
+
+    def check(self, resume: bool) -> None:
+        """Raise Interrupted with the command that continues, if a signal has come."""
+        if self.number:
+            raise Interrupted(self.number, own_command(resume))
+
+
+def own_command(resume: bool) -> str:
+    """This process's command line, ready to paste; with --resume where the stage has it."""
+    import shlex
+
+    name = Path(sys.argv[0]).name
+    program = "python -m stages" if name == "__main__.py" else name
+    args = [a for a in sys.argv[1:] if a not in ("--resume", "--overwrite")]
+    return " ".join([program, *map(shlex.quote, args), *(["--resume"] if resume else [])])
+
+
+def echo(line: str) -> None:
+    """Print a line from rank 0, above the progress bar if there is one."""
+    if distributed.rank() == 0:
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            tqdm.write(line, file=sys.stdout)
+        else:
+            click.echo(line)
+
+
+def start_device(name: str) -> tuple[Any, str]:
+    """Choose the device, join the process group; also a line that says what was chosen and why."""
+    import torch
+
+    device, why = distributed.pick_device(name)
+    distributed.start(device)
+    # float32 means float32: autocast is the way to ask for less.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    ranks = f", {distributed.world()} processes" if distributed.world() > 1 else ""
+    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    return device, f"{device} ({why}){threads}{ranks}"
+
+
+def banner(title: str, lines: dict[str, str]) -> list[str]:
+    """The start-up banner: what will happen, in aligned lines."""
+    return [title, *(f"  {name:<8} {text}" for name, text in lines.items()), ""]
+
+
+def describe_data(dataset: Any) -> str:
+    """`icons: 85 classes; 5,114 train, 715 val, 1,433 test images`."""
+    counts = ", ".join(f"{len(s):,} {name}" for name, s in dataset.splits.items())
+    notes = "".join(f"\n           note: {note}" for note in dataset.notes)
+    return f"{dataset.name}: {len(dataset.classes)} classes; {counts} images{notes}"
+
+
+def describe_recipe(recipe: Any) -> str:
+    """The fields of a view recipe that do something, on one line."""
+    parts = [f"crop {recipe.crop_scale[0]:g}-{recipe.crop_scale[1]:g} of the area"]
+    for name in ("hflip", "color_jitter", "erasing", "mixup", "cutmix"):
+        if value := getattr(recipe, name):
+            parts.append(f"{name} {value:g}")
+    if recipe.rand_aug_ops:
+        magnitude = f"{recipe.rand_aug_magnitude:g}"
+        parts.append(f"RandAugment n{recipe.rand_aug_ops} m{magnitude}")
+    return ", ".join(parts)
+
+
+def absolute_specs(specs: Sequence[str]) -> list[str]:
+    """`--data` values with their paths made absolute, for the stages that come after."""
+    out = []
+    for spec in specs:
+        name, colon, path = spec.partition(":")
+        out.append(f"{name}:{os.path.abspath(os.path.expanduser(path))}" if colon else name)
+    return out
+
+
+def view_overrides(options: Any) -> dict[str, Any]:
+    """The single view options that were given."""
+    import dataclasses
+
+    from fgkd.config import ViewOptions
+
+    names = [f.name for f in dataclasses.fields(ViewOptions) if f.name != "aug_recipe"]
+    return {n: v for n in names if (v := getattr(options, n)) is not None}
+
+
+def resolve_recipe(options: Any, own: dict[str, Any] | None, chiral: bool) -> Any:
+    """The view recipe of --aug-recipe, else `own` (a teacher's), else light; options over it."""
+    from fgkd import views
+
+    overrides = view_overrides(options)
+    if options.aug_recipe or own is None:
+        return views.recipe_from(options.aug_recipe or "light", overrides, chiral)
+    return views.ViewRecipe.from_dict(own | overrides | ({"hflip": 0.0} if chiral else {}))
+
+
+class Pace:
+    """Rate, data-wait share and time left, over the steps since the last line."""
+
+    def __init__(self, total: int, interval_s: float) -> None:
+        self.total, self.interval_s = total, interval_s
+        self.images, self.steps, self.wait_s, self.busy_s = 0, 0, 0.0, 0.0
+        self._last = time.monotonic()
+        self._bar: Any = None
+        if sys.stderr.isatty() and distributed.rank() == 0:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, file=sys.stderr, leave=False, dynamic_ncols=True)
+
+    def add(self, done: int, images: int, wait_s: float, step_s: float) -> str | None:
+        """Count a step; the text of a console line when one is due."""
+        self.images, self.steps = self.images + images, self.steps + 1
+        self.wait_s, self.busy_s = self.wait_s + wait_s, self.busy_s + step_s
+        if self._bar:
+            self._bar.update(done - self._bar.n)
+        now = time.monotonic()
+        if now - self._last < self.interval_s and done < self.total:
+            return None
+        rate = self.images / max(self.busy_s, 1e-9)
+        left = (self.total - done) * self.busy_s / self.steps
+        text = f"{rate:,.0f} img/s  data {100 * self.wait_s / max(self.busy_s, 1e-9):.0f}%"
+        self._last, self.images, self.steps, self.wait_s, self.busy_s = now, 0, 0, 0.0, 0.0
+        return f"{text}  ETA {fsio.human_time(left)}"
+
+    def close(self) -> None:
+        """Remove the progress bar."""
+        if self._bar:
+            self._bar.close()
+
+
+def require(value: Any, option: str, example: str) -> None:
+    """Raise a clear error when a required option was not given."""
+    if not value:
+        raise FgkdError(f"{option} is required", f"{option} {example}")

@@ -1,0 +1,306 @@
+"""Stage two: train a student from a cache, its control on labels, or its live-teacher twin.
+
+The three differ only in where a batch's targets come from: same views, same order, same losses.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fgkd import engine, losses, models, plan, rundir, views
+from fgkd.cache import manifest, store
+from fgkd.config import TrainStudentConfig, fingerprint
+from fgkd.data import Dataset, open_dataset
+from fgkd.errors import FgkdError
+from fgkd.loader import Batch, CleanFetcher, TrainLoader
+from fgkd.rundir import RunDir, describe_process
+
+from . import session, training
+
+
+@dataclass
+class Source:
+    """Where the student's views and targets come from."""
+
+    dataset: Dataset
+    specs: list[str]
+    val_fraction: float
+    recipe: views.ViewRecipe
+    view_seed: int
+    num_views: int
+    img_size: int | None
+    text: str
+    parents: dict[str, Any]
+    cache: store.Reader | None = None
+    teacher: models.Classifier | None = None
+
+
+def train_student(options: TrainStudentConfig) -> None:
+    """Train; leaves RUN/model."""
+    session.require(options.model, "--model", "deit_base_distilled_patch16_384.fb_in1k")
+    device, device_line = session.start_device(options.device)
+    source = open_source(options)
+    dataset = source.dataset
+    distils = options.distillation == "logits" and options.distill_loss_weight > 0
+    model, said = training.build_model(
+        options, dataset.classes, uses_dist=distils, img_size=options.img_size or source.img_size
+    )
+    size = model.config["input_size"][-1]
+    train = dataset.splits["train"]
+    schedule = plan.Schedule(
+        options.seed, len(train), options.batch_size, options.epochs, source.num_views
+    )
+    lr_at = training.schedule_lr(options, schedule.steps_per_epoch)
+    check_live_size(source, size)
+
+    run = RunDir(Path(options.output), session.echo)
+    recipe = source.recipe.to_dict()
+    facts = {
+        **describe_process(sys.argv, device_line),
+        "data": source.specs,
+        "val_fraction": source.val_fraction,
+        "views": {"recipe": recipe, "seed": source.view_seed, "img_size": size},
+        "parents": source.parents,
+    }
+    resume = run.begin("train-student", options, facts)
+    if training.is_finished(run, schedule.total_steps, resume):
+        return
+    loader = TrainLoader(
+        samples=train,
+        schedule=schedule,
+        recipe=source.recipe,
+        view_seed=source.view_seed,
+        size=size,
+        workers=options.workers,
+        skip_bad=options.skip_bad_images,
+        cache=source.cache if distils else None,
+    )
+    equation = losses.equation(
+        task_weight=options.task_loss_weight,
+        distill_weight=options.distill_loss_weight,
+        name=options.kd_loss,
+        temperature=options.temperature,
+        smoothing=options.smoothing,
+        standardize=options.logit_standardization,
+        has_dist_head=model.uses_dist,
+        distillation=distils,
+    )
+    digests = "" if loader.check_pixels or not loader.cache else "; another size, pixels unchecked"
+    for line in session.banner(
+        "fgkd train-student",
+        {
+            "data": session.describe_data(dataset),
+            "model": training.describe_model(options.model, model, said),
+            "targets": (source.text if distils else "labels alone (the control)") + digests,
+            "views": f"{source.num_views}, view e mod {source.num_views} in epoch e: "
+            + session.describe_recipe(source.recipe),
+            "loss": equation,
+            "plan": training.describe_plan(options, schedule.steps_per_epoch),
+            "device": training.describe_device(options, device_line),
+            "output": options.output,
+        },
+    ):
+        run.log(line)
+    training.train(
+        run,
+        options,
+        resume=resume,
+        model=model,
+        loader=loader,
+        step_fn=make_step(options, source.teacher if distils else None, distils, device),
+        validation=training.Validation(
+            dataset, model.config, options, device, val_targets(source, options, device)
+        ),
+        lr_at=lr_at,
+        device=device,
+    )
+    run.log(f"next: fgkd evaluate {options.output} --split test")
+
+
+def make_step(
+    options: TrainStudentConfig, teacher: models.Classifier | None, distils: bool, device: Any
+) -> engine.Step:
+    """The step: class head to labels, distillation head (or the same one) to the teacher."""
+    dtype = torch.float64 if options.dtype == "float64" else torch.float32
+    amp = options.dtype == "bfloat16"
+    if teacher is not None:
+        teacher.to(device, dtype).eval()
+        teacher.to(memory_format=torch.channels_last)
+
+    def ask(images: torch.Tensor) -> torch.Tensor:
+        assert teacher is not None
+        with (
+            torch.no_grad(),
+            torch.autocast(images.device.type, torch.bfloat16, enabled=amp),
+        ):
+            return teacher(images).answer_BK.float()
+
+    def step(net: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        out = net(batch.image_u8_BHW3)
+        task = losses.task_loss(
+            logits_BK=out.head_BK, labels_B=batch.labels_B, smoothing=options.smoothing
+        )
+        if not distils:
+            return {"loss": options.task_loss_weight * task}
+        teacher_BK = batch.teacher_BK if teacher is None else ask(batch.image_u8_BHW3)
+        assert teacher_BK is not None
+        distill = losses.distill_loss(
+            name=options.kd_loss,
+            logits_BK=out.head_BK if out.dist_BK is None else out.dist_BK,
+            teacher_BK=teacher_BK,
+            labels_B=batch.labels_B,
+            temperature=options.temperature,
+            standardize=options.logit_standardization,
+        )
+        loss = options.task_loss_weight * task + options.distill_loss_weight * distill
+        return {"loss": loss, "task_loss": task, "distill_loss": distill}
+
+    return step
+
+
+def open_source(options: TrainStudentConfig) -> Source:
+    """The cache, the live teacher or the plain data that the options name.
+
+    Raises: FgkdError when they name none or several, or when the cache is of other data.
+    """
+    if options.cache and options.teacher:
+        raise FgkdError("--cache and --teacher exclude each other", "--cache DIR alone")
+    if options.cache:
+        return _from_cache(options, Path(options.cache))
+    if options.teacher:
+        return _from_teacher(options, Path(options.teacher[0]))
+    if options.distillation == "logits":
+        raise FgkdError(
+            "nothing to distil from: neither --cache nor --teacher was given",
+            "--cache DIR, or --distillation none --data NAME:PATH for the control",
+        )
+    session.require(options.data, "--data", "icons")
+    return _from_data(options, options.data, options.val_fraction, None, "labels")
+
+
+def _from_cache(options: TrainStudentConfig, folder: Path) -> Source:
+    overrides = ["aug_recipe"] if options.aug_recipe else []
+    if overrides := overrides + list(session.view_overrides(options)):
+        raise FgkdError(
+            f"--cache fixes the views; --{overrides[0].replace('_', '-')} cannot change them",
+            "leave the view options out, or write another cache with them",
+        )
+    reader = store.Reader(folder)
+    identity = reader.identity
+    val_fraction = identity["dataset"]["val_fraction"]
+    specs = session.absolute_specs(options.data or rundir.load_yaml(folder / "args.yaml")["data"])
+    dataset = open_dataset(specs, val_fraction)
+    manifest.refuse(
+        f"cache {folder} is of other data",
+        manifest.explain_mismatch(
+            identity["dataset"], manifest.describe_dataset(dataset, val_fraction), "dataset"
+        ),
+        "point --data at the images the cache was made of",
+    )
+    for split in ("train", "val"):
+        if split in dataset.splits:
+            manifest.check_samples(identity[split], dataset.splits[split], split)
+    if (options.views or 1) > reader.views:
+        raise FgkdError(
+            f"--views {options.views}: cache {folder} has {reader.views}",
+            f"fgkd cache-logits --views {options.views} --output {folder} --teacher RUN",
+        )
+    if options.view_seed not in (None, identity["views"]["seed"]):
+        raise FgkdError(
+            f"--view-seed {options.view_seed}: cache {folder} was made with "
+            f"{identity['views']['seed']}",
+            "leave --view-seed out",
+        )
+    return Source(
+        dataset=dataset,
+        specs=specs,
+        val_fraction=val_fraction,
+        recipe=views.ViewRecipe.from_dict(identity["views"]["recipe"]),
+        view_seed=identity["views"]["seed"],
+        num_views=options.views or reader.views,
+        img_size=identity["views"]["img_size"],
+        text=f"cache {folder}: {reader.encoding} logits, {reader.views} views",
+        parents={
+            "cache": str(folder.resolve()),
+            "identity_sha256": reader.manifest["identity_sha256"],
+            "teachers": [t["weights_sha256"] for t in identity["teachers"]],
+        },
+        cache=reader,
+    )
+
+
+def _from_teacher(options: TrainStudentConfig, run_dir: Path) -> Source:
+    run = rundir.read(run_dir)
+    teacher = models.load(run_dir / "model")
+    val_fraction = run["val_fraction"] if options.val_fraction is None else options.val_fraction
+    text = f"live teacher {run_dir}, {options.dtype}"
+    source = _from_data(
+        options, options.data or run["data"], val_fraction, run["views"]["recipe"], text
+    )
+    known = list(teacher.config.get("label_names") or [])
+    manifest.refuse(
+        f"the data's classes are not those of {run_dir}",
+        manifest.explain_mismatch(known, source.dataset.classes, "classes"),
+        "give --data as the teacher was trained on it, in the same order",
+    )
+    source.teacher, source.img_size = teacher, teacher.config["input_size"][-1]
+    config_sha = fingerprint(rundir.load_yaml(run_dir / "args.yaml"))
+    source.parents = {"teacher": str(run_dir.resolve()), "args_sha256": config_sha}
+    return source
+
+
+def _from_data(
+    options: TrainStudentConfig,
+    data: Any,
+    val_fraction: float | None,
+    recipe: dict[str, Any] | None,
+    text: str,
+) -> Source:
+    specs = session.absolute_specs(data)
+    fraction = 0.1 if val_fraction is None else val_fraction
+    dataset = open_dataset(specs, fraction)
+    chosen = session.resolve_recipe(options, recipe, dataset.chiral)
+    return Source(
+        dataset=dataset,
+        specs=specs,
+        val_fraction=fraction,
+        recipe=chosen,
+        view_seed=options.view_seed or 0,
+        num_views=options.views or options.epochs,
+        img_size=None,
+        text=text,
+        parents={},
+    )
+
+
+def check_live_size(source: Source, size: int) -> None:
+    """A live teacher sees the student's pixels, so both must have one size."""
+    if source.teacher is not None and size != source.img_size:
+        raise FgkdError(
+            f"the live teacher takes {source.img_size} px and the student {size} px",
+            f"--img-size {source.img_size}, or distil from a cache, which allows two sizes",
+        )
+
+
+def val_targets(source: Source, options: Any, device: torch.device) -> torch.Tensor | None:
+    """The teacher's clean logits of the val split [N, K], stored or asked for once; or None."""
+    if source.cache is not None:
+        stored = source.cache.val_logits()
+        return None if stored is None else torch.from_numpy(stored)
+    if source.teacher is None or "val" not in source.dataset.splits:
+        return None
+    fetcher = CleanFetcher(source.dataset.splits["val"], source.teacher.config, False)
+    source.teacher.to(device)
+    _, logits_NK, _ = engine.evaluate(
+        source.teacher,
+        fetcher,
+        batch_size=options.eval_batch_size,
+        workers=options.workers,
+        device=device,
+    )
+    return logits_NK

@@ -1,0 +1,92 @@
+"""Stage one, first half: finetune a teacher on fresh views of the labelled images."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from fgkd import losses, plan, rng
+from fgkd.config import TrainTeacherConfig
+from fgkd.data import open_dataset
+from fgkd.loader import Batch, TrainLoader
+from fgkd.rundir import RunDir, describe_process
+
+from . import session, training
+
+
+def train_teacher(options: TrainTeacherConfig) -> None:
+    """Train; leaves RUN/model, whose folder tells cache-logits all it needs."""
+    session.require(options.data, "--data", "icons")
+    session.require(options.model, "--model", "convnext_base.fb_in22k_ft_in1k")
+    device, device_line = session.start_device(options.device)
+    val_fraction = 0.1 if options.val_fraction is None else options.val_fraction
+    dataset = open_dataset(options.data, val_fraction)
+    recipe = session.resolve_recipe(options, None, dataset.chiral)
+    model, said = training.build_model(
+        options, dataset.classes, uses_dist=False, img_size=options.img_size
+    )
+    size = model.config["input_size"][-1]
+    # Not the views that the cache will hold: a teacher is overconfident on what it trained on.
+    view_seed = rng.hash64("teacher", options.seed)
+    train = dataset.splits["train"]
+    schedule = plan.Schedule(
+        options.seed, len(train), options.batch_size, options.epochs, options.epochs
+    )
+    lr_at = training.schedule_lr(options, schedule.steps_per_epoch)
+
+    run = RunDir(Path(options.output), session.echo)
+    facts = {
+        **describe_process(sys.argv, device_line),
+        "data": session.absolute_specs(options.data),
+        "val_fraction": val_fraction,
+        "views": {"recipe": recipe.to_dict(), "seed": view_seed, "img_size": size},
+        "parents": {},
+    }
+    resume = run.begin("train-teacher", options, facts)
+    if training.is_finished(run, schedule.total_steps, resume):
+        return
+    loader = TrainLoader(
+        samples=train,
+        schedule=schedule,
+        recipe=recipe,
+        view_seed=view_seed,
+        size=size,
+        workers=options.workers,
+        skip_bad=options.skip_bad_images,
+    )
+    for line in session.banner(
+        "fgkd train-teacher",
+        {
+            "data": session.describe_data(dataset),
+            "model": training.describe_model(options.model, model, said),
+            "views": f"a fresh one each epoch: {session.describe_recipe(recipe)}",
+            "loss": f"CE(head, label; smoothing {options.smoothing:g})",
+            "plan": training.describe_plan(options, schedule.steps_per_epoch),
+            "device": training.describe_device(options, device_line),
+            "output": options.output,
+        },
+    ):
+        run.log(line)
+
+    def step(net: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        logits_BK = net(batch.image_u8_BHW3).answer_BK
+        loss = losses.task_loss(
+            logits_BK=logits_BK, labels_B=batch.labels_B, smoothing=options.smoothing
+        )
+        return {"loss": loss}
+
+    validation = training.Validation(dataset, model.config, options, device, None)
+    training.train(
+        run,
+        options,
+        resume=resume,
+        model=model,
+        loader=loader,
+        step_fn=step,
+        validation=validation,
+        lr_at=lr_at,
+        device=device,
+    )
+    run.log(f"next: fgkd cache-logits --teacher {options.output} --views 8 --output CACHE")
