@@ -1,0 +1,116 @@
+"""The WebDataset shard: a plain tar that holds the images too, readable by any WebDataset pipeline.
+
+Per sample, named by its row in the training split (keys may hold dots):
+`00000042.jpg` (the original bytes), `.cls`, `.json`, and one `.NAME.npy` of shape [V, ...] for each
+target array. First comes `__header__` (JSON), which WebDataset readers skip. Times are zero, so
+equal content gives equal bytes. Tars are read as streams of bytes and never extracted.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import mmap
+import tarfile
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from ..errors import FgkdError
+from .manifest import Shard
+
+SUFFIX = ".tar"
+HEADER = "__header__"
+HOLDS_IMAGES = True
+
+
+def write(path: Path, shard: Shard) -> None:
+    """Write a whole shard to `path`; `shard.read(i)` gives the encoded image of its sample i."""
+    assert shard.read is not None
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+
+        def add(name: str, data: bytes) -> None:
+            info = tarfile.TarInfo(name)  # mtime, uid and gid are 0, mode 0644
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+        columns = {"keys": shard.keys, "labels": shard.labels.tolist(), "rows": shard.rows.tolist()}
+        add(HEADER, json.dumps({"header": shard.header, **columns}, sort_keys=True).encode())
+        for i, (row, key) in enumerate(zip(shard.rows.tolist(), shard.keys, strict=True)):
+            label = int(shard.labels[i])
+            class_name = shard.classes[label] if label >= 0 else None
+            facts = {"key": key, "label": label, "class_name": class_name}
+            suffix = PurePosixPath(key).suffix.lower() or ".jpg"
+            data = shard.read(i)
+            add(f"{row:08d}{suffix}", data)
+            add(f"{row:08d}.cls", str(label).encode())
+            add(f"{row:08d}.json", json.dumps(facts, ensure_ascii=False).encode())
+            for name, array in shard.arrays.items():
+                buffer = io.BytesIO()
+                np.save(buffer, np.ascontiguousarray(array[:, i]), allow_pickle=False)
+                add(f"{row:08d}.{name}.npy", buffer.getvalue())
+
+
+class Reader:
+    """One open tar, memory-mapped; members are read at the offsets found when it is opened."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._file = open(path, "rb")  # noqa: SIM115 - lives as long as the reader
+            self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+            with tarfile.open(path, "r:") as tar:
+                members = {m.name: (m.offset_data, m.size) for m in tar if m.isreg()}
+            facts = json.loads(self._bytes(*members[HEADER]))
+            self.header: dict[str, object] = facts["header"]
+            self.labels = np.array(facts["labels"], np.int64)
+            self._keys: list[str] = list(map(str, facts["keys"]))
+            names = [f"{row:08d}" for row in facts["rows"]]
+        except (OSError, KeyError, ValueError, TypeError, tarfile.TarError) as error:
+            raise FgkdError(f"shard {path} cannot be read: {error}", f"rm {path}") from None
+        self._members, self._names = members, names
+
+    def _bytes(self, offset: int, size: int) -> bytes:
+        data = self._map[offset : offset + size]
+        if len(data) != size:
+            raise ValueError("it is truncated")
+        return data
+
+    def sample_keys(self) -> list[str]:
+        """The block's sample keys, in shard order."""
+        return self._keys
+
+    def image(self, i: int) -> bytes:
+        """The encoded image of sample i."""
+        suffix = PurePosixPath(self._keys[i]).suffix.lower() or ".jpg"
+        return self._bytes(*self._members[self._names[i] + suffix])
+
+    def slab(self, index: int, names: list[str]) -> dict[str, np.ndarray]:
+        """Arrays [S, ...] of the shard's view number `index`."""
+        try:
+            return {name: self._column(index, name) for name in names}
+        except (KeyError, ValueError, IndexError) as error:
+            raise FgkdError(f"shard {self.path}: {error}", f"rm {self.path}") from None
+
+    def _column(self, index: int, name: str) -> np.ndarray:
+        places = [self._members[f"{sample}.{name}.npy"] for sample in self._names]
+        first = io.BytesIO(self._bytes(*places[0]))
+        version = np.lib.format.read_magic(first)
+        if version != (1, 0):
+            raise ValueError(f"{name}.npy is of format {version}, not (1, 0)")
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(first)
+        if fortran or dtype.hasobject or not 0 <= index < shape[0]:
+            raise ValueError(f"{name}.npy of shape {shape}, dtype {dtype} has no view {index}")
+        skip, count = first.tell(), int(np.prod(shape[1:]))
+        header = self._map[places[0][0] : places[0][0] + skip]
+        out = np.empty((len(places), *shape[1:]), dtype)
+        for i, (offset, size) in enumerate(places):
+            if size != places[0][1] or self._map[offset : offset + skip] != header:
+                raise ValueError(f"{self._names[i]}.{name}.npy differs in shape or type")
+            start = offset + skip + index * count * dtype.itemsize
+            out[i] = np.frombuffer(self._map, dtype, count, start).reshape(shape[1:])
+        return out
+
+    def close(self) -> None:
+        self._map.close()
+        self._file.close()

@@ -1,0 +1,26 @@
+# Sourced by quickstart.sh and test.sh: makes .venv, installs requirements.txt and the fgkd command.
+# Needs Python 3.11 or newer and nothing else. Does nothing when that was done before.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+python=""
+for candidate in python3.11 python3.12 python3.13 python3; do
+  if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+    python=$candidate
+    break
+  fi
+done
+if [ -z "$python" ]; then
+  echo "error: no Python 3.11 or newer on PATH" >&2
+  exit 1
+fi
+
+stamp=.venv/installed-requirements.txt
+if ! cmp -s requirements.txt "$stamp"; then
+  echo "Installing into .venv with $("$python" --version) (about 2 minutes and 6 GB with torch) ..."
+  "$python" -m venv .venv
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+  cp requirements.txt "$stamp"
+fi
+export PATH="$PWD/.venv/bin:$PATH"
