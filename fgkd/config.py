@@ -22,8 +22,8 @@ T = TypeVar("T")
 DATASET_NAMES = ("icons", "folder", "cub", "dogs", "foodx")
 RECIPE_NAMES = ("none", "light", "seed")
 LOSS_NAMES = ("kl", "hard", "ce", "dkd", "dist")
-FORMAT_NAMES = ("hdf5",)
-ENCODING_NAMES = ("dense", "dense32", "int8")
+FORMAT_NAMES = ("hdf5", "webdataset")
+ENCODING_NAMES = ("dense", "dense32", "int8", "topk")
 DTYPE_NAMES = ("float32", "bfloat16", "float64")
 SCHEDULE_NAMES = ("cosine", "linear", "step", "constant")
 
@@ -103,6 +103,12 @@ class ViewOptions:
     rand_aug_std: float | None = option(None, "RandAugment magnitude noise.", low=0.0)
     erasing: float | None = option(None, "Probability of random erasing.", low=0.0, high=1.0)
     erasing_mode: str | None = option(None, "Fill of the erased box.", choices=("pixel", "const"))
+    mixup: float | None = option(None, "Mixup alpha; 0: off. The teacher sees the mix.", low=0.0)
+    cutmix: float | None = option(None, "CutMix alpha; 0: off. The teacher sees the mix.", low=0.0)
+    mix_prob: float | None = option(None, "Probability that a pair is mixed.", low=0.0, high=1.0)
+    switch_prob: float | None = option(
+        None, "Probability of CutMix where both are on.", low=0.0, high=1.0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,6 +200,9 @@ class TrainStudentConfig(TrainOptions, ViewOptions, ModelOptions, DataOptions, R
     view_seed: int | None = option(
         None, "Key of the views. Default: the cache's, else 0 (as cache-logits).", low=0
     )
+    shard_size: int = option(
+        1024, "Block that mixing pairs lie in, without a cache (as cache-logits).", low=2
+    )
     kd_loss: str = option("kl", "Distillation loss.", choices=LOSS_NAMES)
     temperature: float = option(1.0, "Softmax temperature of the distillation loss.", above=0.0)
     logit_standardization: bool = option(False, "Z-score logits before the temperature.")
@@ -205,7 +214,12 @@ class TrainStudentConfig(TrainOptions, ViewOptions, ModelOptions, DataOptions, R
 class CacheLogitsConfig(ViewOptions, DataOptions):
     """Options of `cache-logits`."""
 
-    teacher: tuple[str, ...] = option((), "Run folder of a finished train-teacher.", free=True)
+    teacher: tuple[str, ...] = option(
+        (), "Run or timm local-dir folder; repeat for an ensemble.", free=True
+    )
+    ensemble: str = option(
+        "logits", "What an ensemble averages.", choices=("logits", "probs"), free=True
+    )
     output: str = option("", "Folder of the cache (created, continued or grown).", free=True)
     overwrite: bool = option(False, "Move an existing --output aside and start anew.", free=True)
     views: int = option(8, "Augmented views of every training image.", low=1, free=True)
@@ -213,9 +227,16 @@ class CacheLogitsConfig(ViewOptions, DataOptions):
     format: str = option("hdf5", "Shard format.", choices=FORMAT_NAMES)
     encoding: str = option(
         "dense",
-        "dense: float16 logits; dense32: float32; int8: 1 byte a class.",
+        "dense: float16 logits; dense32: float32; int8: 1 byte a class; topk: --top-k and a tail.",
         choices=ENCODING_NAMES,
     )
+    top_k: int = option(50, "Classes that topk keeps, besides the label.", low=1)
+    temperatures: tuple[float, ...] = option(
+        (1.0, 2.0, 4.0), "Temperatures at which topk is exact, as 1,2,4.", above=0.0
+    )
+    shard_range: str | None = option(None, "A:B, write these blocks alone (scale-out).", free=True)
+    dry_run: bool = option(False, "Plan bytes, speed and hours; write nothing.", free=True)
+    json: str | None = option(None, "With --dry-run: write the plan to this file.", free=True)
     shard_size: int = option(1024, "Training images a shard.", low=1)
     img_size: int | None = option(None, "Side of the views. Default: the teacher's.", low=8)
     dtype: str = option("float32", "Number type of the teacher.", choices=DTYPE_NAMES)
@@ -237,6 +258,19 @@ class EvaluateConfig:
     batch_size: int = option(256, "Images a step.", low=1)
     device: str = option("auto", "auto, cpu, cuda or cuda:N. auto takes CUDA if present.")
     workers: int = option(2, "Data loading processes; 0 loads in the main one.", low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectConfig:
+    """Options of `inspect`."""
+
+    verify: bool = option(False, "Check shards, pixels and (with --teacher) targets.", free=True)
+    samples: int = option(64, "Images that --verify renders again, in 4 views.", low=1)
+    seed: int = option(0, "Key of that sample.", low=0)
+    data: tuple[str, ...] = option((), "NAME:PATH where the data lies now.")
+    teacher: tuple[str, ...] = option((), "Run folder of the teacher, to ask it again.")
+    json: str | None = option(None, "Write the report to this file.")
+    device: str = option("auto", "auto, cpu, cuda or cuda:N. auto takes CUDA if present.")
 
 
 def check(value: Any, meta: typing.Mapping[str, Any]) -> str | None:

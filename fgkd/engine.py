@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from . import distributed, optim, rng
 from .errors import FgkdError
-from .loader import Batch, CleanFetcher, Fetched, Request, fetch
+from .fetch import Fetcher, Request, fetch
+from .loader import Batch
 from .models import Classifier
 
 Step = Callable[[nn.Module, Batch], dict[str, Tensor]]  # (model, micro-batch) -> losses
@@ -150,7 +151,7 @@ def _split(batch: Batch, num_parts: int, device: torch.device) -> Iterator[Batch
     for i in range(num_parts):
         cut = slice(n * i // num_parts, n * (i + 1) // num_parts)
         moved = {}
-        for name in ("image_u8_BHW3", "labels_B", "teacher_BK"):
+        for name in ("image_u8_BHW3", "labels_B", "teacher_BK", "partner_labels_B", "lam_B"):
             tensor = getattr(batch, name)
             if tensor is not None:
                 tensor = tensor[cut]
@@ -188,31 +189,29 @@ def _check_finite(losses: dict[str, float], step: int, epoch: int) -> None:
         )
 
 
-def predict(
+def logits_of(
     model: Classifier,
-    answers: Iterable[Fetched],
+    image_u8_BVHW3: Tensor,
     *,
     device: torch.device,
     max_batch: int,
     amp_dtype: torch.dtype | None = None,
-) -> Iterator[tuple[Fetched, Tensor]]:
-    """Each answer with its logits on the CPU, float32 [B * V, K] in (image, view) order."""
+) -> Tensor:
+    """float32 logits [B * V, K] on the CPU, in (image, view) order, `max_batch` views at a time."""
     model.eval()
-    none = torch.zeros(0, len(model.config["label_names"]))
-    for answer in answers:
-        pieces = [none]
-        for images in answer.image_u8_BVHW3.flatten(0, 1).split(max_batch):
-            if device.type == "cuda":
-                images = images.pin_memory().to(device, non_blocking=True)
-            if len(images):
-                with torch.inference_mode(), _autocast(device, amp_dtype):
-                    pieces.append(model(images).answer_BK.float().cpu())
-        yield answer, torch.cat(pieces)
+    pieces = [torch.zeros(0, len(model.config["label_names"]))]
+    for images in image_u8_BVHW3.flatten(0, 1).split(max_batch):
+        if device.type == "cuda":
+            images = images.pin_memory().to(device, non_blocking=True)
+        if len(images):
+            with torch.inference_mode(), _autocast(device, amp_dtype):
+                pieces.append(model(images).answer_BK.float().cpu())
+    return torch.cat(pieces)
 
 
 def evaluate(
     model: Classifier,
-    fetcher: CleanFetcher,
+    fetcher: Fetcher,
     *,
     batch_size: int,
     workers: int,
@@ -222,13 +221,16 @@ def evaluate(
     rows = distributed.share(np.arange(len(fetcher.samples)))
     none = np.zeros(batch_size, bool)
     requests = [
-        Request(part, [0], none[: len(part)])
+        Request(part, [0], digests=none[: len(part)])
         for part in (rows[i : i + batch_size] for i in range(0, len(rows), batch_size))
     ]
-    answers = fetch(fetcher, requests, workers)
     done = [
-        (answer.rows, logits, answer.bad)
-        for answer, logits in predict(model, answers, device=device, max_batch=batch_size)
+        (
+            answer.rows,
+            logits_of(model, answer.images[0], device=device, max_batch=batch_size),
+            answer.bad,
+        )
+        for answer in fetch(fetcher, requests, workers)
     ]
     everyone = [row for part in distributed.gather(done) for row in part]
     return (

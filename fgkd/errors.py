@@ -18,6 +18,10 @@ class FgkdError(Exception):
         return f"{self.what}\nTry: {self.hint}" if self.hint else self.what
 
 
+class WrongDataError(FgkdError):
+    """An image is not the one a cache was made of: never a bad image to skip."""
+
+
 def near(name: str, known: list[str] | tuple[str, ...]) -> str:
     """`"; did you mean a, b?"` for the names of `known` closest to `name`, else an empty string."""
     import difflib

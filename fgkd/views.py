@@ -65,6 +65,11 @@ class ViewRecipe:
             value = _checked(field.name, getattr(self, field.name), field.default)
             object.__setattr__(self, field.name, value)  # JSON's [1, 1] and our (1.0, 1.0) are one
 
+    @property
+    def mixes(self) -> bool:
+        """Whether views are mixed in pairs."""
+        return bool(self.mixup or self.cutmix)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON values; `from_dict` inverts it, through JSON too."""
         values = dataclasses.asdict(self)

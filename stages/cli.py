@@ -9,7 +9,13 @@ from typing import Any
 
 import click
 
-from fgkd.config import CacheLogitsConfig, EvaluateConfig, TrainStudentConfig, TrainTeacherConfig
+from fgkd.config import (
+    CacheLogitsConfig,
+    EvaluateConfig,
+    InspectConfig,
+    TrainStudentConfig,
+    TrainTeacherConfig,
+)
 from fgkd.errors import FgkdError
 
 from .options import command
@@ -67,6 +73,17 @@ With a teacher among the runs, agreement with it and KL to it are added.
 """
 
 
+INSPECT = """Show what a cache is and what it knows of its teacher; check that it still holds.
+
+\b
+  fgkd inspect runs/cache
+  fgkd inspect runs/cache --verify --teacher runs/teacher
+
+--verify checks every shard's sha256, renders a sample of views again and compares pixel digests,
+and with --teacher compares the targets. Exit code 1 if anything is wrong.
+"""
+
+
 def _stage(name: str, function: str) -> Callable[..., None]:
     def run(*args: Any) -> None:
         import importlib
@@ -92,6 +109,11 @@ for _name, _cls, _help in (
     fgkd.add_command(command(_cls, _stage(_name, _name), _name.replace("_", "-"), _help))
 fgkd.add_command(
     command(EvaluateConfig, _stage("evaluate", "evaluate"), "evaluate", EVALUATE, "runs")
+)
+
+
+fgkd.add_command(
+    command(InspectConfig, _stage("inspect_cache", "inspect"), "inspect", INSPECT, "caches")
 )
 
 

@@ -9,11 +9,12 @@ import numpy as np
 import torch
 
 from fgkd import distributed, engine, fsio, metrics, models, report, rundir
-from fgkd.cache import manifest, store
+from fgkd.cache import manifest
+from fgkd.cache.reader import Reader
 from fgkd.config import EvaluateConfig
 from fgkd.data import Dataset, open_dataset
 from fgkd.errors import FgkdError
-from fgkd.loader import CleanFetcher
+from fgkd.fetch import clean_fetcher
 
 from . import session
 
@@ -52,7 +53,7 @@ def score(path: Path, options: EvaluateConfig, device: torch.device) -> dict[str
             f"{dataset.name} has no {options.split} split; it has {', '.join(dataset.splits)}",
             f"--split {list(dataset.splits)[-1]}",
         )
-    fetcher = CleanFetcher(samples, model.config, options.skip_bad_images)
+    fetcher = clean_fetcher(samples, model.config, options.skip_bad_images)
     rows, logits_NK, bad = engine.evaluate(
         model,
         fetcher,
@@ -102,7 +103,7 @@ def stored_targets(scored: dict[str, Any]) -> torch.Tensor | None:
     cache = scored["parents"].get("cache")
     if not cache or not (Path(cache) / "manifest.json").exists():
         return None
-    reader = store.Reader(Path(cache))
+    reader = Reader(Path(cache))
     if reader.manifest["identity_sha256"] != scored["parents"]["identity_sha256"]:
         return None
     stored = reader.val_logits()
@@ -119,7 +120,7 @@ def footnotes(scored: list[dict[str, Any]], teacher: dict[str, Any] | None) -> l
         lines.append(f"agree %: same top-1 as {teacher['path']}; KL in nats at T = 1")
     for cache in dict.fromkeys(s["parents"].get("cache") for s in scored):
         if cache and (Path(cache) / "manifest.json").exists():
-            reader = store.Reader(Path(cache))
+            reader = Reader(Path(cache))
             took = report.minutes(Path(cache))
             lines.append(
                 f"cache {cache}: {reader.views} views x {len(reader.identity['train']['keys']):,} "

@@ -31,6 +31,20 @@ class Checked(click.ParamType):
         return self.base.get_metavar(param, ctx)
 
 
+class CommaList(click.ParamType):
+    """`1,2,4` -> (1.0, 2.0, 4.0)."""
+
+    name = "1,2,4"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return tuple(value)
+        try:
+            return tuple(float(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a list of numbers like 1,2,4", param, ctx)
+
+
 BASES: dict[type, click.ParamType] = {int: click.INT, float: click.FLOAT, str: click.STRING}
 
 
@@ -46,9 +60,11 @@ def _option(field: dataclasses.Field[Any], kind: Any) -> click.Option:
     item, nargs, multiple = kind, 1, False
     if typing.get_origin(kind) is tuple:
         args = typing.get_args(kind)
-        item, multiple = args[0], args[-1] is Ellipsis
-        nargs = 1 if multiple else len(args)
+        item, multiple = args[0], args == (str, Ellipsis)
+        nargs = len(args) if Ellipsis not in args else 1
     base = click.Choice(meta["choices"]) if meta["choices"] else BASES[item]
+    if kind == tuple[float, ...]:
+        base = CommaList()
     return click.Option([flag], type=Checked(base, meta), nargs=nargs, multiple=multiple, **common)
 
 

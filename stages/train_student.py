@@ -13,11 +13,13 @@ from typing import Any
 import torch
 
 from fgkd import engine, losses, models, plan, rundir, views
-from fgkd.cache import manifest, store
+from fgkd.cache import manifest
+from fgkd.cache.reader import Reader
 from fgkd.config import TrainStudentConfig, fingerprint
 from fgkd.data import Dataset, open_dataset
 from fgkd.errors import FgkdError
-from fgkd.loader import Batch, CleanFetcher, TrainLoader
+from fgkd.fetch import clean_fetcher
+from fgkd.loader import Batch, TrainLoader
 from fgkd.rundir import RunDir, describe_process
 
 from . import session, training
@@ -33,10 +35,11 @@ class Source:
     recipe: views.ViewRecipe
     view_seed: int
     num_views: int
+    block_size: int
     img_size: int | None
     text: str
     parents: dict[str, Any]
-    cache: store.Reader | None = None
+    cache: Reader | None = None
     teacher: models.Classifier | None = None
 
 
@@ -78,7 +81,9 @@ def train_student(options: TrainStudentConfig) -> None:
         size=size,
         workers=options.workers,
         skip_bad=options.skip_bad_images,
+        block_size=source.block_size,
         cache=source.cache if distils else None,
+        temperature=None if options.kd_loss == "hard" else options.temperature,
     )
     equation = losses.equation(
         task_weight=options.task_loss_weight,
@@ -143,7 +148,11 @@ def make_step(
     def step(net: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         out = net(batch.image_u8_BHW3)
         task = losses.task_loss(
-            logits_BK=out.head_BK, labels_B=batch.labels_B, smoothing=options.smoothing
+            logits_BK=out.head_BK,
+            labels_B=batch.labels_B,
+            smoothing=options.smoothing,
+            partner_labels_B=batch.partner_labels_B,
+            lam_B=batch.lam_B,
         )
         if not distils:
             return {"loss": options.task_loss_weight * task}
@@ -190,26 +199,16 @@ def _from_cache(options: TrainStudentConfig, folder: Path) -> Source:
             f"--cache fixes the views; --{overrides[0].replace('_', '-')} cannot change them",
             "leave the view options out, or write another cache with them",
         )
-    reader = store.Reader(folder)
+    reader = Reader(folder)
     identity = reader.identity
     val_fraction = identity["dataset"]["val_fraction"]
-    specs = session.absolute_specs(options.data or rundir.load_yaml(folder / "args.yaml")["data"])
-    dataset = open_dataset(specs, val_fraction)
-    manifest.refuse(
-        f"cache {folder} is of other data",
-        manifest.explain_mismatch(
-            identity["dataset"], manifest.describe_dataset(dataset, val_fraction), "dataset"
-        ),
-        "point --data at the images the cache was made of",
-    )
-    for split in ("train", "val"):
-        if split in dataset.splits:
-            manifest.check_samples(identity[split], dataset.splits[split], split)
+    specs, dataset = _cached_data(options, reader)
     if (options.views or 1) > reader.views:
         raise FgkdError(
             f"--views {options.views}: cache {folder} has {reader.views}",
             f"fgkd cache-logits --views {options.views} --output {folder} --teacher RUN",
         )
+    _refuse_losses(options, reader)
     if options.view_seed not in (None, identity["views"]["seed"]):
         raise FgkdError(
             f"--view-seed {options.view_seed}: cache {folder} was made with "
@@ -223,8 +222,9 @@ def _from_cache(options: TrainStudentConfig, folder: Path) -> Source:
         recipe=views.ViewRecipe.from_dict(identity["views"]["recipe"]),
         view_seed=identity["views"]["seed"],
         num_views=options.views or reader.views,
+        block_size=identity["shard_size"],
         img_size=identity["views"]["img_size"],
-        text=f"cache {folder}: {reader.encoding} logits, {reader.views} views",
+        text=f"cache {folder}: {reader.codec.name} logits, {reader.views} views",
         parents={
             "cache": str(folder.resolve()),
             "identity_sha256": reader.manifest["identity_sha256"],
@@ -232,6 +232,43 @@ def _from_cache(options: TrainStudentConfig, folder: Path) -> Source:
         },
         cache=reader,
     )
+
+
+def _cached_data(options: TrainStudentConfig, reader: Reader) -> tuple[list[str], Dataset]:
+    """The images a cache was made of: in its own shards, or a dataset that must match."""
+    identity, folder = reader.identity, reader.folder
+    args = rundir.load_yaml(folder / "args.yaml")
+    specs = session.absolute_specs(options.data or args["data"])
+    if reader.holds_images and not options.data:
+        return specs, reader.dataset()
+    val_fraction = identity["dataset"]["val_fraction"]
+    dataset = open_dataset(specs, val_fraction)
+    manifest.refuse(
+        f"cache {folder} is of other data",
+        manifest.explain_mismatch(
+            identity["dataset"], manifest.describe_dataset(dataset, val_fraction), "dataset"
+        ),
+        "point --data at the images the cache was made of",
+    )
+    for split in ("train", "val"):
+        if split in dataset.splits:
+            manifest.check_samples(identity[split], dataset.splits[split], split)
+    return specs, dataset
+
+
+def _refuse_losses(options: TrainStudentConfig, reader: Reader) -> None:
+    """Refuse what a truncated target cannot give: all logits, or another temperature."""
+    if reader.codec.name != "topk" or options.distillation == "none":
+        return
+    if options.kd_loss in losses.NEEDS_ALL_LOGITS or options.logit_standardization:
+        wanted = options.kd_loss if not options.logit_standardization else "--logit-standardization"
+        raise FgkdError(
+            f"{wanted} needs all logits, but cache {reader.folder} keeps the top "
+            f"{reader.codec.top_k} of {reader.codec.num_classes}",
+            "--kd-loss kl, or write the cache with --encoding dense",
+        )
+    if options.kd_loss != "hard":
+        reader.codec.refuse_temperature(options.temperature)
 
 
 def _from_teacher(options: TrainStudentConfig, run_dir: Path) -> Source:
@@ -272,6 +309,7 @@ def _from_data(
         recipe=chosen,
         view_seed=options.view_seed or 0,
         num_views=options.views or options.epochs,
+        block_size=options.shard_size,
         img_size=None,
         text=text,
         parents={},
@@ -294,7 +332,7 @@ def val_targets(source: Source, options: Any, device: torch.device) -> torch.Ten
         return None if stored is None else torch.from_numpy(stored)
     if source.teacher is None or "val" not in source.dataset.splits:
         return None
-    fetcher = CleanFetcher(source.dataset.splits["val"], source.teacher.config, False)
+    fetcher = clean_fetcher(source.dataset.splits["val"], source.teacher.config, False)
     source.teacher.to(device)
     _, logits_NK, _ = engine.evaluate(
         source.teacher,

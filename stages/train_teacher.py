@@ -55,6 +55,7 @@ def train_teacher(options: TrainTeacherConfig) -> None:
         size=size,
         workers=options.workers,
         skip_bad=options.skip_bad_images,
+        block_size=len(train),
     )
     for line in session.banner(
         "fgkd train-teacher",
@@ -73,7 +74,11 @@ def train_teacher(options: TrainTeacherConfig) -> None:
     def step(net: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         logits_BK = net(batch.image_u8_BHW3).answer_BK
         loss = losses.task_loss(
-            logits_BK=logits_BK, labels_B=batch.labels_B, smoothing=options.smoothing
+            logits_BK=logits_BK,
+            labels_B=batch.labels_B,
+            smoothing=options.smoothing,
+            partner_labels_B=batch.partner_labels_B,
+            lam_B=batch.lam_B,
         )
         return {"loss": loss}
 

@@ -12,7 +12,8 @@ import torch
 from fgkd import checkpoint, engine, metrics, models, optim, rng
 from fgkd.config import TrainOptions
 from fgkd.data import Dataset
-from fgkd.loader import CleanFetcher, TrainLoader
+from fgkd.fetch import clean_fetcher
+from fgkd.loader import TrainLoader
 from fgkd.rundir import RunDir
 
 from . import session
@@ -123,7 +124,7 @@ class Validation:
         self.dataset, self.options, self.device = dataset, options, device
         self.teacher_NK = teacher_NK
         if self.samples is not None:
-            self.fetcher = CleanFetcher(self.samples, model_config, options.skip_bad_images)
+            self.fetcher = clean_fetcher(self.samples, model_config, options.skip_bad_images)
 
     def __call__(self, model: models.Classifier) -> dict[str, float]:
         """Metrics of the val split, or {} without one."""

@@ -18,7 +18,7 @@ import numpy as np
 
 from .. import fsio
 from ..config import fingerprint
-from ..errors import FgkdError
+from ..errors import FgkdError, WrongDataError
 
 FORMAT_VERSION = 1
 HASH_HEX = 32
@@ -29,8 +29,18 @@ def content_hash(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=HASH_HEX // 2).hexdigest()
 
 
+def check_content(key: str, then: str, data: bytes) -> None:
+    """Raise WrongDataError when an image's bytes are not those a cache was made of."""
+    now = content_hash(data)
+    if now != then:
+        raise WrongDataError(
+            f"the cache is of other data: content of {key}: {then} -> {now}",
+            "point --data at the images the cache was made of",
+        )
+
+
 def describe_samples(samples: Any, progress: Callable[[int], None] | None = None) -> dict[str, Any]:
-    """Columns keys, labels, sizes (bytes) and hashes of a split; reads every file once.
+    """Columns keys, labels, domains, sizes (bytes), hashes of a split; reads every file once.
 
     An unreadable file gets size -1 and an empty hash: capture then reports or quarantines it.
     """
@@ -51,6 +61,7 @@ def describe_samples(samples: Any, progress: Callable[[int], None] | None = None
     return {
         "keys": list(samples.keys),
         "labels": samples.labels.tolist(),
+        "domains": samples.domains.tolist(),
         "sizes": [size for size, _ in rows],
         "hashes": [digest for _, digest in rows],
     }
@@ -131,12 +142,18 @@ class ShardJob:
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard's content. arrays: name -> [V, S, ...], the encoding's plus `digests`."""
+    """A shard's content. arrays: name -> [V, S, ...], the encoding's plus `digests` and mixing.
+
+    rows: int64 [S], places in the split; read(i): the encoded image of sample i of the shard.
+    """
 
     header: dict[str, Any]
     keys: list[str]
     labels: np.ndarray
+    rows: np.ndarray
+    classes: list[str]
     arrays: dict[str, np.ndarray]
+    read: Callable[[int], bytes]
 
 
 def load(folder: Path) -> dict[str, Any]:

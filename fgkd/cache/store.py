@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .. import fsio, plan, targets
+from .. import fsio, plan
 from ..config import fingerprint
 from ..errors import FgkdError
-from . import hdf5, manifest
+from ..targets import Codec
+from . import hdf5, manifest, stats, wds
 from .manifest import Shard, ShardJob
 
-BACKENDS = {"hdf5": hdf5}
+BACKENDS: dict[str, Any] = {"hdf5": hdf5, "webdataset": wds}
 LIBRARIES = ("torch", "torchvision", "timm", "pillow", "numpy", "h5py")
-VAL_ENCODING = "dense32"
 
 
 def library_versions() -> dict[str, str]:
@@ -24,27 +26,58 @@ def library_versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in LIBRARIES}
 
 
+def val_codec(num_classes: int) -> Codec:
+    """How clean validation logits are stored: few, so exactly."""
+    return Codec("dense32", num_classes)
+
+
+@dataclass(frozen=True)
+class Captured:
+    """One shard's answers. logits: float32 [V, S, C]; digests: uint64 [V, S].
+
+    partners (rows), lams and boxes: how views were mixed, [V, S(, 4)], or None. bad: keys of images
+    that could not be read; their targets are zeros.
+    """
+
+    logits_VSC: np.ndarray
+    digests_VS: np.ndarray
+    partners_VS: np.ndarray | None = None
+    lams_VS: np.ndarray | None = None
+    boxes_VS4: np.ndarray | None = None
+    bad: list[str] = field(default_factory=list)
+
+    def mixing(self) -> dict[str, np.ndarray]:
+        """The arrays that are stored where views were mixed."""
+        if self.partners_VS is None or self.lams_VS is None or self.boxes_VS4 is None:
+            return {}
+        return {"partners": self.partners_VS, "lams": self.lams_VS, "boxes": self.boxes_VS4}
+
+
 class Writer:
     """Publishes shards one by one: partial file, fsync, rename, journal line.
 
-    What is journalled and on disk is done; `jobs()` is what is left. Raises: FgkdError when the
-    folder holds a cache of another identity.
+    What is journalled and on disk is done; `jobs()` is what is left. Several writers may share the
+    folder, each with blocks and a journal of its own. `read(split, row)` gives an encoded image.
+    Raises: FgkdError when the folder holds a cache of another identity.
     """
 
-    def __init__(self, folder: Path, identity: dict[str, Any], views: int) -> None:
-        self.folder = folder
-        self.identity = identity
+    def __init__(
+        self,
+        folder: Path,
+        identity: dict[str, Any],
+        views: int,
+        read: Callable[[str, int], bytes],
+        journal: str = "shards.jsonl",
+    ) -> None:
+        self.folder, self.identity, self.views, self.read = folder, identity, views, read
         self.identity_sha256 = fingerprint(identity)
-        self.views = views
         self.backend = BACKENDS[identity["format"]]
-        train = identity["train"]
+        self.codec = Codec.of(identity)
         self.block_rows = plan.blocks(
-            identity["views"]["seed"], len(train["keys"]), identity["shard_size"]
+            identity["views"]["seed"], len(identity["train"]["keys"]), identity["shard_size"]
         )
-        self._journal = folder / "shards.jsonl"
+        self._journal = folder / journal
         self._check_identity()
-        for partial in folder.glob(f"*/*{fsio.PARTIAL}"):
-            partial.unlink()
 
     def _check_identity(self) -> None:
         path = self.folder / "identity.json"
@@ -54,13 +87,18 @@ class Writer:
                 manifest.explain_mismatch(fsio.read_json(path, "cache identity"), self.identity),
                 "give another --output, or --overwrite to move the old cache aside",
             )
-        elif self.folder.exists() and any(self.folder.glob("shards/*")):
+        elif any(self.folder.glob("shards/*")):
             raise FgkdError(f"{self.folder} holds shards but no identity.json", "--overwrite")
-        else:
-            fsio.write_json(path, self.identity)
 
-    def _published(self) -> list[dict[str, Any]]:
-        rows = {row["name"]: row for row in fsio.read_lines(self._journal)}
+    def begin(self) -> None:
+        """Make the folder this identity's, before the first shard."""
+        if not (self.folder / "identity.json").exists():
+            fsio.write_json(self.folder / "identity.json", self.identity)
+
+    def published(self) -> list[dict[str, Any]]:
+        """Journal rows of every writer whose shard is on disk in full."""
+        journals = sorted(self.folder.glob("shards*.jsonl"))
+        rows = {row["name"]: row for path in journals for row in fsio.read_lines(path)}
         return [row for row in rows.values() if self._on_disk(row)]
 
     def _on_disk(self, row: dict[str, Any]) -> bool:
@@ -69,34 +107,47 @@ class Writer:
 
     def jobs(self) -> list[ShardJob]:
         """The shards still to write so that every block has all the views."""
-        rows = [row for row in self._published() if row["block"] >= 0]
+        rows = [row for row in self.published() if row["block"] >= 0]
         gaps = manifest.missing(rows, len(self.block_rows), self.views)
         return [ShardJob(block, start, stop, self.backend.SUFFIX) for block, start, stop in gaps]
 
     def needs_val(self) -> bool:
         """Whether the validation images' clean logits are still to be written."""
-        done = {row["block"] for row in self._published()}
+        done = {row["block"] for row in self.published()}
         return bool(self.identity["val"]["keys"]) and -1 not in done
 
-    def publish(
-        self, job: ShardJob, logits_VSC: np.ndarray, digests_VS: np.ndarray, bad: list[str]
-    ) -> None:
-        """Write one shard of teacher logits (float32) and pixel digests (uint64).
+    def is_complete(self) -> bool:
+        """Whether every shard is there and the manifest says so."""
+        has_manifest = (self.folder / "manifest.json").exists()
+        return has_manifest and not self.jobs() and not self.needs_val()
 
-        bad: keys of images that could not be read; their targets are zeros.
-        """
-        arrays = targets.encode(self.identity["encoding"]["name"], logits_VSC)
+    def publish(self, job: ShardJob, captured: Captured) -> None:
+        """Encode and write one shard of training targets."""
         rows = self.block_rows[job.block]
-        self._write(
-            f"shards/{job.name}", job, "train", rows, {**arrays, "digests": digests_VS}, bad
+        column = self.identity["train"]
+        labels = np.array(column["labels"], np.int64)
+        own = np.broadcast_to(labels[rows], captured.digests_VS.shape)
+        partners = captured.partners_VS
+        both = [own] if partners is None else [own, labels[partners]]
+        arrays = self.codec.encode(captured.logits_VSC, np.stack(both, axis=-1))
+        found = stats.of_shard(
+            captured.logits_VSC,
+            labels[rows],
+            np.array(column["domains"], np.int64)[rows],
+            [column["keys"][i] for i in rows],
+            self.codec,
+            arrays,
         )
+        arrays |= {"digests": captured.digests_VS, **captured.mixing()}
+        self._write(f"shards/{job.name}", job, "train", rows, arrays, captured.bad, found)
 
     def publish_val(self, logits_NC: np.ndarray, bad: list[str]) -> None:
-        """Write the validation images' clean teacher logits, as one float32 view."""
+        """Write the validation images' clean teacher logits [N, C], as one float32 view."""
         job = ShardJob(-1, 0, 1, self.backend.SUFFIX)
-        arrays = targets.encode(VAL_ENCODING, logits_NC[None])
+        codec = val_codec(self.codec.num_classes)
+        arrays = codec.encode(logits_NC[None], np.full((1, len(logits_NC), 1), -1))
         rows = np.arange(len(logits_NC))
-        self._write(f"val/clean{job.suffix}", job, "val", rows, arrays, bad)
+        self._write(f"val/clean{job.suffix}", job, "val", rows, arrays, bad, {})
 
     def _write(
         self,
@@ -106,6 +157,7 @@ class Writer:
         rows: np.ndarray,
         arrays: dict[str, np.ndarray],
         bad: list[str],
+        found: dict[str, Any],
     ) -> None:
         column = self.identity[split]
         header = {
@@ -115,109 +167,36 @@ class Writer:
             "start": job.start,
             "stop": job.stop,
         }
-        keys = [column["keys"][i] for i in rows]
-        labels = np.array([column["labels"][i] for i in rows], np.int64)
+        shard = Shard(
+            header=header,
+            keys=[column["keys"][i] for i in rows],
+            labels=np.array([column["labels"][i] for i in rows], np.int64),
+            rows=rows,
+            classes=self.identity["dataset"]["classes"],
+            arrays=arrays,
+            read=lambda i: self.read(split, int(rows[i])),
+        )
         path = self.folder / name
         with fsio.replacing(path) as partial:
-            self.backend.write(partial, Shard(header, keys, labels, arrays))
+            self.backend.write(partial, shard)
         row = {"name": name, "block": job.block, "start": job.start, "stop": job.stop}
         row |= {"samples": len(rows), "bytes": path.stat().st_size, "sha256": fsio.sha256(path)}
-        fsio.append_line(self._journal, row | {"bad": sorted(bad)})
+        fsio.append_line(self._journal, row | {"bad": sorted(bad), "stats": found})
 
-    def finish(self) -> dict[str, Any]:
-        """Write the manifest, which declares the cache complete; every shard must be published."""
-        assert not self.jobs(), "finish() before every shard was published"
-        rows = sorted(self._published(), key=lambda row: (row["block"], row["start"]))
+    def finish(self) -> dict[str, Any] | None:
+        """Write the manifest, which declares the cache complete; None while shards are missing."""
+        if self.jobs() or self.needs_val():
+            return None
+        rows = sorted(self.published(), key=lambda row: (row["block"], row["start"]))
         value = {
             "identity_sha256": self.identity_sha256,
-            "views": self.views,
+            "views": max([row["stop"] for row in rows if row["block"] >= 0], default=self.views),
             "libraries": library_versions(),
             "shards": [row for row in rows if row["block"] >= 0],
             "val": next((row for row in rows if row["block"] < 0), None),
             "identity": self.identity,
         }
+        for partial in self.folder.glob(f"*/*{fsio.PARTIAL}"):
+            partial.unlink(missing_ok=True)  # of writers that were killed
         fsio.write_json(self.folder / "manifest.json", value, indent=None)
         return value
-
-
-class Reader:
-    """A complete cache. Each shard's sha256 is checked whole when it is first opened."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.manifest = manifest.load(folder)
-        self.identity: dict[str, Any] = self.manifest["identity"]
-        self.views: int = self.manifest["views"]
-        self.encoding: str = self.identity["encoding"]["name"]
-        self.num_classes = len(self.identity["dataset"]["classes"])
-        self._row_of = {key: i for i, key in enumerate(self.identity["train"]["keys"])}
-        self._backend = BACKENDS[self.identity["format"]]
-        self._open: dict[str, tuple[Any, np.ndarray]] = {}
-
-    @property
-    def bad_keys(self) -> set[str]:
-        """Training images that capture could not read; they have no target."""
-        return {key for row in self.manifest["shards"] for key in row["bad"]}
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of all training shards."""
-        return sum(row["bytes"] for row in self.manifest["shards"])
-
-    def slab(self, view: int) -> dict[str, np.ndarray]:
-        """One view of the whole training split: the encoding's arrays and `digests`, [N, ...].
-
-        Row i is training sample i. Raises: FgkdError for a missing, damaged or foreign shard.
-        """
-        shapes = targets.ENCODINGS[self.encoding].arrays(self.num_classes)
-        n = len(self._row_of)
-        out = {name: np.empty((n, *shape), dtype) for name, (dtype, shape) in shapes.items()}
-        out["digests"] = np.empty(n, np.uint64)
-        for row in self.manifest["shards"]:
-            if row["start"] <= view < row["stop"]:
-                shard, rows = self._shard(row)
-                for name, array in shard.slab(view - row["start"], list(out)).items():
-                    if array.shape != (len(rows), *out[name].shape[1:]):
-                        raise self._damaged(row, f"{name} has shape {array.shape}")
-                    out[name][rows] = array
-        return out
-
-    def val_logits(self) -> np.ndarray | None:
-        """float32 [N_val, C]: the teacher's clean logits of the val split; None without one."""
-        row = self.manifest["val"]
-        if row is None:
-            return None
-        shard, _ = self._shard(row)
-        names = list(targets.ENCODINGS[VAL_ENCODING].arrays(self.num_classes))
-        return targets.decode(VAL_ENCODING, shard.slab(0, names))
-
-    def _shard(self, row: dict[str, Any]) -> tuple[Any, np.ndarray]:
-        name = row["name"]
-        if name not in self._open:
-            path = self.folder / name
-            if not path.is_file():
-                raise self._damaged(row, "it is missing")
-            if (size := path.stat().st_size) != row["bytes"]:
-                raise self._damaged(row, f"it has {size} bytes, not {row['bytes']}")
-            if fsio.sha256(path) != row["sha256"]:
-                raise self._damaged(row, "its sha256 is not the manifest's")
-            shard = self._backend.Reader(path)
-            if shard.header["identity_sha256"] != self.manifest["identity_sha256"]:
-                raise self._damaged(row, "it is of another cache's identity")
-            rows = [] if row["block"] < 0 else [self._row_of[key] for key in shard.sample_keys()]
-            self._open[name] = shard, np.array(rows, np.int64)
-        return self._open[name]
-
-    def _damaged(self, row: dict[str, Any], why: str) -> FgkdError:
-        path = self.folder / row["name"]
-        return FgkdError(
-            f"shard {path} is damaged: {why}",
-            f"rm -f {path} && fgkd cache-logits --output {self.folder} --views {self.views} "
-            "--teacher RUN   # rewrites it alone",
-        )
-
-    def close(self) -> None:
-        """Close the open shards."""
-        for shard, _ in self._open.values():
-            shard.close()
-        self._open.clear()

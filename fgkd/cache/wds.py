@@ -13,6 +13,7 @@ import json
 import mmap
 import tarfile
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
@@ -24,10 +25,12 @@ HEADER = "__header__"
 HOLDS_IMAGES = True
 
 
-def write(path: Path, shard: Shard) -> None:
-    """Write a whole shard to `path`; `shard.read(i)` gives the encoded image of its sample i."""
-    assert shard.read is not None
-    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+def write(target: Path | io.BytesIO, shard: Shard) -> None:
+    """Write a whole shard; `shard.read(i)` gives the encoded image of its sample i."""
+    where: dict[str, Any] = (
+        {"fileobj": target} if isinstance(target, io.BytesIO) else {"name": target}
+    )
+    with tarfile.open(mode="w", format=tarfile.USTAR_FORMAT, **where) as tar:
 
         def add(name: str, data: bytes) -> None:
             info = tarfile.TarInfo(name)  # mtime, uid and gid are 0, mode 0644
@@ -80,10 +83,10 @@ class Reader:
         """The block's sample keys, in shard order."""
         return self._keys
 
-    def image(self, i: int) -> bytes:
-        """The encoded image of sample i."""
+    def image_place(self, i: int) -> tuple[int, int]:
+        """(offset, size) in the tar of sample i's encoded image."""
         suffix = PurePosixPath(self._keys[i]).suffix.lower() or ".jpg"
-        return self._bytes(*self._members[self._names[i] + suffix])
+        return self._members[self._names[i] + suffix]
 
     def slab(self, index: int, names: list[str]) -> dict[str, np.ndarray]:
         """Arrays [S, ...] of the shard's view number `index`."""

@@ -1,0 +1,176 @@
+"""Reading a complete cache: whole views as slabs, and the images where the format holds them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import fsio
+from ..data import Dataset, Samples
+from ..errors import FgkdError
+from ..targets import Codec
+from . import manifest
+from .store import BACKENDS, val_codec
+
+
+class Reader:
+    """A complete cache. Each shard's sha256 is checked whole when it is first opened."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest = manifest.load(folder)
+        self.identity: dict[str, Any] = self.manifest["identity"]
+        self.views: int = self.manifest["views"]
+        self.codec = Codec.of(self.identity)
+        self._row_of = {key: i for i, key in enumerate(self.identity["train"]["keys"])}
+        self._backend = BACKENDS[self.identity["format"]]
+        self._open: dict[str, tuple[Any, np.ndarray]] = {}
+
+    @property
+    def holds_images(self) -> bool:
+        """Whether the shards hold the images too, so that no dataset is needed."""
+        return bool(self._backend.HOLDS_IMAGES)
+
+    @property
+    def bad_keys(self) -> set[str]:
+        """Training images that capture could not read; they have no target."""
+        return {key for row in self.manifest["shards"] for key in row["bad"]}
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all training shards."""
+        return sum(row["bytes"] for row in self.manifest["shards"])
+
+    def slab(self, view: int) -> dict[str, np.ndarray]:
+        """One view of the whole training split: the encoding's arrays and `digests`, [N, ...].
+
+        Row i is training sample i. Raises: FgkdError for a missing, damaged or foreign shard.
+        """
+        n = len(self._row_of)
+        shapes = self.codec.arrays().items()
+        out = {name: np.empty((n, *shape), dtype) for name, (dtype, shape) in shapes}
+        out["digests"] = np.empty(n, np.uint64)
+        for row in self.manifest["shards"]:
+            if row["start"] <= view < row["stop"]:
+                shard, rows = self._shard(row)
+                for name, array in shard.slab(view - row["start"], list(out)).items():
+                    self._check_array(row, name, array, (len(rows), *out[name].shape[1:]))
+                    out[name][rows] = array
+        return out
+
+    def val_logits(self) -> np.ndarray | None:
+        """float32 [N_val, C]: the teacher's clean logits of the val split; None without one."""
+        row = self.manifest["val"]
+        if row is None:
+            return None
+        shard, _ = self._shard(row)
+        codec = val_codec(self.codec.num_classes)
+        arrays = shard.slab(0, list(codec.arrays()))
+        shape = (len(self.identity["val"]["keys"]), self.codec.num_classes)
+        self._check_array(row, "logits", arrays["logits"], shape)
+        return codec.decode(arrays)
+
+    def dataset(self) -> Dataset:
+        """The dataset as the shards hold it (WebDataset): train and val, without a test split."""
+        described = self.identity["dataset"]
+        splits = {"train": self._samples("train", self.manifest["shards"])}
+        if self.manifest["val"]:
+            splits["val"] = self._samples("val", [self.manifest["val"]])
+        return Dataset(
+            name=described["name"],
+            classes=described["classes"],
+            domains=described["domains"],
+            splits=splits,
+            chiral=described["chiral"],
+        )
+
+    def _samples(self, split: str, shards: list[dict[str, Any]]) -> Samples:
+        column = self.identity[split]
+        row_of = {key: i for i, key in enumerate(column["keys"])}
+        places: list[tuple[str, int, int]] = [("", 0, 0)] * len(row_of)
+        for row in shards:
+            if row["start"] == 0:
+                shard, _ = self._shard(row)
+                for i, key in enumerate(shard.sample_keys()):
+                    places[row_of[key]] = (str(shard.path), *shard.image_place(i))
+        return TarSamples(
+            column["keys"],
+            np.array(column["labels"], np.int64),
+            np.array(column["domains"], np.int64),
+            [f"{path}:{key}" for (path, _, _), key in zip(places, column["keys"], strict=True)],
+            places=places,
+        )
+
+    def check(self, row: dict[str, Any]) -> None:
+        """Raise FgkdError unless a shard of the manifest is whole, ours, and of the right shape."""
+        shard, _ = self._shard(row)
+        codec = self.codec if row["block"] >= 0 else val_codec(self.codec.num_classes)
+        for name, (_, shape) in codec.arrays().items():
+            for index in range(row["stop"] - row["start"]):
+                array = shard.slab(index, [name])[name]
+                self._check_array(row, name, array, (row["samples"], *shape))
+
+    def _shard(self, row: dict[str, Any]) -> tuple[Any, np.ndarray]:
+        name = row["name"]
+        if name not in self._open:
+            self._open[name] = self._checked(row, self.folder / name)
+        return self._open[name]
+
+    def _checked(self, row: dict[str, Any], path: Path) -> tuple[Any, np.ndarray]:
+        if not path.is_file():
+            raise self._damaged(row, "it is missing")
+        if (size := path.stat().st_size) != row["bytes"]:
+            raise self._damaged(row, f"it has {size} bytes, not {row['bytes']}")
+        if fsio.sha256(path) != row["sha256"]:
+            raise self._damaged(row, "its sha256 is not the manifest's")
+        shard = self._backend.Reader(path)
+        if shard.header.get("identity_sha256") != self.manifest["identity_sha256"]:
+            raise self._damaged(row, "it is of another cache's identity")
+        if row["block"] < 0:
+            return shard, np.zeros(0, np.int64)
+        try:
+            return shard, np.array([self._row_of[key] for key in shard.sample_keys()], np.int64)
+        except KeyError as error:
+            raise self._damaged(row, f"its sample {error} is not in the manifest") from None
+
+    def _check_array(
+        self, row: dict[str, Any], name: str, array: np.ndarray, shape: tuple[int, ...]
+    ) -> None:
+        if array.shape != shape or array.dtype.hasobject:
+            what = f"{name} is {array.dtype} {array.shape}, expected {shape}"
+            raise self._damaged(row, what)
+
+    def _damaged(self, row: dict[str, Any], why: str) -> FgkdError:
+        path = self.folder / row["name"]
+        return FgkdError(
+            f"shard {path} is damaged: {why}",
+            f"rm -f {path} && fgkd cache-logits --output {self.folder} --views {self.views} "
+            "--teacher RUN   # rewrites it alone",
+        )
+
+    def close(self) -> None:
+        """Close the open shards."""
+        for shard, _ in self._open.values():
+            shard.close()
+        self._open.clear()
+
+
+class TarSamples(Samples):
+    """Samples whose images lie inside local tars; each process opens the files for itself."""
+
+    def __init__(self, *columns: Any, places: list[tuple[str, int, int]]) -> None:
+        super().__init__(*columns)
+        object.__setattr__(self, "_places", places)
+        object.__setattr__(self, "_files", {})
+
+    def read(self, i: int) -> bytes:
+        """The encoded image bytes of sample i, at the offset found when the tar was opened."""
+        path, offset, size = self._places[i]  # type: ignore[attr-defined]
+        files: dict[tuple[int, str], int] = self._files  # type: ignore[attr-defined]
+        key = (os.getpid(), path)
+        if key not in files:
+            files[key] = os.open(path, os.O_RDONLY)
+        return os.pread(files[key], size, offset)

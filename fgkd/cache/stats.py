@@ -1,0 +1,169 @@
+"""What a cache knows of its teacher: sums per shard at capture, and their summary for `inspect`.
+
+Shape legend: V views, S samples, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..targets import Codec
+
+NUM_BINS = 15  # of confidence, as in `metrics.ece_pct`
+LOSS_TEMPERATURES = (1.0, 2.0, 4.0)
+MAX_SUSPECTS = 20
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """float64 log-probabilities along the last axis."""
+    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def of_shard(
+    logits_VSC: np.ndarray,
+    labels_S: np.ndarray,
+    domains_S: np.ndarray,
+    keys: Sequence[str],
+    codec: Codec,
+    arrays: dict[str, np.ndarray],
+) -> dict[str, Any]:
+    """JSON sums over a shard of float32 teacher logits; accuracy counts labelled samples."""
+    known = labels_S >= 0
+    label = np.maximum(labels_S, 0)[None, :, None]
+    own = np.take_along_axis(logits_VSC, label, -1)
+    rank_VS = (logits_VSC > own).sum(-1)  # a tie counts for the label
+    top_VS = logits_VSC.argmax(-1)
+    confidence_VS, entropy = np.empty(top_VS.shape), 0.0
+    kls: list[float | None] = [0.0 for _ in LOSS_TEMPERATURES]
+    for v, logits_SC in enumerate(logits_VSC):  # a view at a time: float64 is four times float16
+        log_p = log_softmax(logits_SC)
+        confidence_VS[v] = np.exp(log_p.max(-1))
+        entropy -= float((np.exp(log_p) * log_p).sum())
+        stored = {name: array[v] for name, array in arrays.items()}
+        for i, t in enumerate(LOSS_TEMPERATURES):
+            more, so_far = encoding_kl(logits_SC, codec, stored, t), kls[i]
+            kls[i] = None if more is None or so_far is None else so_far + more
+    bins_VS = np.minimum((confidence_VS * NUM_BINS).astype(int), NUM_BINS - 1)
+    two = np.partition(logits_VSC, -2, axis=-1)[..., -2:]
+    domains = [
+        {
+            "images": int((known & (domains_S == d)).sum()),
+            "top1": (rank_VS[:, known & (domains_S == d)] < 1).sum(1).tolist(),
+            "top5": (rank_VS[:, known & (domains_S == d)] < 5).sum(1).tolist(),
+        }
+        for d in range(int(domains_S.max(initial=0)) + 1)
+    ]
+
+    def binned(weights_VS: np.ndarray) -> list[float]:
+        flat = bins_VS[:, known].ravel()
+        return np.bincount(flat, weights_VS[:, known].ravel(), NUM_BINS).tolist()
+
+    ratio_VS = two[..., 1] / np.where(np.abs(two[..., 0]) < 1e-6, np.nan, two[..., 0])
+    return {
+        "domains": domains,
+        "targets": int(top_VS.size),
+        "entropy": entropy,
+        "ratios": float(np.nanmedian(ratio_VS)) if ratio_VS.size else 0.0,
+        "bin_hits": binned((rank_VS < 1).astype(float)),
+        "bin_confidence": binned(confidence_VS),
+        "encoding_kl": kls,
+        "suspects": suspects(labels_S, top_VS, confidence_VS, keys),
+    }
+
+
+def encoding_kl(
+    logits: np.ndarray, codec: Codec, arrays: dict[str, np.ndarray], t: float
+) -> float | None:
+    """Summed KL(teacher || stored) at temperature t, in nats; None where the encoding has no t."""
+    if codec.name == "topk" and t not in codec.temperatures:
+        return None
+    log_p = log_softmax(logits / t)
+    log_q = log_softmax(codec.decode(arrays, t) / t)
+    return float((np.exp(log_p) * (log_p - log_q)).sum())
+
+
+def suspects(
+    labels_S: np.ndarray,
+    top_VS: np.ndarray,
+    confidence_VS: np.ndarray,
+    keys: Sequence[str],
+) -> list[dict[str, Any]]:
+    """The samples whose label every view denies, by the least confidence of those denials."""
+    denied_S = (labels_S >= 0) & (top_VS != labels_S).all(0)
+    score_S = np.where(denied_S, confidence_VS.min(0), -1.0)
+    worst = np.argsort(-score_S, kind="stable")[:MAX_SUSPECTS]
+    return [
+        {
+            "key": keys[i],
+            "label": int(labels_S[i]),
+            "answer": int(np.bincount(top_VS[:, i]).argmax()),
+            "confidence": float(score_S[i]),
+        }
+        for i in worst
+        if score_S[i] > 0
+    ]
+
+
+def summarize(
+    shards: Sequence[dict[str, Any]], domains: Sequence[str], views: int
+) -> dict[str, Any]:
+    """All shards' sums as percentages and means. shards: rows of the manifest's shard table."""
+    images = np.zeros(len(domains))
+    top1, top5 = np.zeros((len(domains), views)), np.zeros((len(domains), views))
+    for row in shards:
+        span = slice(row["start"], row["stop"])
+        for d, part in enumerate(row["stats"]["domains"]):
+            images[d] += part["images"] if row["start"] == 0 else 0
+            top1[d, span] += part["top1"]
+            top5[d, span] += part["top5"]
+    stats = [row["stats"] for row in shards]
+    total = sum(s["targets"] for s in stats) or 1
+    hits = np.sum([s["bin_hits"] for s in stats], axis=0)
+    confidence = np.sum([s["bin_confidence"] for s in stats], axis=0)
+    labelled = max(float(images.sum()) * views, 1.0)
+
+    def pct(count: Any, of: Any) -> Any:
+        return (100 * np.asarray(count) / np.maximum(of, 1)).tolist()
+
+    kls = {
+        f"{t:g}": sum(s["encoding_kl"][i] for s in stats) / total
+        for i, t in enumerate(LOSS_TEMPERATURES)
+        if all(s["encoding_kl"][i] is not None for s in stats)
+    }
+    return {
+        "top1_pct": pct(top1.sum(), labelled),
+        "top5_pct": pct(top5.sum(), labelled),
+        "domains": {
+            name: {
+                "images": int(images[d]),
+                "top1_pct": pct(top1[d].sum(), images[d] * views),
+                "top5_pct": pct(top5[d].sum(), images[d] * views),
+            }
+            for d, name in enumerate(domains)
+        },
+        "views_top1_pct": pct(top1.sum(0), images.sum()),
+        "views_top5_pct": pct(top5.sum(0), images.sum()),
+        "entropy": sum(s["entropy"] for s in stats) / total,
+        "ece_pct": 100 * float(np.abs(hits - confidence).sum()) / labelled,
+        "top1_top2_ratio": float(np.median([s["ratios"] for s in stats])) if stats else 0.0,
+        "encoding_kl": kls,
+        "suspects": _denied_everywhere(shards, views),
+    }
+
+
+def _denied_everywhere(shards: Sequence[dict[str, Any]], views: int) -> list[dict[str, Any]]:
+    """Suspects of every view range of their block, by their least confident denial."""
+    found: dict[str, dict[str, Any]] = {}
+    covered: dict[str, int] = {}
+    for row in shards:
+        for suspect in row["stats"]["suspects"]:
+            key = suspect["key"]
+            covered[key] = covered.get(key, 0) + row["stop"] - row["start"]
+            if key not in found or suspect["confidence"] < found[key]["confidence"]:
+                found[key] = suspect
+    whole = [found[key] for key in found if covered[key] == views]
+    return sorted(whole, key=lambda s: (-s["confidence"], s["key"]))[:MAX_SUSPECTS]

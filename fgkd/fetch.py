@@ -1,0 +1,207 @@
+"""Images to views: a worker reads and decodes an image once and renders the views asked for.
+
+Shape legend: B batch, V views, H, W pixels, 3 channels.
+"""
+
+from __future__ import annotations
+
+import functools
+import signal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from . import views
+from .cache import manifest
+from .data import Samples
+from .data.images import decode_rgb
+from .errors import FgkdError, WrongDataError
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a worker is asked for: some views of some rows.
+
+    partners: int64 [B, V], the row each view is mixed with (itself: not at all); None: no mixing.
+    digests: bool [B], whose pixel digests to return; None: all. check_content: compare the file's
+    hash with the cache's.
+    """
+
+    rows: np.ndarray
+    views: Sequence[int]
+    partners: np.ndarray | None = None
+    digests: np.ndarray | None = None
+    check_content: bool = False
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A worker's answer for the rows that could be read; `at` are their places in the request.
+
+    images: one uint8 [B, V, H, W, 3] for each size that was asked for.
+    """
+
+    rows: np.ndarray
+    at: np.ndarray
+    images: tuple[torch.Tensor, ...]
+    digests_BV: np.ndarray  # uint64, 0 where not asked for; of the first size
+    lams_BV: np.ndarray  # float32, the share each view keeps of itself
+    boxes_BV4: np.ndarray  # int16 x, y, width, height of a pasted box, else 0
+    bad: list[tuple[str, str]]  # (key, reason) of quarantined images
+
+
+ImageOf = Callable[[int], np.ndarray]  # row -> decoded uint8 [H, W, 3]
+
+
+@dataclass(frozen=True)
+class KeyedView:
+    """The training views of a split; pure in (row, partner, view, size) and picklable."""
+
+    samples: Samples
+    recipe: views.ViewRecipe
+    seed: int
+
+    def mix(self, row: int, partner: int, view: int, size: int) -> views.MixParams | None:
+        """How a pair is mixed; a function of the pair, not of which of the two is asked."""
+        if partner == row:
+            return None
+        pair_key = "\n".join(sorted((self.samples.keys[row], self.samples.keys[partner])))
+        return views.mix_params(self.recipe, self.seed, pair_key, view, size)
+
+    def one(self, image_of: ImageOf, row: int, view: int, size: int) -> np.ndarray:
+        """One view before mixing, uint8 [size, size, 3]."""
+        image_HWC = image_of(row)
+        height, width = image_HWC.shape[:2]
+        drawn = views.params(self.recipe, self.seed, self.samples.keys[row], view, (width, height))
+        return views.render(image_HWC, drawn, size)
+
+    def __call__(
+        self, image_of: ImageOf, row: int, view: int, size: int, partner: int, mix: Any
+    ) -> np.ndarray:
+        own = self.one(image_of, row, view, size)
+        return own if mix is None else views.mix(own, self.one(image_of, partner, view, size), mix)
+
+
+class CleanView:
+    """The evaluation view: timm's eval transform on Pillow's pixels, kept as uint8."""
+
+    def __init__(self, samples: Samples, model_config: dict[str, Any]) -> None:
+        from timm.data.transforms_factory import transforms_imagenet_eval
+
+        self.samples = samples
+        self.size: int = model_config["input_size"][-1]
+        self.transform = transforms_imagenet_eval(
+            self.size,
+            crop_pct=model_config["crop_pct"],
+            crop_mode=model_config.get("crop_mode"),
+            interpolation=model_config["interpolation"],
+            use_prefetcher=True,
+        )
+
+    def mix(self, row: int, partner: int, view: int, size: int) -> None:
+        """Clean views are never mixed."""
+
+    def __call__(
+        self, image_of: ImageOf, row: int, view: int, size: int, partner: int, mix: Any
+    ) -> np.ndarray:
+        from PIL import Image
+
+        return np.asarray(self.transform(Image.fromarray(image_of(row)))).transpose(1, 2, 0)
+
+
+class Fetcher(TorchDataset[Any]):
+    """Request -> Fetched in a worker. An FgkdError is returned, not raised, to cross it whole."""
+
+    def __init__(
+        self,
+        view: KeyedView | CleanView,
+        sizes: Sequence[int],
+        hashes: list[str] | None = None,
+        skip_bad: bool = False,
+    ) -> None:
+        self.view, self.samples, self.sizes = view, view.samples, sizes
+        self.hashes, self.skip_bad = hashes, skip_bad
+
+    def __getitem__(self, request: Request) -> Fetched | FgkdError:
+        try:
+            return self._fetch(request)
+        except FgkdError as error:
+            return error
+
+    def _fetch(self, request: Request) -> Fetched:
+        shape = (len(request.rows), len(request.views))
+        images = [np.empty((*shape, size, size, 3), np.uint8) for size in self.sizes]
+        digests, lams = np.zeros(shape, np.uint64), np.ones(shape, np.float32)
+        boxes = np.zeros((*shape, 4), np.int16)
+        image_of = functools.cache(functools.partial(self._decode, request.check_content))
+        good, bad = [], []
+        for i, row in enumerate(request.rows.tolist()):
+            partners = [row] * shape[1] if request.partners is None else request.partners[i]
+            try:
+                for j, (number, partner) in enumerate(zip(request.views, partners, strict=True)):
+                    for size, out in zip(self.sizes, images, strict=True):
+                        mix = self.view.mix(row, int(partner), number, size)
+                        out[i, j] = self.view(image_of, row, number, size, int(partner), mix)
+                        if mix is not None and size == self.sizes[0]:
+                            lams[i, j], boxes[i, j] = mix.lam, mix.box or 0
+            except FgkdError as error:
+                if not self.skip_bad or isinstance(error, WrongDataError):
+                    raise
+                bad.append((self.samples.keys[row], error.what))
+                continue
+            good.append(i)
+            if request.digests is None or request.digests[i]:
+                digests[i] = [views.pixel_digest(image) for image in images[0][i]]
+        at = np.array(good, np.int64)
+        if bad:
+            images = [out[at] for out in images]
+        return Fetched(
+            request.rows[at],
+            at,
+            tuple(map(torch.from_numpy, images)),
+            digests[at],
+            lams[at],
+            boxes[at],
+            bad,
+        )
+
+    def _decode(self, check_content: bool, row: int) -> np.ndarray:
+        data = self.samples.read(row)
+        if check_content and self.hashes and self.hashes[row]:
+            manifest.check_content(self.samples.keys[row], self.hashes[row], data)
+        return decode_rgb(data, self.samples.paths[row])
+
+
+def clean_fetcher(samples: Samples, model_config: dict[str, Any], skip_bad: bool) -> Fetcher:
+    """A fetcher of the evaluation views that a model's config asks for."""
+    view = CleanView(samples, model_config)
+    return Fetcher(view, [view.size], skip_bad=skip_bad)
+
+
+def fetch(fetcher: Fetcher, requests: Iterable[Request], workers: int) -> Iterator[Fetched]:
+    """Answers in the order of the requests, from `workers` processes (0: this one)."""
+    loader: Any = DataLoader(
+        fetcher,
+        sampler=requests,
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_as_is,
+        worker_init_fn=_ignore_interrupt,
+    )
+    for answer in loader:
+        if isinstance(answer, FgkdError):
+            raise answer
+        yield answer
+
+
+def _as_is(answer: Any) -> Any:
+    return answer
+
+
+def _ignore_interrupt(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle

@@ -1,0 +1,233 @@
+"""Running the teacher over the shards of a cache that are left to write.
+
+Shape legend: B images of a request, V views, S samples of a shard, K classes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fgkd import distributed, engine, models, plan, views
+from fgkd.cache.manifest import ShardJob
+from fgkd.cache.store import Captured, Writer
+from fgkd.config import CacheLogitsConfig
+from fgkd.data import Dataset
+from fgkd.fetch import Fetched, Fetcher, KeyedView, Request, clean_fetcher, fetch
+
+from . import session
+
+
+@dataclass(frozen=True)
+class Teachers:
+    """One teacher, or several whose answers are averaged into one."""
+
+    models: list[models.Classifier]
+    paths: list[Path]
+    ensemble: str  # logits or probs
+    img_size: int  # of the digests; each teacher sees its own input size
+    device: torch.device
+    dtype: str
+    max_batch: int
+
+    @property
+    def sizes(self) -> list[int]:
+        """Sides to render each view at: the digests' first, then what the teachers take."""
+        own = [model.config["input_size"][-1] for model in self.models]
+        return list(dict.fromkeys([self.img_size, *own]))
+
+    def ready(self) -> None:
+        """Move the models to the device and number type."""
+        kind = torch.float64 if self.dtype == "float64" else torch.float32
+        for model in self.models:
+            model.to(self.device, kind)
+            model.to(memory_format=torch.channels_last)
+
+    def average(self, answers: list[torch.Tensor]) -> np.ndarray:
+        """float32 logits [N, K]: the mean of the logits, or the log of the mean probabilities."""
+        if len(answers) == 1:
+            return answers[0].numpy()
+        stacked = torch.stack(answers).double()
+        if self.ensemble == "probs":
+            stacked = stacked.log_softmax(-1)
+            mean = stacked.logsumexp(0) - np.log(len(answers))
+        else:
+            mean = stacked.mean(0)
+        return mean.float().numpy()
+
+    def ask(self, images: tuple[torch.Tensor, ...]) -> np.ndarray:
+        """float32 [B * V, K] for the views of a request, one tensor a size."""
+        amp = torch.bfloat16 if self.dtype == "bfloat16" else None
+        of_size = dict(zip(self.sizes, images, strict=True))
+        return self.average(
+            [
+                engine.logits_of(
+                    model,
+                    of_size[model.config["input_size"][-1]],
+                    device=self.device,
+                    max_batch=self.max_batch,
+                    amp_dtype=amp,
+                )
+                for model in self.models
+            ]
+        )
+
+
+@dataclass
+class ShardBuffer:
+    """The answers of one shard as they come in; `left` counts the (sample, view) still missing."""
+
+    job: ShardJob
+    captured: Captured
+    left: int
+    bad: set[str] = field(default_factory=set)
+
+    @staticmethod
+    def empty(job: ShardJob, num_samples: int, num_classes: int, mixes: bool) -> ShardBuffer:
+        """Zeros for every view and sample of a shard."""
+        shape = (job.stop - job.start, num_samples)
+        captured = Captured(
+            np.zeros((*shape, num_classes), np.float32),
+            np.zeros(shape, np.uint64),
+            np.zeros(shape, np.int64) if mixes else None,
+            np.ones(shape, np.float32) if mixes else None,
+            np.zeros((*shape, 4), np.int16) if mixes else None,
+        )
+        return ShardBuffer(job, captured, shape[0] * shape[1])
+
+    def add(
+        self, answer: Fetched, logits_NK: np.ndarray, request: Request, places: np.ndarray
+    ) -> None:
+        """Put an answer in its place; places: the request's rows as positions in the shard."""
+        views_at = np.array(request.views)[:, None] - self.job.start
+        at = places[answer.at][None, :]
+        shape = (len(answer.rows), len(request.views), logits_NK.shape[1])
+        held = self.captured
+        held.logits_VSC[views_at, at] = logits_NK.reshape(shape).transpose(1, 0, 2)
+        held.digests_VS[views_at, at] = answer.digests_BV.T
+        if held.partners_VS is not None and request.partners is not None:
+            assert held.lams_VS is not None
+            assert held.boxes_VS4 is not None
+            held.partners_VS[views_at, at] = request.partners[answer.at].T
+            held.lams_VS[views_at, at] = answer.lams_BV.T
+            held.boxes_VS4[views_at, at] = answer.boxes_BV4.transpose(1, 0, 2)
+        self.bad |= {key for key, _ in answer.bad}
+        self.left -= len(request.rows) * len(request.views)
+
+
+class Capture:
+    """Writes what is missing of a cache."""
+
+    def __init__(
+        self,
+        writer: Writer,
+        teachers: Teachers,
+        dataset: Dataset,
+        recipe: views.ViewRecipe,
+        options: CacheLogitsConfig,
+    ) -> None:
+        self.writer, self.teachers, self.dataset = writer, teachers, dataset
+        self.recipe, self.options = recipe, options
+
+    def requests(self, job: ShardJob) -> Iterator[tuple[Request, np.ndarray]]:
+        """The shard's views in teacher batches, with each row's place in the shard.
+
+        An image is decoded once for all its views; mixed views go pair by pair, view by view.
+        Batches depend on the plan and the batch size alone.
+        """
+        rows, batch = self.writer.block_rows[job.block], self.options.batch_size
+        if not self.recipe.mixes:
+            chunk = max(1, batch // (job.stop - job.start))
+            for i in range(0, len(rows), chunk):
+                places = np.arange(i, min(i + chunk, len(rows)))
+                yield Request(rows[places], range(job.start, job.stop), check_content=True), places
+            return
+        place_of = np.empty(int(rows.max()) + 1, np.int64)
+        place_of[rows] = np.arange(len(rows))
+        for view in range(job.start, job.stop):
+            partner = plan.partners(self.options.seed, view, self.writer.block_rows)
+            first, alone = rows[rows < partner[rows]], rows[rows == partner[rows]]
+            paired = np.concatenate([np.stack([first, partner[first]], 1).reshape(-1), alone])
+            for i in range(0, len(paired), max(2, batch // 2 * 2)):
+                part = paired[i : i + max(2, batch // 2 * 2)]
+                request = Request(part, [view], partner[part][:, None], check_content=True)
+                yield request, place_of[part]
+
+    def write_train(self, jobs: list[ShardJob], stop: session.StopSignal) -> None:
+        """Publish these shards; a signal ends it between two batches."""
+        samples = self.dataset.splits["train"]
+        view = KeyedView(samples, self.recipe, self.options.seed)
+        fetcher = Fetcher(
+            view,
+            self.teachers.sizes,
+            self.writer.identity["train"]["hashes"],
+            self.options.skip_bad_images,
+        )
+        sent: deque[tuple[ShardJob, Request, np.ndarray]] = deque()
+
+        def requests() -> Iterator[Request]:
+            for job in jobs:
+                for request, places in self.requests(job):
+                    sent.append((job, request, places))
+                    yield request
+
+        sizes = [len(self.writer.block_rows[j.block]) * (j.stop - j.start) for j in jobs]
+        pace = session.Pace(sum(sizes), 10.0)
+        buffer: ShardBuffer | None = None
+        done, shards, clock = 0, 0, time.perf_counter()
+        for answer in fetch(fetcher, requests(), self.options.workers):
+            waited = time.perf_counter() - clock
+            job, request, places = sent.popleft()
+            if buffer is None:
+                num_samples = len(self.writer.block_rows[job.block])
+                num_classes = len(self.dataset.classes)
+                buffer = ShardBuffer.empty(job, num_samples, num_classes, self.recipe.mixes)
+            buffer.add(answer, self.teachers.ask(answer.images), request, places)
+            if not buffer.left:
+                self._publish(buffer)
+                buffer, shards = None, shards + 1
+            num = len(request.rows) * len(request.views)
+            done, now = done + num, time.perf_counter()
+            line = pace.add(done, num, waited, now - clock)
+            clock = now
+            if line:
+                session.echo(f"shard {shards}/{len(jobs)}  target {done:,}/{sum(sizes):,}  {line}")
+            if stop.requested():
+                break
+        pace.close()
+
+    def _publish(self, buffer: ShardBuffer) -> None:
+        buffer.captured.bad.extend(sorted(buffer.bad))
+        self.writer.publish(buffer.job, buffer.captured)
+
+    def write_val(self) -> None:
+        """Publish the clean logits of the validation images."""
+        samples = self.dataset.splits["val"]
+        answers: list[torch.Tensor] = []
+        bad: list[tuple[str, str]] = []
+        for model in self.teachers.models:
+            fetcher = clean_fetcher(samples, model.config, self.options.skip_bad_images)
+            rows, logits_NK, bad = engine.evaluate(
+                model,
+                fetcher,
+                batch_size=self.options.batch_size,
+                workers=self.options.workers,
+                device=self.teachers.device,
+            )
+            answers.append(logits_NK)
+        full_NK = np.zeros((len(samples), len(self.dataset.classes)), np.float32)
+        full_NK[rows] = self.teachers.average(answers)
+        if distributed.rank() == 0:
+            self.writer.publish_val(full_NK, [key for key, _ in bad])
+
+
+def read_image(dataset: Dataset) -> Any:
+    """(split, row) -> encoded bytes, for formats that hold the images."""
+    return lambda split, row: dataset.splits[split].read(row)

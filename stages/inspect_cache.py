@@ -1,0 +1,130 @@
+"""What a cache is, what it knows of its teacher, and whether it still holds."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from fgkd import fsio
+from fgkd.cache import manifest, stats
+from fgkd.config import InspectConfig
+from fgkd.errors import FgkdError
+
+from . import session
+
+
+def inspect(options: InspectConfig, caches: list[str]) -> None:
+    """Print each cache; with --verify check it, and exit with 1 if anything is wrong."""
+    session.require(caches, "CACHE", "fgkd inspect runs/cache")
+    reports, failed = [], False
+    for path in map(Path, caches):
+        held = manifest.load(path)
+        report = describe(path, held)
+        reports.append(report)
+        for line in lines(report):
+            session.echo(line)
+        if options.verify:
+            from .verify import verify
+
+            report["problems"] = verify(path, options)
+            failed |= bool(report["problems"])
+            for problem in report["problems"]:
+                session.echo(f"FAILED  {problem}")
+            if not report["problems"]:
+                session.echo("verified: every shard is whole, and the sampled views are the same")
+    if options.json:
+        fsio.write_json(Path(options.json), reports)
+    if failed:
+        sys.exit(1)
+
+
+def describe(path: Path, held: dict[str, Any]) -> dict[str, Any]:
+    """The identity without its columns, the sizes, and the teacher's statistics."""
+    identity = held["identity"]
+    try:
+        summary = stats.summarize(held["shards"], identity["dataset"]["domains"], held["views"])
+    except (KeyError, TypeError, IndexError, ValueError) as error:
+        raise FgkdError(
+            f"manifest of {path} is damaged: its statistics do not add up ({error!r})",
+            "restore manifest.json, or write the cache anew (cache-logits --overwrite)",
+        ) from None
+    return {
+        "cache": str(path),
+        "identity_sha256": held["identity_sha256"],
+        "format": identity["format"],
+        "encoding": identity["encoding"],
+        "dtype": identity["dtype"],
+        "teachers": identity["teachers"],
+        "ensemble": identity["ensemble"],
+        "view_recipe": identity["views"],
+        "dataset": {k: v for k, v in identity["dataset"].items() if k != "classes"},
+        "num_classes": len(identity["dataset"]["classes"]),
+        "samples": len(identity["train"]["keys"]),
+        "val_samples": len(identity["val"]["keys"]),
+        "views": held["views"],
+        "shards": len(held["shards"]),
+        "bytes": sum(row["bytes"] for row in held["shards"]),
+        "bad_images": sorted({key for row in held["shards"] for key in row["bad"]}),
+        "libraries": held["libraries"],
+        "teacher": summary
+        | {
+            "suspects": [
+                suspect
+                | {
+                    "label": identity["dataset"]["classes"][suspect["label"]],
+                    "answer": identity["dataset"]["classes"][suspect["answer"]],
+                }
+                for suspect in summary["suspects"]
+            ]
+        },
+    }
+
+
+def lines(report: dict[str, Any]) -> list[str]:
+    """The report as text."""
+    teacher, encoding = report["teacher"], report["encoding"]
+    per_view = report["bytes"] / max(1, report["samples"] * report["views"])
+    topk = f", top {encoding['top_k']}, T in {encoding['temperatures']}" * bool(encoding["top_k"])
+    top1, top5 = teacher["views_top1_pct"], teacher["views_top5_pct"]
+    out = [
+        f"{report['cache']}  {report['identity_sha256'][:16]}",
+        f"  data      {report['dataset']['name']}: {report['num_classes']} classes, "
+        f"{report['samples']:,} training images, {report['val_samples']:,} validation images",
+        f"  targets   {report['views']} views, {encoding['name']}{topk}, {report['format']}: "
+        f"{report['shards']} shards, {fsio.human_bytes(report['bytes'])} "
+        f"({per_view:,.0f} bytes a view)",
+        f"  views     {report['view_recipe']['img_size']} px, seed {report['view_recipe']['seed']}",
+    ]
+    for one in report["teachers"]:
+        out.append(
+            f"  teacher   {one['architecture']}, {one['img_size']} px, {report['dtype']}, "
+            f"weights {one['weights_sha256'][:16]}"
+        )
+    out.append(
+        f"  on views  top-1 {teacher['top1_pct']:.2f} %  top-5 {teacher['top5_pct']:.2f} %  "
+        f"ECE {teacher['ece_pct']:.2f} %  entropy {teacher['entropy']:.3f} nats  "
+        f"top1/top2 logit ratio {teacher['top1_top2_ratio']:.2f}"
+    )
+    out.append(
+        f"  by view   top-1 {min(top1):.2f} to {max(top1):.2f} %, "
+        f"top-5 {min(top5):.2f} to {max(top5):.2f} %"
+    )
+    if len(teacher["domains"]) > 1:
+        for name, part in teacher["domains"].items():
+            out.append(
+                f"  {name:<9} {part['images']:,} images, top-1 {part['top1_pct']:.2f} %, "
+                f"top-5 {part['top5_pct']:.2f} %"
+            )
+    kls = "  ".join(f"T={t}: {kl:.2e}" for t, kl in teacher["encoding_kl"].items())
+    out.append(f"  encoding  KL(teacher || stored) in nats  {kls or 'not on this grid'}")
+    if report["bad_images"]:
+        out.append(f"  left out  {len(report['bad_images'])} unreadable images")
+    if teacher["suspects"]:
+        out.append("  labels that the teacher denies in every view, most confident first:")
+    for suspect in teacher["suspects"][:10]:
+        out.append(
+            f"    {suspect['key']}: labelled {suspect['label']}, teacher says {suspect['answer']} "
+            f"(at least {100 * suspect['confidence']:.1f} %)"
+        )
+    return out
