@@ -188,7 +188,11 @@ class TrainTeacherConfig(TrainOptions, ViewOptions, ModelOptions, DataOptions, R
 class TrainStudentConfig(TrainOptions, ViewOptions, ModelOptions, DataOptions, RunOptions):
     """Options of `train-student`."""
 
-    cache: str | None = option(None, "Cache of teacher logits to learn from.", free=True)
+    cache: str | None = option(None, "Cache to learn from: a folder, or a URL.", free=True)
+    order: str = option(
+        "sample", "shard reads the cache shard by shard (URLs).", choices=("sample", "shard")
+    )
+    shard_buffer: int = option(4, "Shards whose samples are mixed (order shard).", low=1)
     teacher: tuple[str, ...] = option((), "Run folder of a live teacher, instead of --cache.")
     dtype: str = option("float32", "Number type of a live teacher.", choices=DTYPE_NAMES)
     distillation: str = option(

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset as TorchDataset
 from . import views
 from .cache import manifest
 from .data import Samples
+from .data.base import Place, read_place
 from .data.images import decode_rgb
 from .errors import FgkdError, WrongDataError
 
@@ -28,6 +29,7 @@ class Request:
     """What a worker is asked for: some views of some rows.
 
     partners: int64 [B, V], the row each view is mixed with (itself: not at all); None: no mixing.
+    places: where each row's image lies inside a shard, for rows that the samples cannot read.
     digests: bool [B], whose pixel digests to return; None: all. check_content: compare the file's
     hash with the cache's.
     """
@@ -37,6 +39,7 @@ class Request:
     partners: np.ndarray | None = None
     digests: np.ndarray | None = None
     check_content: bool = False
+    places: dict[int, Place] | None = None
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,7 @@ class Fetcher(TorchDataset[Any]):
         images = [np.empty((*shape, size, size, 3), np.uint8) for size in self.sizes]
         digests, lams = np.zeros(shape, np.uint64), np.ones(shape, np.float32)
         boxes = np.zeros((*shape, 4), np.int16)
-        image_of = functools.cache(functools.partial(self._decode, request.check_content))
+        image_of = functools.cache(functools.partial(self._decode, request))
         good, bad = [], []
         for i, row in enumerate(request.rows.tolist()):
             partners = [row] * shape[1] if request.partners is None else request.partners[i]
@@ -170,9 +173,9 @@ class Fetcher(TorchDataset[Any]):
             bad,
         )
 
-    def _decode(self, check_content: bool, row: int) -> np.ndarray:
-        data = self.samples.read(row)
-        if check_content and self.hashes and self.hashes[row]:
+    def _decode(self, request: Request, row: int) -> np.ndarray:
+        data = read_place(request.places[row]) if request.places else self.samples.read(row)
+        if request.check_content and self.hashes and self.hashes[row]:
             manifest.check_content(self.samples.keys[row], self.hashes[row], data)
         return decode_rgb(data, self.samples.paths[row])
 

@@ -7,6 +7,7 @@ Shape legend: B batch, V views, H, W pixels, 3 channels, K classes.
 from __future__ import annotations
 
 import functools
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ import torch
 from . import distributed, plan, rng, views
 from .cache import manifest, store
 from .cache.reader import Reader
+from .cache.remote import Stream
 from .data import Samples
 from .errors import FgkdError
 from .fetch import Fetched, Fetcher, KeyedView, Request, fetch
@@ -48,7 +50,8 @@ class TrainLoader:
     With a cache, each batch carries the teacher's logits of exactly its views, a small share of
     the pixels is compared with the cache's digests (unless `size` is not the cache's), and each
     image file with its content hash when it is first read. With mixup or cutmix a batch is made of
-    pairs inside blocks of `block_size` samples.
+    pairs inside blocks of `block_size` samples. shard_buffer: read the cache shard by shard, rows
+    mixed within so many shards (0: all rows mixed).
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class TrainLoader:
         block_size: int,
         cache: Reader | None = None,
         temperature: float | None = None,
+        shard_buffer: int = 0,
     ) -> None:
         self.samples, self.schedule, self.cache, self.workers = samples, schedule, cache, workers
         self.temperature = temperature
@@ -74,52 +78,86 @@ class TrainLoader:
         bad = cache.bad_keys if cache else set()
         self.usable = np.array([key not in bad for key in samples.keys])
         self.unit = 2 if recipe.mixes else 1
-        if schedule.batch_size % (self.unit * distributed.world()):
+        if recipe.mixes and schedule.batch_size % (2 * distributed.world()):
             raise FgkdError(
                 f"--batch-size {schedule.batch_size} is not even on each of "
                 f"{distributed.world()} process(es), but mixup and cutmix need pairs",
-                f"--batch-size {schedule.batch_size + 1}",
+                f"--batch-size {2 * distributed.world() * (schedule.batch_size // 2)}",
             )
-        blocks = plan.blocks(view_seed, len(samples), block_size)
+        self.blocks = plan.blocks(view_seed, len(samples), block_size)
+        self.shard_buffer = shard_buffer
+        self.stream = Stream(cache, self.blocks) if cache and shard_buffer else None
         self._partners = functools.lru_cache(2)(
-            lambda view: plan.partners(view_seed, view, blocks) if recipe.mixes else None
+            lambda view: plan.partners(view_seed, view, self.blocks) if recipe.mixes else None
         )
 
     def batches(self, first_step: int) -> Iterator[Batch]:
         """This rank's batches from step `first_step` to the end of the run."""
-        specs: list[BatchSpec] = []  # sent to the workers, not yet answered
+        sent: deque[tuple[BatchSpec, np.ndarray]] = deque()  # to the workers, not yet answered
 
         def requests() -> Iterator[Request]:
             epoch, step = divmod(first_step, self.schedule.steps_per_epoch)
             for e in range(epoch, self.schedule.epochs):
-                partner = self._partners(e % self.schedule.views)
-                for spec in self.schedule.epoch_specs(e, step if e == epoch else 0, partner):
-                    specs.append(spec)
-                    yield self._request(spec, e == epoch)
+                specs = self.schedule.epoch_specs(e, step if e == epoch else 0, self._order(e))
+                shares = [self._share(spec) for spec in specs]
+                needs = [self._blocks_of(rows) for rows in shares]
+                for i, (spec, rows) in enumerate(zip(specs, shares, strict=True)):
+                    if self.stream:
+                        self.stream.need(e, spec.view, needs[i])
+                        self.stream.announce(_next_blocks(needs, i, self.shard_buffer), spec.view)
+                    sent.append((spec, rows))
+                    yield self._request(spec, rows, e == epoch)
 
         slab: dict[str, np.ndarray] = {}
         slab_view = -1
         for answer in fetch(self.fetcher, requests(), self.workers):
-            spec = specs.pop(0)
+            spec, rows = sent.popleft()
+            if self.stream:
+                slab = self.stream.slab(spec.epoch)
+                pending = [self._blocks_of(r) for s, r in sent if s.epoch == spec.epoch]
+                keep = set(self._blocks_of(rows)).union(*pending)
+                yield self._join(spec, answer, slab, len(rows))
+                self.stream.done(spec.epoch, keep)
+                continue
             if self.cache and spec.view != slab_view:
                 slab.clear()  # one epoch's targets in memory, never two
                 slab, slab_view = self.cache.slab(spec.view), spec.view
-            yield self._join(spec, answer, slab)
+            yield self._join(spec, answer, slab, len(rows))
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """The rows of an epoch: all mixed, or shard by shard."""
+        seed, partner = self.schedule.seed, self._partners(epoch % self.schedule.views)
+        if not self.shard_buffer:
+            return plan.epoch_order(seed, epoch, self.schedule.num_samples, partner)
+        return plan.shard_order(seed, epoch, self.blocks, self.shard_buffer, partner)
+
+    def _blocks_of(self, rows: np.ndarray) -> list[int]:
+        return np.unique(self.stream.block_of[rows]).tolist() if self.stream else []
 
     def _share(self, spec: BatchSpec) -> np.ndarray:
+        """This rank's rows of a step, without those that have no target."""
         rows = distributed.share(spec.rows, self.unit)
         return rows[self.usable[rows]]
 
-    def _request(self, spec: BatchSpec, first_epoch: bool) -> Request:
-        rows = self._share(spec)
+    def _request(self, spec: BatchSpec, rows: np.ndarray, first_epoch: bool) -> Request:
         if distributed.world() > 1 and not len(rows):
             rows = spec.rows[:1]  # every rank must take part in every step
         place = spec.start + np.flatnonzero(np.isin(spec.rows, rows))
         partner = self._partners(spec.view)
         partners = None if partner is None else partner[rows][:, None]
-        return Request(rows, [spec.view], partners, place % CHECK_EVERY == 0, first_epoch)
+        everyone = rows if partner is None else np.union1d(rows, partner[rows])
+        return Request(
+            rows,
+            [spec.view],
+            partners,
+            digests=place % CHECK_EVERY == 0,
+            check_content=first_epoch,
+            places=self.stream.places(everyone) if self.stream else None,
+        )
 
-    def _join(self, spec: BatchSpec, answer: Fetched, slab: dict[str, np.ndarray]) -> Batch:
+    def _join(
+        self, spec: BatchSpec, answer: Fetched, slab: dict[str, np.ndarray], num_rows: int
+    ) -> Batch:
         rows, teacher_BK = answer.rows, None
         if self.cache:
             self._check_digests(spec, answer, slab)
@@ -129,7 +167,7 @@ class TrainLoader:
         labels = self.samples.labels
         return Batch(
             spec,
-            len(rows) if len(self._share(spec)) else 0,
+            len(rows) if num_rows else 0,
             self.row_ids[rows],
             answer.images[0][:, 0],
             torch.from_numpy(labels[rows]),
@@ -152,3 +190,13 @@ class TrainLoader:
                 f"(library versions: {', '.join(drift) or 'unchanged'})",
                 "install the versions of the cache's manifest.json, or write the cache anew here",
             )
+
+
+def _next_blocks(needs: list[list[int]], i: int, buffer: int) -> list[int]:
+    """The next `buffer` blocks that steps after i will need, in order."""
+    ahead: dict[int, None] = {}
+    for blocks in needs[i + 1 :]:
+        ahead |= dict.fromkeys(blocks)
+        if len(ahead) >= 2 * buffer:
+            break
+    return list(ahead)

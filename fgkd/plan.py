@@ -37,14 +37,33 @@ def epoch_order(
     seed: int, epoch: int, num_samples: int, partner: np.ndarray | None = None
 ) -> np.ndarray:
     """The rows of an epoch in order; with partners, pairs side by side and loners last."""
-    stream = rng.stream("order", seed, epoch)
+    return _shuffle(rng.stream("order", seed, epoch), np.arange(num_samples), partner)
+
+
+def _shuffle(stream: rng.Stream, rows: np.ndarray, partner: np.ndarray | None) -> np.ndarray:
     if partner is None:
-        return stream.permutation(num_samples)
-    rows = np.arange(num_samples)
-    first, loners = rows[rows < partner], rows[rows == partner]
+        return rows[stream.permutation(len(rows))]
+    first, loners = rows[rows < partner[rows]], rows[rows == partner[rows]]
     first = first[stream.permutation(len(first))]
     pairs = np.stack([first, partner[first]], axis=1).reshape(-1)
     return np.concatenate([pairs, loners[stream.permutation(len(loners))]])
+
+
+def shard_order(
+    seed: int,
+    epoch: int,
+    block_rows: list[np.ndarray],
+    buffer: int,
+    partner: np.ndarray | None = None,
+) -> np.ndarray:
+    """An epoch shard by shard: blocks in keyed order, rows mixed within `buffer` blocks."""
+    stream = rng.stream("shard_order", seed, epoch)
+    order = stream.permutation(len(block_rows))
+    groups = [
+        np.concatenate([block_rows[b] for b in order[i : i + buffer]])
+        for i in range(0, len(order), buffer)
+    ]
+    return np.concatenate([_shuffle(stream, rows, partner) for rows in groups])
 
 
 @dataclass(frozen=True)
@@ -77,10 +96,11 @@ class Schedule:
         return self.epochs * self.steps_per_epoch
 
     def epoch_specs(
-        self, epoch: int, first_step: int = 0, partner: np.ndarray | None = None
+        self, epoch: int, first_step: int = 0, order: np.ndarray | None = None
     ) -> list[BatchSpec]:
-        """The batches of one epoch from its step `first_step` on."""
-        order = epoch_order(self.seed, epoch, self.num_samples, partner)
+        """The batches of one epoch from its step `first_step` on; order: its rows, in order."""
+        if order is None:
+            order = epoch_order(self.seed, epoch, self.num_samples)
         return [
             BatchSpec(
                 epoch * self.steps_per_epoch + i,

@@ -15,6 +15,7 @@ import torch
 from fgkd import engine, losses, models, plan, rundir, views
 from fgkd.cache import manifest
 from fgkd.cache.reader import Reader
+from fgkd.cache.remote import is_url, open_cache
 from fgkd.config import TrainStudentConfig, fingerprint
 from fgkd.data import Dataset, open_dataset
 from fgkd.errors import FgkdError
@@ -83,6 +84,7 @@ def train_student(options: TrainStudentConfig) -> None:
         skip_bad=options.skip_bad_images,
         block_size=source.block_size,
         cache=source.cache if distils else None,
+        shard_buffer=options.shard_buffer if options.order == "shard" else 0,
         temperature=None if options.kd_loss == "hard" else options.temperature,
     )
     equation = losses.equation(
@@ -180,7 +182,7 @@ def open_source(options: TrainStudentConfig) -> Source:
     if options.cache and options.teacher:
         raise FgkdError("--cache and --teacher exclude each other", "--cache DIR alone")
     if options.cache:
-        return _from_cache(options, Path(options.cache))
+        return _from_cache(options, options.cache)
     if options.teacher:
         return _from_teacher(options, Path(options.teacher[0]))
     if options.distillation == "logits":
@@ -192,14 +194,16 @@ def open_source(options: TrainStudentConfig) -> Source:
     return _from_data(options, options.data, options.val_fraction, None, "labels")
 
 
-def _from_cache(options: TrainStudentConfig, folder: Path) -> Source:
+def _from_cache(options: TrainStudentConfig, folder: str) -> Source:
     overrides = ["aug_recipe"] if options.aug_recipe else []
     if overrides := overrides + list(session.view_overrides(options)):
         raise FgkdError(
             f"--cache fixes the views; --{overrides[0].replace('_', '-')} cannot change them",
             "leave the view options out, or write another cache with them",
         )
-    reader = Reader(folder)
+    if is_url(folder) and options.order != "shard":
+        raise FgkdError(f"--cache {folder} is a URL, which is read shard by shard", "--order shard")
+    reader = open_cache(folder)
     identity = reader.identity
     val_fraction = identity["dataset"]["val_fraction"]
     specs, dataset = _cached_data(options, reader)
@@ -226,7 +230,7 @@ def _from_cache(options: TrainStudentConfig, folder: Path) -> Source:
         img_size=identity["views"]["img_size"],
         text=f"cache {folder}: {reader.codec.name} logits, {reader.views} views",
         parents={
-            "cache": str(folder.resolve()),
+            "cache": folder if is_url(folder) else str(Path(folder).resolve()),
             "identity_sha256": reader.manifest["identity_sha256"],
             "teachers": [t["weights_sha256"] for t in identity["teachers"]],
         },
@@ -237,10 +241,12 @@ def _from_cache(options: TrainStudentConfig, folder: Path) -> Source:
 def _cached_data(options: TrainStudentConfig, reader: Reader) -> tuple[list[str], Dataset]:
     """The images a cache was made of: in its own shards, or a dataset that must match."""
     identity, folder = reader.identity, reader.folder
-    args = rundir.load_yaml(folder / "args.yaml")
-    specs = session.absolute_specs(options.data or args["data"])
     if reader.holds_images and not options.data:
-        return specs, reader.dataset()
+        args = folder / "args.yaml"
+        return (rundir.load_yaml(args)["data"] if args.exists() else []), reader.dataset()
+    if is_url(reader.name):
+        session.require(options.data, "--data", "NAME:PATH   # the shards hold no images")
+    specs = session.absolute_specs(options.data or rundir.load_yaml(folder / "args.yaml")["data"])
     val_fraction = identity["dataset"]["val_fraction"]
     dataset = open_dataset(specs, val_fraction)
     manifest.refuse(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from .. import fsio
 from ..data import Dataset, Samples
+from ..data.base import Place, read_place
 from ..errors import FgkdError
 from ..targets import Codec
 from . import manifest
@@ -20,7 +20,7 @@ class Reader:
     """A complete cache. Each shard's sha256 is checked whole when it is first opened."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self.name = folder, str(folder)
         self.manifest = manifest.load(folder)
         self.identity: dict[str, Any] = self.manifest["identity"]
         self.views: int = self.manifest["views"]
@@ -49,17 +49,25 @@ class Reader:
 
         Row i is training sample i. Raises: FgkdError for a missing, damaged or foreign shard.
         """
+        out = self.empty_slab()
+        for row in self.manifest["shards"]:
+            if row["start"] <= view < row["stop"]:
+                self.read_into(out, row, view)
+        return out
+
+    def empty_slab(self) -> dict[str, np.ndarray]:
+        """Uninitialised arrays for one view of the training split."""
         n = len(self._row_of)
         shapes = self.codec.arrays().items()
         out = {name: np.empty((n, *shape), dtype) for name, (dtype, shape) in shapes}
-        out["digests"] = np.empty(n, np.uint64)
-        for row in self.manifest["shards"]:
-            if row["start"] <= view < row["stop"]:
-                shard, rows = self._shard(row)
-                for name, array in shard.slab(view - row["start"], list(out)).items():
-                    self._check_array(row, name, array, (len(rows), *out[name].shape[1:]))
-                    out[name][rows] = array
-        return out
+        return out | {"digests": np.empty(n, np.uint64)}
+
+    def read_into(self, slab: dict[str, np.ndarray], row: dict[str, Any], view: int) -> None:
+        """Copy one shard's part of a view to its samples' rows of the slab."""
+        shard, rows = self._shard(row)
+        for name, array in shard.slab(view - row["start"], list(slab)).items():
+            self._check_array(row, name, array, (len(rows), *slab[name].shape[1:]))
+            slab[name][rows] = array
 
     def val_logits(self) -> np.ndarray | None:
         """float32 [N_val, C]: the teacher's clean logits of the val split; None without one."""
@@ -90,7 +98,7 @@ class Reader:
     def _samples(self, split: str, shards: list[dict[str, Any]]) -> Samples:
         column = self.identity[split]
         row_of = {key: i for i, key in enumerate(column["keys"])}
-        places: list[tuple[str, int, int]] = [("", 0, 0)] * len(row_of)
+        places: list[Place] = [("", 0, 0)] * len(row_of)
         for row in shards:
             if row["start"] == 0:
                 shard, _ = self._shard(row)
@@ -116,8 +124,22 @@ class Reader:
     def _shard(self, row: dict[str, Any]) -> tuple[Any, np.ndarray]:
         name = row["name"]
         if name not in self._open:
-            self._open[name] = self._checked(row, self.folder / name)
+            self._open[name] = self._checked(row, self._local(name))
         return self._open[name]
+
+    def _local(self, name: str) -> Path:
+        return self.folder / name
+
+    def drop(self, name: str) -> None:
+        """Close a shard that is not needed for now."""
+        if name in self._open:
+            self._open.pop(name)[0].close()
+
+    def places(self, row: dict[str, Any]) -> dict[int, Place]:
+        """Training row -> (file, offset, size) of its image, for a shard that holds images."""
+        shard, rows = self._shard(row)
+        path = str(shard.path)
+        return {int(r): (path, *shard.image_place(i)) for i, r in enumerate(rows)}
 
     def _checked(self, row: dict[str, Any], path: Path) -> tuple[Any, np.ndarray]:
         if not path.is_file():
@@ -159,18 +181,12 @@ class Reader:
 
 
 class TarSamples(Samples):
-    """Samples whose images lie inside local tars; each process opens the files for itself."""
+    """Samples whose images lie inside local tars, at the offsets found when those were opened."""
 
-    def __init__(self, *columns: Any, places: list[tuple[str, int, int]]) -> None:
+    def __init__(self, *columns: Any, places: list[Place]) -> None:
         super().__init__(*columns)
         object.__setattr__(self, "_places", places)
-        object.__setattr__(self, "_files", {})
 
     def read(self, i: int) -> bytes:
-        """The encoded image bytes of sample i, at the offset found when the tar was opened."""
-        path, offset, size = self._places[i]  # type: ignore[attr-defined]
-        files: dict[tuple[int, str], int] = self._files  # type: ignore[attr-defined]
-        key = (os.getpid(), path)
-        if key not in files:
-            files[key] = os.open(path, os.O_RDONLY)
-        return os.pread(files[key], size, offset)
+        """The encoded image bytes of sample i."""
+        return read_place(self._places[i])  # type: ignore[attr-defined]

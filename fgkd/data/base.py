@@ -9,6 +9,22 @@ import numpy as np
 
 from ..errors import FgkdError
 
+Place = tuple[str, int, int]  # (file, offset, size) of an encoded image inside a larger file
+
+
+def read_place(place: Place) -> bytes:
+    """The bytes at a place. Raises: FgkdError when the file is gone or too short."""
+    path, offset, size = place
+    try:
+        with open(path, "rb") as file:
+            file.seek(offset)
+            data = file.read(size)
+    except OSError as error:
+        raise FgkdError(f"cannot read {path}: {error.strerror}", f"ls -l '{path}'") from None
+    if len(data) != size:
+        raise FgkdError(f"{path} is truncated", f"ls -l '{path}'")
+    return data
+
 
 @dataclass(frozen=True)
 class Samples:
