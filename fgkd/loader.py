@@ -99,14 +99,15 @@ class TrainLoader:
             epoch, step = divmod(first_step, self.schedule.steps_per_epoch)
             for e in range(epoch, self.schedule.epochs):
                 specs = self.schedule.epoch_specs(e, step if e == epoch else 0, self._order(e))
-                shares = [self._share(spec) for spec in specs]
-                needs = [self._blocks_of(rows) for rows in shares]
+                shares = self._shares(specs)
+                asked = [_stand_in(s, rows) for s, rows in zip(specs, shares, strict=True)]
+                needs = [self._blocks_of(rows) for rows in asked]
                 for i, (spec, rows) in enumerate(zip(specs, shares, strict=True)):
                     if self.stream:
                         self.stream.need(e, spec.view, needs[i])
                         self.stream.announce(_next_blocks(needs, i, self.shard_buffer), spec.view)
                     sent.append((spec, rows))
-                    yield self._request(spec, rows, e == epoch)
+                    yield self._request(spec, asked[i], e == epoch)
 
         slab: dict[str, np.ndarray] = {}
         slab_view = -1
@@ -134,15 +135,26 @@ class TrainLoader:
     def _blocks_of(self, rows: np.ndarray) -> list[int]:
         return np.unique(self.stream.block_of[rows]).tolist() if self.stream else []
 
-    def _share(self, spec: BatchSpec) -> np.ndarray:
-        """This rank's rows of a step, without those that have no target."""
-        rows = distributed.share(spec.rows, self.unit)
-        return rows[self.usable[rows]]
+    def _shares(self, specs: list[BatchSpec]) -> list[np.ndarray]:
+        """This rank's rows of each step, without those that have no target.
+
+        Shard by shard, a rank takes a run of the remaining order, so that it needs few shards that
+        another rank reads too; else its part of every batch.
+        """
+        world, rank, unit = distributed.world(), distributed.rank(), self.unit
+        if self.stream and world > 1 and specs:
+            order = self._order(specs[0].epoch)
+            own = distributed.share(order, unit)
+            steps = self.schedule.steps_per_epoch
+            cuts = [len(own) * i // steps // unit * unit for i in range(steps)] + [len(own)]
+            first = steps - len(specs)
+            shares = [own[cuts[i] : cuts[i + 1]] for i in range(first, steps)]
+        else:
+            shares = [distributed.share(spec.rows, unit) for spec in specs]
+        return [rows[self.usable[rows]] for rows in shares]
 
     def _request(self, spec: BatchSpec, rows: np.ndarray, first_epoch: bool) -> Request:
-        if distributed.world() > 1 and not len(rows):
-            rows = spec.rows[:1]  # every rank must take part in every step
-        place = spec.start + np.flatnonzero(np.isin(spec.rows, rows))
+        place = spec.start + np.arange(len(rows))
         partner = self._partners(spec.view)
         partners = None if partner is None else partner[rows][:, None]
         everyone = rows if partner is None else np.union1d(rows, partner[rows])
@@ -190,6 +202,11 @@ class TrainLoader:
                 f"(library versions: {', '.join(drift) or 'unchanged'})",
                 "install the versions of the cache's manifest.json, or write the cache anew here",
             )
+
+
+def _stand_in(spec: BatchSpec, rows: np.ndarray) -> np.ndarray:
+    """The rows to load: of several ranks, every one must take part in every step."""
+    return spec.rows[:1] if distributed.world() > 1 and not len(rows) else rows
 
 
 def _next_blocks(needs: list[list[int]], i: int, buffer: int) -> list[int]:
