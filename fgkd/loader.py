@@ -225,8 +225,8 @@ class TrainLoader:
         for answer in fetch(self.fetcher, requests(), self.workers):
             spec = specs.pop(0)
             if self.cache and spec.view != slab_view:
-                slab.clear()  # one epoch's targets in memory, never two
-                slab, slab_view = self.cache.slab(spec.view), spec.view
+                # One epoch's targets in memory, never two: the allocator might keep both.
+                slab, slab_view = self.cache.slab(spec.view, slab), spec.view
             yield self._join(spec, answer, slab)
 
     def _share(self, spec: BatchSpec) -> np.ndarray:
@@ -236,7 +236,8 @@ class TrainLoader:
     def _request(self, spec: BatchSpec, first_epoch: bool) -> Request:
         rows = self._share(spec)
         if distributed.world() > 1 and not len(rows):
-            rows = spec.rows[:1]  # every rank must take part in every step
+            # Every rank must take part in every step, with an image that the teacher could read.
+            rows = spec.rows[self.usable[spec.rows]][:1]
         place = spec.start + np.flatnonzero(np.isin(spec.rows, rows))
         return Request(rows, [spec.view], place % CHECK_EVERY == 0, first_epoch)
 

@@ -164,22 +164,33 @@ class Reader:
         """Bytes of all training shards."""
         return sum(row["bytes"] for row in self.manifest["shards"])
 
-    def slab(self, view: int) -> dict[str, np.ndarray]:
+    def slab(self, view: int, out: dict[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
         """One view of the whole training split: the encoding's arrays and `digests`, [N, ...].
 
-        Row i is training sample i. Raises: FgkdError for a missing, damaged or foreign shard.
+        Row i is training sample i. out: the slab of another view, to be written over, so that a
+        run holds one. Raises: FgkdError for a missing, damaged or foreign shard.
         """
-        shapes = targets.ENCODINGS[self.encoding].arrays(self.num_classes)
         n = len(self._row_of)
-        out = {name: np.empty((n, *shape), dtype) for name, (dtype, shape) in shapes.items()}
-        out["digests"] = np.empty(n, np.uint64)
+        if not out:
+            shapes = targets.ENCODINGS[self.encoding].arrays(self.num_classes)
+            out = {name: np.empty((n, *shape), dtype) for name, (dtype, shape) in shapes.items()}
+            out["digests"] = np.empty(n, np.uint64)
+        missing = np.ones(n, bool)
         for row in self.manifest["shards"]:
             if row["start"] <= view < row["stop"]:
                 shard, rows = self._shard(row)
                 for name, array in shard.slab(view - row["start"], list(out)).items():
                     if array.shape != (len(rows), *out[name].shape[1:]):
                         raise self._damaged(row, f"{name} has shape {array.shape}")
+                    if array.dtype != out[name].dtype:
+                        raise self._damaged(row, f"{name} is of type {array.dtype}")
                     out[name][rows] = array
+                missing[rows] = False
+        if missing.any():
+            raise FgkdError(
+                f"cache {self.folder} lists no shard with view {view} of {missing.sum()} images",
+                f"ls {self.folder}/shards   # restore manifest.json, or write the cache anew",
+            )
         return out
 
     def val_logits(self) -> np.ndarray | None:
@@ -202,9 +213,13 @@ class Reader:
             if fsio.sha256(path) != row["sha256"]:
                 raise self._damaged(row, "its sha256 is not the manifest's")
             shard = self._backend.Reader(path)
-            if shard.header["identity_sha256"] != self.manifest["identity_sha256"]:
+            if shard.header.get("identity_sha256") != self.manifest["identity_sha256"]:
                 raise self._damaged(row, "it is of another cache's identity")
-            rows = [] if row["block"] < 0 else [self._row_of[key] for key in shard.sample_keys()]
+            rows = []
+            if row["block"] >= 0:
+                rows = [self._row_of.get(key, -1) for key in shard.sample_keys()]
+            if -1 in rows:
+                raise self._damaged(row, "it has samples that the cache does not know")
             self._open[name] = shard, np.array(rows, np.int64)
         return self._open[name]
 
@@ -212,8 +227,8 @@ class Reader:
         path = self.folder / row["name"]
         return FgkdError(
             f"shard {path} is damaged: {why}",
-            f"rm -f {path} && fgkd cache-logits --output {self.folder} --views {self.views} "
-            "--teacher RUN   # rewrites it alone",
+            f"rm -f {path} && fgkd cache-logits -c {self.folder}/args.yaml --output {self.folder}"
+            "   # rewrites it alone",
         )
 
     def close(self) -> None:
