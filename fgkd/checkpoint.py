@@ -33,7 +33,10 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
             f"ls -l {path}   # truncated? take another copy, or start anew with --overwrite",
         ) from None
     if not isinstance(state, dict):
-        raise FgkdError(f"checkpoint {path} holds a {type(state).__name__}, not a dict of tensors")
+        raise FgkdError(
+            f"checkpoint {path} holds a {type(state).__name__}, not a dict of tensors",
+            f"ls -l {path}   # another program's file? start anew with --overwrite",
+        )
     return state
 
 

@@ -7,10 +7,12 @@ Importing this module is cheap: `--help` must not wait for numpy or torch.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import math
+import types
 import typing
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -298,23 +300,57 @@ def check(value: Any, meta: typing.Mapping[str, Any]) -> str | None:
 
 def hints(cls: type) -> dict[str, Any]:
     """Field name -> resolved type, in declaration order."""
-    types = typing.get_type_hints(cls)
-    return {f.name: types[f.name] for f in dataclasses.fields(cls)}
+    kinds = typing.get_type_hints(cls)
+    return {f.name: kinds[f.name] for f in dataclasses.fields(cls)}
+
+
+def convert(value: Any, kind: Any) -> Any:
+    """A plain value as a field's type, where nothing is lost: lists become tuples, 1 becomes 1.0.
+
+    Raises: ValueError saying what was expected.
+    """
+    kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if value is None and type(None) in kinds:
+        return None
+    kind = kinds[0]
+    if typing.get_origin(kind) is tuple:
+        item, last = typing.get_args(kind)
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{value!r} is not a list")
+        if last is not Ellipsis and len(value) != 2:
+            raise ValueError(f"{value!r} has {len(value)} values, not 2")
+        return tuple(convert(v, item) for v in value)
+    if kind is float and isinstance(value, str):
+        with contextlib.suppress(ValueError):  # YAML reads 1e-3, without a point, as text
+            value = float(value)
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        expected = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
+        raise ValueError(f"{value!r} is not {expected[kind]}")
+    return value
 
 
 def build(cls: type[T], values: dict[str, Any], where: str) -> T:
-    """A config from plain values; lists become tuples, unknown keys are refused with the nearest.
+    """A config from plain values; unknown keys are refused with the nearest known.
 
     Raises: FgkdError naming `where`, the key and the value.
     """
     fields = {f.name: f for f in dataclasses.fields(typing.cast(Any, cls))}
-    clean = {}
+    kinds, clean = hints(cls), {}
     for key, value in values.items():
         if key not in fields:
-            raise FgkdError(f"unknown option {key!r} in {where}{near(key, list(fields))}")
-        clean[key] = tuple(value) if isinstance(value, list) else value
-        if problem := check(clean[key], fields[key].metadata):
-            raise FgkdError(f"{where}: {key}: {problem}")
+            raise FgkdError(
+                f"unknown option {key!r} in {where}{near(key, list(fields))}",
+                "--help   # lists the options of the command",
+            )
+        try:
+            clean[key] = convert(value, kinds[key])
+            problem = check(clean[key], fields[key].metadata)
+        except ValueError as error:
+            problem = str(error)
+        if problem:
+            raise FgkdError(f"{where}: {key}: {problem}", "--help   # says what the option takes")
     return cls(**clean)
 
 

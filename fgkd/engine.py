@@ -60,7 +60,11 @@ class State:
                 self.ema.module.load_state_dict(saved["ema"])
             self.step, self.sums, self.best = saved["step"], saved["sums"], saved["best"]
         except (KeyError, ValueError, RuntimeError) as error:
-            raise FgkdError(f"the checkpoint is not of this run: {error}") from None
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise FgkdError(
+                f"the checkpoint is not of this run: {reason}",
+                "start anew: --overwrite instead of --resume",
+            ) from None
 
 
 @dataclass(frozen=True)

@@ -108,9 +108,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
-        with contextlib.suppress(ValueError):
-            row = json.loads(line)
+    for line in path.read_bytes().split(b"\n")[:-1]:
+        with contextlib.suppress(ValueError):  # a line cut inside a character is not UTF-8 either
+            row = json.loads(line.decode())
             if isinstance(row, dict):
                 rows.append(row)
     return rows

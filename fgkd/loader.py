@@ -100,7 +100,7 @@ class TrainLoader:
             for e in range(epoch, self.schedule.epochs):
                 specs = self.schedule.epoch_specs(e, step if e == epoch else 0, self._order(e))
                 shares = self._shares(specs)
-                asked = [_stand_in(s, rows) for s, rows in zip(specs, shares, strict=True)]
+                asked = [self._stand_in(s, rows) for s, rows in zip(specs, shares, strict=True)]
                 needs = [self._blocks_of(rows) for rows in asked]
                 for i, (spec, rows) in enumerate(zip(specs, shares, strict=True)):
                     if self.stream:
@@ -121,8 +121,8 @@ class TrainLoader:
                 self.stream.done(spec.epoch, keep)
                 continue
             if self.cache and spec.view != slab_view:
-                slab.clear()  # one epoch's targets in memory, never two
-                slab, slab_view = self.cache.slab(spec.view), spec.view
+                # One epoch's targets in memory, never two: the allocator might keep both.
+                slab, slab_view = self.cache.slab(spec.view, slab), spec.view
             yield self._join(spec, answer, slab, len(rows))
 
     def _order(self, epoch: int) -> np.ndarray:
@@ -141,7 +141,7 @@ class TrainLoader:
         Shard by shard, a rank takes a run of the remaining order, so that it needs few shards that
         another rank reads too; else its part of every batch.
         """
-        world, rank, unit = distributed.world(), distributed.rank(), self.unit
+        world, unit = distributed.world(), self.unit
         if self.stream and world > 1 and specs:
             order = self._order(specs[0].epoch)
             own = distributed.share(order, unit)
@@ -152,6 +152,12 @@ class TrainLoader:
         else:
             shares = [distributed.share(spec.rows, unit) for spec in specs]
         return [rows[self.usable[rows]] for rows in shares]
+
+    def _stand_in(self, spec: BatchSpec, rows: np.ndarray) -> np.ndarray:
+        """The rows to load: of several ranks, every one must take part in every step."""
+        if distributed.world() == 1 or len(rows):
+            return rows
+        return spec.rows[self.usable[spec.rows]][:1]
 
     def _request(self, spec: BatchSpec, rows: np.ndarray, first_epoch: bool) -> Request:
         place = spec.start + np.arange(len(rows))
@@ -202,11 +208,6 @@ class TrainLoader:
                 f"(library versions: {', '.join(drift) or 'unchanged'})",
                 "install the versions of the cache's manifest.json, or write the cache anew here",
             )
-
-
-def _stand_in(spec: BatchSpec, rows: np.ndarray) -> np.ndarray:
-    """The rows to load: of several ranks, every one must take part in every step."""
-    return spec.rows[:1] if distributed.world() > 1 and not len(rows) else rows
 
 
 def _next_blocks(needs: list[list[int]], i: int, buffer: int) -> list[int]:

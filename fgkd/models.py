@@ -6,7 +6,6 @@ Shape legend: B batch, H, W pixels, K classes, L drop-path layers.
 from __future__ import annotations
 
 import ast
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import fsio, rng
+from . import fsio, rng, weights
 from .errors import FgkdError, near
 
 
@@ -42,6 +41,7 @@ class KeyedDropPath(nn.Module):
         if not self.training or self.uniform_B is None:
             return x
         keep_B = (self.uniform_B >= self.drop_prob).to(x.dtype) / (1.0 - self.drop_prob)
+        keep_B = keep_B.repeat_interleave(len(x) // len(keep_B))  # TNT: rows are parts of images
         return x * keep_B.view(-1, *[1] * (x.ndim - 1))
 
 
@@ -115,10 +115,10 @@ def parse_kwargs(texts: tuple[str, ...]) -> dict[str, Any]:
             if not isinstance(call, ast.Call) or call.args:
                 raise ValueError
             for word in call.keywords:
+                if word.arg is None:  # **x
+                    raise ValueError
                 value = word.value
-                out[word.arg or ""] = (
-                    value.id if isinstance(value, ast.Name) else ast.literal_eval(value)
-                )
+                out[word.arg] = value.id if isinstance(value, ast.Name) else ast.literal_eval(value)
         except (SyntaxError, ValueError):
             raise FgkdError(
                 f"--model-kwargs {text!r} is not K=V,K=V with Python literals",
@@ -156,29 +156,34 @@ def create(
         )
     known = timm.get_pretrained_cfg(name)
     size_kwargs = {"img_size": img_size} if img_size and known and known.fixed_input_size else {}
+    all_kwargs: dict[str, Any] = {"drop_rate": drop, "drop_path_rate": drop_path, **size_kwargs}
+    all_kwargs |= {"num_classes": len(class_names), **(kwargs or {})}
     try:
-        net = timm.create_model(
-            name,
-            pretrained=pretrained,
-            num_classes=len(class_names),
-            drop_rate=drop,
-            drop_path_rate=drop_path,
-            **size_kwargs,
-            **(kwargs or {}),
-        )
+        try:
+            net = timm.create_model(name, pretrained=pretrained, **all_kwargs)
+        except TypeError as error:  # VGG and others have no stochastic depth to switch off
+            if drop_path or "'drop_path_rate'" not in str(error):
+                raise
+            del all_kwargs["drop_path_rate"]
+            net = timm.create_model(name, pretrained=pretrained, **all_kwargs)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         if pretrained and not isinstance(error, TypeError):
             raise _no_hub(name, error) from error
-        raise FgkdError(f"timm cannot build {name} with {kwargs}: {error}") from None
+        raise FgkdError(
+            f"timm cannot build {name} with {kwargs or 'its own arguments'}: {error}",
+            "--model-kwargs K=V,K=V with the arguments that this model takes",
+        ) from None
     except Exception as error:
         raise _no_hub(name, error) from error
     said = [f"weights: timm pretrained, new {len(class_names)}-class head"] if pretrained else []
     if initial_checkpoint:
-        said += load_initial(net, initial_checkpoint)
+        said += weights.load_initial(net, initial_checkpoint)
     if head_init_scale != 1.0:
-        for head in _heads(net):
-            head.weight.data.mul_(head_init_scale)
-            head.bias.data.mul_(head_init_scale)
+        for layer in _head_layers(net):
+            for parameter in layer.parameters():
+                parameter.data.mul_(head_init_scale)
+    if img_size:
+        _try_size(net, name, img_size)
     side = img_size or net.pretrained_cfg["input_size"][-1]
     net.pretrained_cfg = dict(net.pretrained_cfg, input_size=(3, side, side))
     net.pretrained_cfg["crop_pct"] = crop_pct or net.pretrained_cfg["crop_pct"]
@@ -186,9 +191,28 @@ def create(
     return Classifier(net, uses_dist), said or ["weights: random initialisation"]
 
 
-def _heads(net: Any) -> tuple[nn.Linear, ...]:
-    head = net.get_classifier()
-    return head if isinstance(head, tuple) else (head,)
+def _head_layers(net: Any) -> list[nn.Module]:
+    """The linear (or 1 x 1 convolution) layers of the heads; LeViT wraps them in a norm."""
+    heads = net.get_classifier()
+    return [
+        layer
+        for head in (heads if isinstance(heads, tuple) else (heads,))
+        for layer in head.modules()
+        if isinstance(layer, nn.Linear | nn.Conv2d)
+    ]
+
+
+def _try_size(net: nn.Module, name: str, side: int) -> None:
+    """Refuse an image size that the model's layers cannot take, before any work is done."""
+    try:
+        with torch.no_grad():
+            net.eval()(torch.zeros(1, 3, side, side))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise FgkdError(
+            f"{name} cannot take images of {side} px: {error}",
+            "leave --img-size out, or give a multiple of the model's patch size",
+        ) from None
+    net.train()
 
 
 def _no_hub(name: str, error: Exception) -> FgkdError:
@@ -198,54 +222,6 @@ def _no_hub(name: str, error: Exception) -> FgkdError:
         "fetch model.safetensors where there is a network, then --initial-checkpoint FILE "
         "instead of --pretrained",
     )
-
-
-def load_initial(net: Any, source: str) -> list[str]:
-    """Load a .safetensors or weights-only .pth file, or a run folder's model, into a new net.
-
-    A head of another class count is left as initialised, said aloud. A distillation head that
-    an export zeroed (see `export`) is undone: head / 2, and the distillation head starts fresh.
-    """
-    from timm.models import load_state_dict
-
-    path = Path(source)
-    if path.is_dir():
-        inside = (path / "model" / "model.safetensors", path / "model.safetensors")
-        path = next((p for p in inside if p.is_file()), inside[0])
-    if not path.is_file():
-        raise FgkdError(f"no checkpoint at {path}", f"ls -l {source}")
-    try:
-        state = load_state_dict(str(path), device="cpu", weights_only=True)
-        adapt = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
-        state = adapt(state, net) if adapt else state
-        own, said = net.state_dict(), [f"weights: {path}"]
-        zeroed = "head_dist.weight" in state and not state["head_dist.weight"].any()
-        if zeroed:
-            state = {k: v / 2 if k.startswith("head.") else v for k, v in state.items()}
-            state = {k: v for k, v in state.items() if not k.startswith("head_dist.")}
-        classifier = net.pretrained_cfg["classifier"]
-        heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-        is_head = {k for k in own if k.startswith(tuple(f"{h}." for h in heads))}
-        fresh = {k for k in is_head if k not in state or state[k].shape != own[k].shape}
-        state = {k: v for k, v in state.items() if k not in fresh}
-        result = net.load_state_dict(state, strict=False)
-    except FgkdError:
-        raise
-    except Exception as error:
-        reason = "; ".join(line.strip() for line in str(error).splitlines()[:3])
-        raise FgkdError(f"checkpoint {path} does not load: {reason}", f"ls -l {path}") from None
-    missing = [k for k in result.missing_keys if k not in fresh]
-    wrong = missing + [k for k in result.unexpected_keys if not k.startswith(heads)]
-    if wrong:
-        architecture = net.pretrained_cfg.get("architecture", "this model")
-        raise FgkdError(
-            f"checkpoint {path} is not for {architecture}: {len(missing)} of its {len(own)} "
-            f"tensors are missing and {len(wrong) - len(missing)} unknown (first: {wrong[0]})",
-            "give --model and --model-kwargs of the model that wrote the checkpoint",
-        )
-    if fresh:
-        said.append(f"initialised anew: {', '.join(sorted(fresh))}")
-    return said
 
 
 def export(model: Classifier, folder: Path) -> None:

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import yaml
 
 from . import checkpoint, config, distributed, fsio
+from .cache.manifest import explain_mismatch
 from .errors import FgkdError
 
 T = TypeVar("T")
@@ -36,15 +37,16 @@ def claim(path: Path, *, overwrite: bool, may_continue: bool) -> None:
         raise FgkdError("no output folder given", "--output runs/NAME")
     if path.exists() and not path.is_dir():
         raise FgkdError(f"--output {path} is a file", "--output runs/NAME")
-    if path.is_dir() and any(path.iterdir()) and not may_continue:
-        if not overwrite:
+    try:
+        is_empty = not path.is_dir() or all(p.name.endswith(fsio.PARTIAL) for p in path.iterdir())
+        if not (is_empty or may_continue or overwrite):
             raise FgkdError(
                 f"--output {path} exists and is not empty",
                 f"--resume to continue it, --overwrite to move it to {_aside(path)}, "
                 "or another --output",
             )
-        os.replace(path, _aside(path))
-    try:
+        if overwrite and not is_empty:
+            os.replace(path, _aside(path))
         path.mkdir(parents=True, exist_ok=True)
         if not os.access(path, os.W_OK):
             raise PermissionError(13, "permission denied")
@@ -68,7 +70,9 @@ def load_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise FgkdError(f"{path} is not YAML: {error}", f"cat {path}") from None
     if not isinstance(value, dict | None):
-        raise FgkdError(f"{path} holds a {type(value).__name__}, not `option: value` lines")
+        raise FgkdError(
+            f"{path} holds a {type(value).__name__}, not `option: value` lines", f"head {path}"
+        )
     return {str(key).replace("-", "_"): v for key, v in (value or {}).items()}
 
 
@@ -114,31 +118,51 @@ class RunDir:
         Raises: FgkdError when an option that changes numbers differs from the run's, old -> new.
         """
         resume = bool(getattr(options, "resume", False))
+        overwrite = bool(getattr(options, "overwrite", False))
         args = self.path / "args.yaml"
+        if resume and overwrite:
+            raise FgkdError("--resume and --overwrite exclude each other", "--resume alone")
         if self.is_writer:
-            overwrite = bool(getattr(options, "overwrite", False))
-            claim(self.path, overwrite=overwrite, may_continue=resume)
+            begun = args.exists() or (self.path / "run.json").exists()
+            claim(self.path, overwrite=overwrite, may_continue=resume and begun)
         distributed.barrier()
         if resume and args.exists():
-            old = config.build(type(options), load_yaml(args), str(args))
-            changed = config.diff(old, options)
-            if changed:
-                raise FgkdError(
-                    f"--resume of {self.path} with changed options:\n  " + "\n  ".join(changed),
-                    "repeat the run's own options (args.yaml), or another --output",
-                )
+            self._check_same(stage, options, facts)
         elif self.is_writer:
-            save_args(args, options)
             fsio.write_json(self.path / "run.json", {"stage": stage, **facts})
+            save_args(args, options)  # last: its presence means that the run has begun
+        if resume and not self.last.exists():
+            self.cut_back(0)  # stopped after the first epoch's row, before its checkpoint
         distributed.barrier()
         return resume and self.last.exists()
+
+    def _check_same(self, stage: str, options: Any, facts: dict[str, Any]) -> None:
+        """Raises: FgkdError unless this is the run that is there, paths and free options apart."""
+        begun = read(self.path)
+        if begun["stage"] != stage:
+            raise FgkdError(
+                f"--resume of {self.path}: it is a run of {begun['stage']}, not of {stage}",
+                f"fgkd {begun['stage']} --resume --output {self.path}",
+            )
+        args = self.path / "args.yaml"
+        changed = config.diff(config.build(type(options), load_yaml(args), str(args)), options)
+        changed += explain_mismatch(_inputs(begun), _inputs(facts))
+        if changed:
+            raise FgkdError(
+                f"--resume of {self.path} with changed options:\n  " + "\n  ".join(changed),
+                f"fgkd {stage} --resume --output {self.path}   # takes the run's own options",
+            )
 
     def log(self, line: str) -> None:
         """Show a line and keep it in log.txt."""
         if self.is_writer:
             self._echo(line)
-            with open(self.path / "log.txt", "a", encoding="utf-8") as file:
-                file.write(line + "\n")
+            path = self.path / "log.txt"
+            try:
+                with open(path, "a", encoding="utf-8") as file:
+                    file.write(line + "\n")
+            except OSError as error:
+                raise fsio.write_error(path, error) from error
 
     def add_row(self, row: dict[str, Any], timing: dict[str, Any]) -> None:
         """Append an epoch's metrics and its timings; derive summary.csv anew."""
@@ -172,6 +196,12 @@ class RunDir:
         """Write a checkpoint (rank 0)."""
         if self.is_writer:
             checkpoint.save(path, state)
+
+
+def _inputs(facts: dict[str, Any]) -> dict[str, Any]:
+    """What of run.json must not change on resume: views, and the content of the parents."""
+    parents = {k: v for k, v in facts.get("parents", {}).items() if k not in ("cache", "teacher")}
+    return {**parents, **{k: facts.get(k) for k in ("val_fraction", "views")}}
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -80,7 +80,8 @@ class ViewRecipe:
         """The recipe of `to_dict`. Raises FgkdError for an unknown, missing or bad field."""
         missing = [field.name for field in dataclasses.fields(cls) if field.name not in values]
         if missing:
-            raise FgkdError(f"the view recipe lacks {', '.join(missing)}")
+            what = f"the view recipe lacks {', '.join(missing)}"
+            raise FgkdError(what, "write the cache or train the teacher anew with this version")
         return _replace(cls(), values)
 
 
@@ -137,7 +138,8 @@ def _replace(recipe: ViewRecipe, values: Mapping[str, Any]) -> ViewRecipe:
     known = tuple(field.name for field in dataclasses.fields(recipe))
     for name in values:
         if name not in known:
-            raise FgkdError(f"unknown field {name!r} in a view recipe{near(name, known)}")
+            what = f"unknown field {name!r} in a view recipe{near(name, known)}"
+            raise FgkdError(what, f"only {', '.join(known)}")
     return dataclasses.replace(recipe, **values)
 
 
@@ -203,7 +205,8 @@ def _region(source_size: tuple[int, int], bbox: Box | None) -> Box:
     x, y, w, h = bbox or (0, 0, width, height)
     left, top, right, bottom = max(0, x), max(0, y), min(width, x + w), min(height, y + h)
     if right <= left or bottom <= top:
-        raise FgkdError(f"the bounding box {bbox} has no pixel of its {width} x {height} image")
+        what = f"the bounding box {bbox} has no pixel of its {width} x {height} image"
+        raise FgkdError(what, "correct the data set's list of boxes")
     return left, top, right - left, bottom - top
 
 

@@ -76,7 +76,7 @@ def cache_logits(options: CacheLogitsConfig) -> None:
         return
     if distributed.rank() == 0:
         writer.begin()
-        rundir.save_args(folder / "args.yaml", dataclasses.replace(options, data=tuple(specs)))
+        rundir.save_args(folder / "args.yaml", resolved(options, specs))
     distributed.barrier()
     with session.StopSignal() as stop:
         capture.write_train(jobs[distributed.rank() :: distributed.world()], stop)
@@ -86,6 +86,14 @@ def cache_logits(options: CacheLogitsConfig) -> None:
     distributed.barrier()
     if distributed.rank() == 0:
         close(writer, time.monotonic() - started)
+
+
+def resolved(options: CacheLogitsConfig, specs: list[str]) -> CacheLogitsConfig:
+    """The options with absolute paths, so that `-c CACHE/args.yaml` works from any folder."""
+    teacher = tuple(str(Path(spec).resolve()) for spec in options.teacher)
+    return dataclasses.replace(
+        options, data=tuple(specs), teacher=teacher, dry_run=False, shard_range=None
+    )
 
 
 def close(writer: store.Writer, seconds: float) -> None:

@@ -93,8 +93,17 @@ def _stage(name: str, function: str) -> Callable[..., None]:
     return run
 
 
+class InOrder(click.Group):
+    """Lists its commands in the order in which they are used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
 @click.group(
-    help=TOP, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+    cls=InOrder,
+    help=TOP,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(package_name="fgkd", message="%(prog)s %(version)s")
 def fgkd() -> None:

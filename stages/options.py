@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 import typing
 from collections.abc import Callable
@@ -12,7 +13,6 @@ from typing import Any
 import click
 
 from fgkd import config
-from fgkd.errors import FgkdError, near
 
 
 class Checked(click.ParamType):
@@ -68,31 +68,30 @@ def _option(field: dataclasses.Field[Any], kind: Any) -> click.Option:
     return click.Option([flag], type=Checked(base, meta), nargs=nargs, multiple=multiple, **common)
 
 
-def _read_config(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+def _read_config(cls: type, ctx: click.Context, param: click.Parameter, value: str | None) -> None:
     if value:
-        _add_defaults(ctx, Path(value), over=True)
+        _add_defaults(cls, ctx, Path(value), over=True)
 
 
-def _read_resumed(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
+def _read_resumed(cls: type, ctx: click.Context, param: click.Parameter, value: bool) -> bool:
     """On --resume, options not given are those of the run in --output."""
     output = ctx.params.get("output")
     if value and output and (Path(output) / "args.yaml").is_file():
-        _add_defaults(ctx, Path(output) / "args.yaml", over=False)
+        _add_defaults(cls, ctx, Path(output) / "args.yaml", over=False)
     return value
 
 
-def _add_defaults(ctx: click.Context, path: Path, over: bool) -> None:
+def _add_defaults(cls: type, ctx: click.Context, path: Path, over: bool) -> None:
     """Lay a file's options under the command line, over or under those laid before."""
     from fgkd.rundir import load_yaml
 
-    known = {param.name or "": param for param in ctx.command.params}
     values = load_yaml(path)
-    for key, value in values.items():
-        if key not in known:
-            raise FgkdError(f"unknown option {key!r} in {path}{near(key, list(known))}")
-        if getattr(known[key], "multiple", False) and isinstance(value, str):
-            values[key] = [value]
-    values = {key: v for key, v in values.items() if key not in ("output", "resume", "overwrite")}
+    for key, kind in config.hints(cls).items():
+        if kind == tuple[str, ...] and isinstance(values.get(key), str):
+            values[key] = [values[key]]
+    checked = config.to_dict(config.build(cls, values, str(path)))
+    own = ("output", "resume", "overwrite")
+    values = {key: checked[key] for key in values if key not in own}
     before = dict(ctx.default_map or {})
     ctx.default_map = {**before, **values} if over else {**values, **before}
 
@@ -112,16 +111,17 @@ def command(
     params: list[click.Parameter] = [
         _option(fields[field], kind) for field, kind in config.hints(cls).items()
     ]
-    for param in params:  # --resume reads OUTPUT/args.yaml, so both come before the others
-        param.is_eager = param.name in ("output", "resume")
+    for param in params:
+        # --resume reads OUTPUT/args.yaml; click takes what is given before what is left to default.
+        param.is_eager = param.name == "output"
         if param.name == "resume":
-            param.callback = _read_resumed
+            param.callback = functools.partial(_read_resumed, cls)
     config_file = click.Option(
         ["-c", "--config"],
         type=click.Path(exists=True, dir_okay=False),
         is_eager=True,
         expose_value=False,
-        callback=_read_config,
+        callback=functools.partial(_read_config, cls),
         help="YAML file of options; the command line overrides it.",
     )
     if arguments:

@@ -210,7 +210,7 @@ def _from_cache(options: TrainStudentConfig, folder: str) -> Source:
     if (options.views or 1) > reader.views:
         raise FgkdError(
             f"--views {options.views}: cache {folder} has {reader.views}",
-            f"fgkd cache-logits --views {options.views} --output {folder} --teacher RUN",
+            f"fgkd cache-logits -c {folder}/args.yaml --views {options.views} --output {folder}",
         )
     _refuse_losses(options, reader)
     if options.view_seed not in (None, identity["views"]["seed"]):

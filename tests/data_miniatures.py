@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
+
+from fgkd.data import icons, open_dataset
+from fgkd.errors import FgkdError
 
 SYNSETS = ("n02085620-Chihuahua", "n02085782-Japanese_spaniel", "n02116738-African_hunting_dog")
 BIRDS = ("001.Black_footed_Albatross", "002.Laysan_Albatross", "003.Sooty_Albatross")
@@ -130,3 +135,25 @@ def write_folder(root: Path, train: int = 4, val: int = 2, test: int = 2, classe
 
 
 WRITERS = {"cub": write_cub, "dogs": write_dogs, "foodx": write_foodx, "folder": write_folder}
+
+
+def unpacked_icons(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The icon set, to be left as it is; in `$FGKD_HOME`, if set, it serves later runs too."""
+    in_home = "FGKD_HOME" in os.environ
+    root = icons.default_root() if in_home else tmp_path_factory.getbasetemp() / "icons"
+    icons.load(root)
+    return root
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    """Replace the first `old` in a text file."""
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def open_error(*specs: str) -> FgkdError:
+    """The error that opening these datasets must raise."""
+    with pytest.raises(FgkdError) as caught:
+        open_dataset(specs)
+    return caught.value

@@ -35,21 +35,22 @@ class Reader:
     def __init__(self, path: Path) -> None:
         try:
             self._file = h5py.File(path, "r", locking=False)
-            self.header: dict[str, object] = json.loads(self._file.attrs["header"])
+            self.header: dict[str, object] = dict(json.loads(self._file.attrs["header"]))
             self.labels: np.ndarray = self._file["labels"][:]
-        except (OSError, KeyError, ValueError, TypeError) as error:
+            self._keys = [key.decode() for key in self._file["keys"][:]]
+        except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise FgkdError(f"shard {path} cannot be read: {error}", f"rm {path}") from None
         self.path = path
 
     def sample_keys(self) -> list[str]:
         """The block's sample keys, in shard order."""
-        return [key.decode() for key in self._file["keys"][:]]
+        return self._keys
 
     def slab(self, index: int, names: list[str]) -> dict[str, np.ndarray]:
         """Arrays [S, ...] of the shard's view number `index`: one contiguous read each."""
         try:
             return {name: self._file[name][index] for name in names}
-        except (OSError, KeyError, ValueError, IndexError) as error:
+        except (OSError, KeyError, ValueError, IndexError, TypeError) as error:
             raise FgkdError(f"shard {self.path}: {error}", f"rm {self.path}") from None
 
     def close(self) -> None:

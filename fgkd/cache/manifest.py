@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -87,9 +88,13 @@ def explain_mismatch(old: Any, new: Any, field: str = "") -> list[str]:
         )
         return [line for lines in nested for line in lines]
     if isinstance(old, list) and isinstance(new, list) and old != new:
+        at = [i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b]
         if len(old) != len(new):
-            return [f"{field}: {len(old)} entries -> {len(new)}"]
-        at = [i for i, (a, b) in enumerate(zip(old, new, strict=True)) if a != b]
+            first = at[0] if at else min(len(old), len(new))
+            a, b = (str(x[first]) if first < len(x) else "none" for x in (old, new))
+            return [f"{field}: {len(old)} entries -> {len(new)}, from [{first}] on: {a} -> {b}"]
+        if isinstance(old[at[0]], dict):
+            return explain_mismatch(old[at[0]], new[at[0]], f"{field}[{at[0]}]")
         more = f" ({len(at)} entries differ)" if len(at) > 1 else ""
         return [f"{field}[{at[0]}]: {old[at[0]]} -> {new[at[0]]}{more}"]
     return [] if old == new else [f"{field}: {old} -> {new}"]
@@ -165,12 +170,13 @@ def load(folder: Path) -> dict[str, Any]:
     if not path.exists() and (folder / "shards.jsonl").exists():
         raise FgkdError(
             f"cache {folder} is incomplete: it has no manifest.json yet",
-            f"fgkd cache-logits --output {folder} ...   # the command that began it continues it",
+            f"fgkd cache-logits -c {folder}/args.yaml --output {folder}   # continues it",
         )
     manifest = fsio.read_json(path, "cache manifest")
-    needed = {"identity", "identity_sha256", "views", "shards", "val"}
-    if not isinstance(manifest, dict) or needed - set(manifest):
-        raise FgkdError(f"cache manifest {path} is damaged: it is not a manifest")
+    if not _is_manifest(manifest):
+        raise FgkdError(
+            f"cache manifest {path} is damaged: it is not a manifest", f"head -c 300 {path}"
+        )
     version = manifest["identity"].get("format_version")
     if version != FORMAT_VERSION:
         raise FgkdError(
@@ -185,13 +191,31 @@ def load(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def _is_manifest(value: Any) -> bool:
+    """Whether it has all parts, and every shard's name is of a file inside the cache's folder."""
+    needed = {"identity", "identity_sha256", "views", "shards", "val"}
+    if not isinstance(value, dict) or needed - set(value):
+        return False
+    if not isinstance(value["identity"], dict) or not isinstance(value["shards"], list):
+        return False
+    fields = {"name", "block", "start", "stop", "bytes", "sha256", "bad"}
+    rows = [*value["shards"], *([] if value["val"] is None else [value["val"]])]
+    return all(
+        isinstance(row, dict)
+        and not fields - set(row)
+        and re.fullmatch(r"(shards|val)/\w[\w.-]*", str(row["name"]))
+        for row in rows
+    )
+
+
 def missing(rows: Iterable[dict[str, Any]], num_blocks: int, views: int) -> list[tuple[int, ...]]:
     """(block, start, stop) of every gap that the journalled shards leave in views [0, views)."""
     stops, gaps = [0] * num_blocks, []
     for row in sorted(rows, key=lambda row: (row["block"], row["start"])):
         block = row["block"]
-        if stops[block] < row["start"]:
-            gaps.append((block, stops[block], min(row["start"], views)))
+        before = min(row["start"], views)
+        if stops[block] < before:
+            gaps.append((block, stops[block], before))
         stops[block] = max(stops[block], row["stop"])
     gaps += [(block, stop, views) for block, stop in enumerate(stops) if stop < views]
     return sorted(gaps)

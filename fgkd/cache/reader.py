@@ -44,15 +44,22 @@ class Reader:
         """Bytes of all training shards."""
         return sum(row["bytes"] for row in self.manifest["shards"])
 
-    def slab(self, view: int) -> dict[str, np.ndarray]:
+    def slab(self, view: int, out: dict[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
         """One view of the whole training split: the encoding's arrays and `digests`, [N, ...].
 
-        Row i is training sample i. Raises: FgkdError for a missing, damaged or foreign shard.
+        Row i is training sample i. out: the slab of another view, to be written over, so that a
+        run holds one. Raises: FgkdError for a missing, damaged or foreign shard.
         """
-        out = self.empty_slab()
+        out = out or self.empty_slab()
+        missing = np.ones(len(self._row_of), bool)
         for row in self.manifest["shards"]:
             if row["start"] <= view < row["stop"]:
-                self.read_into(out, row, view)
+                missing[self.read_into(out, row, view)] = False
+        if missing.any():
+            raise FgkdError(
+                f"cache {self.name} lists no shard with view {view} of {missing.sum()} images",
+                f"ls {self.name}/shards   # restore manifest.json, or write the cache anew",
+            )
         return out
 
     def empty_slab(self) -> dict[str, np.ndarray]:
@@ -62,12 +69,15 @@ class Reader:
         out = {name: np.empty((n, *shape), dtype) for name, (dtype, shape) in shapes}
         return out | {"digests": np.empty(n, np.uint64)}
 
-    def read_into(self, slab: dict[str, np.ndarray], row: dict[str, Any], view: int) -> None:
-        """Copy one shard's part of a view to its samples' rows of the slab."""
+    def read_into(self, slab: dict[str, np.ndarray], row: dict[str, Any], view: int) -> np.ndarray:
+        """Copy one shard's part of a view to its samples' rows of the slab; returns those rows."""
         shard, rows = self._shard(row)
         for name, array in shard.slab(view - row["start"], list(slab)).items():
             self._check_array(row, name, array, (len(rows), *slab[name].shape[1:]))
+            if array.dtype != slab[name].dtype:
+                raise self._damaged(row, f"{name} is of type {array.dtype}")
             slab[name][rows] = array
+        return rows
 
     def val_logits(self) -> np.ndarray | None:
         """float32 [N_val, C]: the teacher's clean logits of the val split; None without one."""
@@ -153,10 +163,10 @@ class Reader:
             raise self._damaged(row, "it is of another cache's identity")
         if row["block"] < 0:
             return shard, np.zeros(0, np.int64)
-        try:
-            return shard, np.array([self._row_of[key] for key in shard.sample_keys()], np.int64)
-        except KeyError as error:
-            raise self._damaged(row, f"its sample {error} is not in the manifest") from None
+        rows = [self._row_of.get(key, -1) for key in shard.sample_keys()]
+        if -1 in rows:
+            raise self._damaged(row, "it has samples that the cache does not know")
+        return shard, np.array(rows, np.int64)
 
     def _check_array(
         self, row: dict[str, Any], name: str, array: np.ndarray, shape: tuple[int, ...]
@@ -169,8 +179,8 @@ class Reader:
         path = self.folder / row["name"]
         return FgkdError(
             f"shard {path} is damaged: {why}",
-            f"rm -f {path} && fgkd cache-logits --output {self.folder} --views {self.views} "
-            "--teacher RUN   # rewrites it alone",
+            f"rm -f {path} && fgkd cache-logits -c {self.folder}/args.yaml --output {self.folder}"
+            "   # rewrites it alone",
         )
 
     def close(self) -> None:

@@ -1,0 +1,73 @@
+"""What the tests of the stages share: the icons, a tiny data set of them, a teacher, a cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from run_miniatures import TEACHER, fgkd
+
+from fgkd.data import icons
+
+NUM_CLASSES = 8
+PER_CLASS = {"train": 12, "val": 4, "test": 4}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Tests share few cores; and a thread count is part of what makes sums equal."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def icons_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """FGKD_HOME for the session: `--data icons` is unpacked there, once."""
+    home = tmp_path_factory.mktemp("home")
+    patch = pytest.MonkeyPatch()
+    patch.setenv("FGKD_HOME", str(home))
+    yield home
+    patch.undo()
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ImageFolder of 8 classes of icons: 97 train (the first class has one more), 32, 32."""
+    root = tmp_path_factory.mktemp("tiny") / "data"
+    with np.load(icons.ARCHIVE) as archive:
+        images, labels, names = archive["images"], archive["labels"], archive["classes"]
+        is_test = archive["split"] == "test"
+    for label in range(NUM_CLASSES):
+        rest = iter(np.flatnonzero((labels == label) & ~is_test))
+        tests = iter(np.flatnonzero((labels == label) & is_test))
+        for split, count in PER_CLASS.items():
+            folder = root / split / str(names[label])
+            folder.mkdir(parents=True)
+            for number in range(count + (label == 0 and split == "train")):
+                row = next(tests if split == "test" else rest)
+                Image.fromarray(images[row]).save(folder / f"{number:02d}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished teacher run with logits of some size, whose views are flipped and jittered."""
+    run = tmp_path_factory.mktemp("teacher") / "run"
+    fgkd(
+        *("train-teacher", "--data", f"folder:{tiny_data}", *TEACHER, "--output", run),
+        *("--epochs", 4, "--lr", 1e-2, "--batch-size", 16, "--workers", 0, "--color-jitter", 0.3),
+    )
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_cache(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two views by the teacher in float64, stored as float32: its rounding hides batch noise."""
+    cache = tmp_path_factory.mktemp("cache") / "dense32"
+    fgkd(
+        *("cache-logits", "--teacher", tiny_teacher, "--output", cache, "--views", 2),
+        *("--encoding", "dense32", "--dtype", "float64", "--shard-size", 20, "--workers", 0),
+    )
+    return cache

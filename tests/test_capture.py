@@ -1,0 +1,118 @@
+"""The cache's files are a function of their inputs: not of kills, workers, batches or growth."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from run_miniatures import STUDENT, Point, fgkd, kill_at, run_children, tree
+
+KILL_POINTS: list[Point] = [
+    ("fgkd.cache.store.Writer.publish", 1),  # the first shard is computed, nothing written
+    ("os.fsync", 1),  # inside a file
+    ("os.replace", 2),  # a file is written but not yet in place
+    ("fgkd.fsio.append_line", 2),  # a shard is in place but not in the journal
+    ("fgkd.cache.store.Writer.publish", 3),
+    ("fgkd.cache.store.Writer.publish_val", 1),  # every training shard is there
+    ("fgkd.cache.store.Writer.finish", 1),  # everything but the manifest
+    ("os.replace", 1),  # the manifest is written but not yet in place
+]
+
+
+def capture(
+    teacher: Path, output: Path, *more: object, views: int = 2, workers: int = 0
+) -> tuple[object, ...]:
+    """A capture in float64, whose results do not move with the batch; 13 images a shard."""
+    return (
+        *("cache-logits", "--teacher", teacher, "--output", output, "--views", views),
+        *("--shard-size", 13, "--dtype", "float64", "--workers", workers, *more),
+    )
+
+
+def product(cache: Path) -> dict[str, bytes]:
+    """The files that must be equal: shards and manifest, and nothing half-written beside them."""
+    files = tree(cache)
+    assert not [name for name in files if name.endswith(".partial")]
+    return {n: b for n, b in files.items() if n.startswith(("shards/", "val/", "manifest"))}
+
+
+@pytest.fixture(scope="module")
+def unbroken(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of two views that was written at one go."""
+    cache = tmp_path_factory.mktemp("unbroken") / "cache"
+    fgkd(*capture(tiny_teacher, cache))
+    assert len(tree(cache / "shards")) == 8  # 97 images: the last block has 6
+    return cache
+
+
+@pytest.mark.parametrize("how", ["workers", "small", "large"])
+def test_workers_and_batch_size_do_not_show_in_the_bytes(
+    tiny_teacher: Path, unbroken: Path, tmp_path: Path, how: str
+) -> None:
+    """8 and 32 views a teacher batch; two worker processes."""
+    more = {"workers": (), "small": ("--batch-size", 8), "large": ("--batch-size", 32)}[how]
+    workers = 2 if how == "workers" else 0
+    fgkd(*capture(tiny_teacher, tmp_path / "cache", *more, workers=workers))
+    assert product(tmp_path / "cache") == product(unbroken)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_capture_killed_again_and_again_ends_as_the_unbroken_one(
+    tiny_teacher: Path, unbroken: Path, tmp_path: Path, workers: int
+) -> None:
+    """The same command continues, and what was finished before is not written again."""
+    command = capture(tiny_teacher, tmp_path / "cache", workers=workers)
+    written: dict[Path, int] = {}
+    for point in KILL_POINTS[:: 1 + workers]:
+        kill_at(point, *command)
+        assert not (tmp_path / "cache/manifest.json").exists()
+        now = {path: path.stat().st_mtime_ns for path in journalled(tmp_path / "cache")}
+        assert {path: now.get(path) for path in written} == written
+        written = now
+    assert run_children([(fgkd, *command)]) == [0]
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    assert product(tmp_path / "cache") == product(unbroken)
+
+
+def journalled(cache: Path) -> list[Path]:
+    """The shards that the journal calls finished."""
+    journal = cache / "shards.jsonl"
+    lines = journal.read_text().splitlines() if journal.exists() else []
+    return [cache / json.loads(line)["name"] for line in lines]
+
+
+def test_a_complete_cache_says_so_and_is_not_touched(
+    tiny_teacher: Path, unbroken: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Running the command again is free."""
+    before = {path: path.stat().st_mtime_ns for path in unbroken.rglob("*")}
+    fgkd(*capture(tiny_teacher, unbroken))
+    assert "is complete with 2 views; nothing to do" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in unbroken.rglob("*")} == before
+
+
+def test_growing_a_cache_leaves_its_shards_and_its_students_as_they_were(
+    tiny_teacher: Path, tmp_path: Path
+) -> None:
+    """From 2 to 4 views; and the first two of four are what a cache of two had."""
+
+    def train(name: str, *more: object) -> bytes:
+        fgkd(
+            *("train-student", "--cache", tmp_path / "cache", *STUDENT, *more),
+            *("--output", tmp_path / name, "--epochs", 3, "--batch-size", 32, "--workers", 0),
+        )
+        return (tmp_path / name / "metrics.jsonl").read_bytes()
+
+    fgkd(*capture(tiny_teacher, tmp_path / "cache"))
+    shards = list((tmp_path / "cache/shards").iterdir())
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in shards}
+    student = train("before")
+    fgkd(*capture(tiny_teacher, tmp_path / "cache", views=4))
+    assert len(list((tmp_path / "cache/shards").iterdir())) == 2 * len(shards)
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in shards} == before
+    assert train("after", "--views", 2) == student
+    of_all = train("all")
+    assert of_all != student  # the third epoch now has a view of its own
+    fgkd(*capture(tiny_teacher, tmp_path / "at_once", views=4))
+    assert train("again", "--cache", tmp_path / "at_once") == of_all

@@ -1,0 +1,296 @@
+"""The loop against one written by hand, and evaluation."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from test_models import CLASSES, build, images
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from fgkd import checkpoint, distributed, engine, optim, plan
+from fgkd.data import open_dataset
+from fgkd.errors import FgkdError
+from fgkd.loader import Batch, CleanFetcher, Fetched
+
+CPU = torch.device("cpu")
+SCHEDULE = plan.Schedule(seed=0, num_samples=22, batch_size=8, epochs=2, views=1)  # 8, 8, 6
+
+
+def make_batches(first_step: int = 0) -> list[Batch]:
+    """The 6 batches of a run over 22 random images, the last of each epoch short."""
+    x, labels = images(22), torch.arange(22) % len(CLASSES)
+    specs = [spec for epoch in range(2) for spec in SCHEDULE.epoch_specs(epoch)]
+    return [
+        Batch(
+            spec=spec,
+            count=len(spec.rows),
+            row_ids=spec.rows.astype(np.uint64),
+            image_u8_BHW3=x[spec.rows],
+            labels_B=labels[spec.rows],
+            teacher_BK=None,
+            bad=[],
+        )
+        for spec in specs[first_step:]
+    ]
+
+
+def lr_at(step: int) -> float:
+    return 1e-2 / (1 + step)
+
+
+def step_fn(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    loss = F.cross_entropy(model(batch.image_u8_BHW3).head_BK, batch.labels_B)
+    return {"loss": loss, "half": loss / 2}
+
+
+def make_state(scale: float | None = None, ema: bool = True, **options: Any) -> engine.State:
+    model = build("convnext_atto", **options)
+    groups = optim.param_groups(model=model.net, weight_decay=0.05)
+    return engine.State(
+        model,
+        optim.create_optimizer(name="adamw", groups=groups, lr=1e-3, momentum=0.9),
+        torch.amp.GradScaler("cpu", init_scale=scale or 1.0, enabled=scale is not None),
+        ModelEmaV3(model, decay=0.9, use_warmup=True) if ema else None,
+    )
+
+
+def fit(
+    state: engine.State, batches: list[Batch], step: engine.Step = step_fn, **options: Any
+) -> list[engine.Report]:
+    given: dict[str, Any] = {"steps_per_epoch": 3, "lr_at": lr_at, "seed": 0, "device": CPU}
+    return list(engine.fit(state, batches=batches, step_fn=step, **given | options))
+
+
+def assert_equal_weights(a: nn.Module, b: nn.Module, atol: float = 0.0) -> None:
+    for (name, x), y in zip(a.state_dict().items(), b.state_dict().values(), strict=True):
+        assert (x - y).abs().max() <= atol, name
+
+
+# ---- the loop ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("clip", [None, 0.5])
+def test_fit_is_a_plain_torch_loop(accumulate: int, clip: float | None) -> None:
+    state = make_state()
+    model = copy.deepcopy(state.model)
+    start = copy.deepcopy(model.state_dict())
+    reports = fit(state, make_batches(), grad_accum_steps=accumulate, clip_grad=clip)
+
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    plain = [p for p in model.parameters() if p.ndim <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": plain, "weight_decay": 0.0}, {"params": decayed, "weight_decay": 0.05}]
+    )
+    ema = ModelEmaV3(model, decay=0.9, use_warmup=True)
+    model.train()
+    for step, batch in enumerate(make_batches()):
+        for group in optimizer.param_groups:
+            group["lr"] = lr_at(step)
+        cuts = [len(batch.labels_B) * i // accumulate for i in range(accumulate + 1)]
+        mean = 0.0
+        for low, high in itertools.pairwise(cuts):
+            logits = model(batch.image_u8_BHW3[low:high]).head_BK
+            loss = F.cross_entropy(logits, batch.labels_B[low:high])
+            (loss * ((high - low) / len(batch.labels_B))).backward()
+            mean += loss.item() * (high - low) / len(batch.labels_B)
+        if clip is not None:
+            norm = nn.utils.clip_grad_norm_(model.parameters(), clip)
+            assert reports[step].grad_norm == norm.item()
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.update(model, step=step)
+        assert reports[step].losses == pytest.approx({"loss": mean, "half": mean / 2})
+        assert reports[step].lr == lr_at(step)
+    assert_equal_weights(state.model, model)
+    assert_equal_weights(state.ema.module, ema.module)
+    moved = [not torch.equal(value, start[name]) for name, value in model.state_dict().items()]
+    assert all(moved)
+
+
+def test_reports_and_sums() -> None:
+    state = make_state(ema=False)
+    reports = fit(state, make_batches())
+    assert [r.step for r in reports] == [1, 2, 3, 4, 5, 6]
+    assert [r.epoch for r in reports] == [0, 0, 0, 1, 1, 1]
+    assert [r.epoch_ends for r in reports] == [False, False, True] * 2
+    assert [r.num_images for r in reports] == [8, 8, 6] * 2
+    assert state.step == 6
+    assert state.sums["images"] == 44
+    total = sum(r.losses["loss"] * r.num_images for r in reports)
+    assert state.sums["loss"] == pytest.approx(total)
+    assert all(0 <= r.times["wait_s"] <= r.times["step_s"] for r in reports)
+
+
+def test_accumulated_gradients_are_the_whole_batchs() -> None:
+    """Plain SGD keeps the error of the gradients as it is; AdamW divides it by their size."""
+    states = []
+    for accumulate in (1, 4, 99):  # 99: one image at a time
+        state = make_state(ema=False)
+        state.optimizer = torch.optim.SGD(state.model.parameters(), lr=0.1)
+        state.optimizer.param_groups[0]["lr_scale"] = 1.0
+        fit(state, make_batches(), grad_accum_steps=accumulate, lr_at=lambda step: 0.1)
+        states.append(state)
+    for state in states[1:]:
+        assert_equal_weights(states[0].model, state.model, atol=1e-6)
+
+
+@pytest.mark.parametrize("drop", [{"drop": 0.3, "drop_path": 0.3}, {}])
+def test_a_resumed_loop_takes_the_same_steps(drop: dict[str, float], tmp_path: Path) -> None:
+    whole = make_state(**drop)
+    fit(whole, make_batches())
+    first = make_state(**drop)
+    fit(first, make_batches()[:4])
+    checkpoint.save(tmp_path / "last.pt", first.save())
+    torch.rand(7)  # whatever else drew from the generator in between
+    second = make_state(**drop)
+    second.restore(checkpoint.load(tmp_path / "last.pt"))
+    assert second.step == 4
+    fit(second, make_batches(4))
+    assert_equal_weights(second.model, whole.model)
+    assert_equal_weights(second.ema.module, whole.ema.module)
+    assert second.sums == whole.sums
+
+
+def test_stopping_is_reported() -> None:
+    calls = iter([False, True])
+    loop = engine.fit(
+        make_state(),
+        batches=make_batches(),
+        step_fn=step_fn,
+        steps_per_epoch=3,
+        lr_at=lr_at,
+        seed=0,
+        device=CPU,
+        should_stop=lambda: next(calls),
+    )
+    assert [next(loop).stopping, next(loop).stopping] == [False, True]
+
+
+def test_an_empty_batch_changes_nothing() -> None:
+    state = make_state()
+    before = copy.deepcopy(state.model.state_dict())
+    batch = make_batches()[0]
+    empty = Batch(batch.spec, 0, batch.row_ids[:0], images(2)[:0], batch.labels_B[:0], None, [])
+    (report,) = fit(state, [empty])
+    assert (report.num_images, report.step) == (0, 1)
+    assert all(torch.equal(v, before[k]) for k, v in state.model.state_dict().items())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_non_finite_loss_stops_before_the_update(value: float) -> None:
+    state = make_state()
+    kept: dict[str, Tensor] = {}
+
+    def broken(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        out = step_fn(model, batch)
+        if batch.spec.step == 4:
+            kept.update(copy.deepcopy(state.model.state_dict()))
+            out["loss"] = out["loss"] * value
+        return out
+
+    with pytest.raises(FgkdError, match=r"not finite at step 4 \(epoch 1\)"):
+        fit(state, make_batches(), broken)
+    assert state.step == 4
+    assert kept
+    assert all(torch.equal(v, kept[k]) for k, v in state.model.state_dict().items())
+
+
+# ---- number types --------------------------------------------------------------------------
+
+
+def test_bfloat16_autocast() -> None:
+    seen = []
+
+    def step(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        logits = model(batch.image_u8_BHW3).head_BK
+        seen.append(logits.dtype)
+        return {"loss": F.cross_entropy(logits, batch.labels_B)}
+
+    state, single = make_state(), make_state()
+    reports = fit(state, make_batches(), step, amp_dtype=torch.bfloat16)
+    plain = fit(single, make_batches())
+    assert set(seen) == {torch.bfloat16}
+    assert all(p.dtype == torch.float32 for p in state.model.parameters())
+    assert reports[0].losses["loss"] == pytest.approx(plain[0].losses["loss"], abs=0.02)
+
+
+def test_float16_loss_scale_survives_a_restart() -> None:
+    overflowing = 2.0**40  # gradients overflow: the step is left out, the scale halved
+    state = make_state(scale=overflowing)
+    before = copy.deepcopy(state.model.state_dict())
+    fit(state, make_batches()[:1], amp_dtype=torch.float16)
+    assert all(torch.equal(v, before[k]) for k, v in state.model.state_dict().items())
+    assert state.scaler.get_scale() == overflowing / 2
+    again = make_state(scale=1.0)
+    again.restore(copy.deepcopy(state.save()))
+    assert again.scaler.state_dict() == state.scaler.state_dict()
+    usual = make_state(scale=1024.0)
+    fit(usual, make_batches(), amp_dtype=torch.float16)
+    assert not torch.equal(usual.model.net.head.fc.weight, before["net.head.fc.weight"])
+
+
+def test_restore_of_another_model() -> None:
+    saved = make_state().save()
+    other = make_state(class_names=[*CLASSES, "dog"])
+    with pytest.raises(FgkdError, match="not of this run"):
+        other.restore(saved)
+    del saved["optimizer"]
+    with pytest.raises(FgkdError, match="optimizer"):
+        make_state().restore(saved)
+    without = make_state(ema=False).save()
+    with pytest.raises(FgkdError, match="not of this run"):
+        make_state(ema=True).restore(without)
+
+
+# ---- prediction and evaluation -------------------------------------------------------------
+
+
+def test_predict_splits_by_max_batch() -> None:
+    model, sizes = build().train(), []
+    model.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    views = images(15).view(5, 3, 32, 32, 3)
+    rows = np.arange(5)
+    digests = np.zeros((5, 3), np.uint64)
+    nothing = Fetched(rows[:0], views[:0], digests[:0], [("bad", "why")])
+    answers = [Fetched(rows, views, digests, []), nothing]
+    (first, logits), (second, none) = engine.predict(model, answers, device=CPU, max_batch=4)
+    assert sizes == [4, 4, 4, 3]
+    assert (first, second) == (answers[0], nothing)
+    assert logits.shape == (15, 3)
+    assert none.shape == (0, 3)
+    with torch.no_grad():
+        torch.testing.assert_close(logits, model(views.flatten(0, 1)).answer_BK)
+    assert not model.training
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 100])
+@pytest.mark.parametrize("world", [1, 3])
+def test_evaluate_counts_every_image_once(
+    batch_size: int, world: int, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = open_dataset([f"folder:{tiny_data}"]).splits["test"]
+    model = build()
+    fetcher = CleanFetcher(samples, model.config, False)
+    monkeypatch.setenv("WORLD_SIZE", str(world))
+    monkeypatch.setattr(distributed, "gather", lambda value: [value])
+    rows, logits = [], []
+    for rank in range(world):
+        monkeypatch.setenv("RANK", str(rank))
+        found = engine.evaluate(model, fetcher, batch_size=batch_size, workers=0, device=CPU)
+        rows += found[0].tolist()
+        logits.append(found[1])
+        assert found[2] == []
+    assert rows == list(range(len(samples)))
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("RANK", "0")
+    whole = engine.evaluate(model, fetcher, batch_size=100, workers=0, device=CPU)
+    torch.testing.assert_close(torch.cat(logits), whole[1], atol=1e-5, rtol=0)

@@ -1,0 +1,226 @@
+"""What a user meets when an input is wrong: what happened, and a line to try. Exit code 1."""
+
+from __future__ import annotations
+
+import ast
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from failures import Fails, copy_data, exit_code, first_image, make_fails
+from run_miniatures import STUDENT, TEACHER, fgkd, rows
+
+from fgkd import fsio
+from fgkd.errors import FgkdError, near
+from fgkd.loader import Batch, TrainLoader
+from fgkd.rng import hash64
+
+ROOT = Path(__file__).parent.parent
+FAST = ("--epochs", 1, "--batch-size", 32, "--workers", 0)
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
+    """Run a command that must fail; what it said."""
+    return make_fails(capsys)
+
+
+def teacher(data: object, output: Path, *more: object) -> tuple[object, ...]:
+    """A quick train-teacher."""
+    return ("train-teacher", "--data", data, *TEACHER, "--output", output, *FAST, *more)
+
+
+def test_every_error_in_the_code_has_a_hint() -> None:
+    for path in [*ROOT.glob("fgkd/**/*.py"), *ROOT.glob("stages/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "FgkdError":
+                assert len(node.args) == 2, f"{path}:{node.lineno} has no hint"
+
+
+def test_an_error_crosses_a_process_whole() -> None:
+    error = pickle.loads(pickle.dumps(FgkdError("what", "hint")))
+    assert (error.what, error.hint, str(error)) == ("what", "hint", "what\nTry: hint")
+
+
+def test_near_names() -> None:
+    assert near("foldr", ["folder", "cub"]) == "; did you mean folder?"
+    assert near("zzzz", ["folder", "cub"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("train-teacher", "--model", "m", "--output", "o"), "--data is required"),
+        (("train-teacher", "--data", "icons", "--output", "o"), "--model is required"),
+        (("cache-logits", "--output", "o"), "--teacher is required"),
+        (("train-student", "--output", "o"), "--model is required"),
+        (("train-student", "--model", "m", "--output", "o"), "nothing to distil from"),
+        (("train-student", "--model", "m", "--cache", "a", "--teacher", "b"), "exclude each other"),
+        (("train-student", "--model", "m", "--cache", "no"), "no cache manifest at no/"),
+        (("train-student", "--model", "m", "--teacher", "no"), "no run folder no"),
+        (("cache-logits", "--teacher", "no", "--output", "o"), "no run folder no"),
+        (("evaluate",), "RUN is required"),
+        (("evaluate", "no"), "no run folder no"),
+        (("evaluate", "no", "--device", "gpu"), "--device 'gpu' is not a device"),
+        (("evaluate", "no", "--device", "cuda:99"), "--device cuda:99: "),
+    ],
+)
+def test_what_is_missing_is_named(
+    args: tuple[str, ...],
+    said: str,
+    fails: Fails,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert said in fails(*args)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_data(fails: Fails, tiny_data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    missing = fails(*teacher(f"folder:{tmp_path}/nowhere", out))
+    assert f"no folder {tmp_path}/nowhere" in missing
+    unknown = fails(*teacher(f"foldr:{tiny_data}", out))
+    assert "unknown dataset 'foldr'" in unknown
+    assert "did you mean folder" in unknown
+    assert "does not say where it is" in fails(*teacher("folder", out))
+    data = copy_data(tiny_data, tmp_path / "data")
+    gone = sorted((data / "val").iterdir())[2]
+    gone.rename(tmp_path / "elsewhere")
+    assert f"class folder {gone.name!r} is missing in split val (it is in train, test)" in fails(
+        *teacher(f"folder:{data}", out)
+    )
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_unreadable_image(
+    workers: int, fails: Fails, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stops the run with its path; quarantined, it is listed and nobody takes its place."""
+    data, out = copy_data(tiny_data, tmp_path / "data"), tmp_path / "out"
+    bad = first_image(data)
+    bad.write_bytes(bad.read_bytes()[:100])
+    command = teacher(f"folder:{data}", out, "--workers", workers, "--checkpoint-steps", 1)
+    said = fails(*command)
+    assert f"cannot decode image {bad}: " in said
+    assert "--skip-bad-images" in said
+    assert exit_code(*command, "--resume", "--skip-bad-images") == 0
+    listed = fsio.read_lines(out / "bad_images.jsonl")
+    assert [row["key"] for row in listed] == [bad.relative_to(data).as_posix()]
+    assert str(bad) in listed[0]["reason"]
+    seen: list[int] = []
+    real = TrainLoader._join
+
+    def watched(*args: Any) -> Batch:
+        batch = real(*args)
+        seen.extend(batch.row_ids.tolist())
+        return batch
+
+    monkeypatch.setattr(TrainLoader, "_join", watched)
+    fgkd(*command, "--skip-bad-images", "--output", tmp_path / "whole")
+    keys = [path.relative_to(data).as_posix() for path in (data / "train").rglob("*.png")]
+    others = [hash64(key) for key in keys if key != listed[0]["key"]]
+    assert sorted(seen) == sorted(others)  # each of the others once
+    assert rows(tmp_path / "whole") == rows(out)
+
+
+def test_a_bad_validation_image(fails: Fails, tiny_data: Path, tmp_path: Path) -> None:
+    data, out = copy_data(tiny_data, tmp_path / "data"), tmp_path / "out"
+    first_image(data, "val").write_bytes(b"GIF89a")
+    assert str(first_image(data, "val")) in fails(*teacher(f"folder:{data}", out))
+    assert exit_code(*teacher(f"folder:{data}", out), "--resume", "--skip-bad-images") == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("--model", "convnext_ato"), "no model 'convnext_ato'; did you mean convnext_atto"),
+        (("--model-kwargs", "patch_size"), "'patch_size' is not K=V,K=V"),
+        (("--model-kwargs", "a=__import__('os')"), "is not K=V,K=V with Python literals"),
+        (("--model-kwargs", "no_such=1"), "no_such"),
+        (("--initial-checkpoint", "/no/such.pth"), "no checkpoint at /no/such.pth"),
+        (("--opt", "adamv"), "optimizer 'adamv'; did you mean adam"),
+        (("--lr", "1e-7"), "lr 1e-07 <= min_lr 1e-06"),
+        (("--warmup-epochs", "5"), "lr 0.001 is never reached"),
+        (("--crop-scale", "0.9", "0.1"), "crop_scale is (0.9, 0.1)"),
+    ],
+)
+def test_wrong_models_and_schedules(
+    args: tuple[str, ...], said: str, fails: Fails, tiny_data: Path, tmp_path: Path
+) -> None:
+    assert said in fails(*teacher(f"folder:{tiny_data}", tmp_path / "out", *args))
+    assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+class Attack:
+    """Unpickled, it creates a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_wrong_weights(fails: Fails, tiny_data: Path, tiny_teacher: Path, tmp_path: Path) -> None:
+    """Of another model, truncated, or with code inside, which must not run."""
+    student = ("train-student", "--distillation", "none", "--data", f"folder:{tiny_data}")
+    student = (*student, *STUDENT, "--img-size", 32, "--output", tmp_path / "out", *FAST)
+    other = fails(*student, "--initial-checkpoint", tiny_teacher)
+    assert "is not for deit_tiny_distilled_patch16_224" in other
+    cut, evil = tmp_path / "cut.safetensors", tmp_path / "evil.pth"
+    cut.write_bytes((tiny_teacher / "model" / "model.safetensors").read_bytes()[:-100])
+    assert f"checkpoint {cut} does not load" in fails(*student, "--initial-checkpoint", cut)
+    torch.save({"head.weight": Attack(tmp_path / "pwned")}, evil)
+    assert f"checkpoint {evil} does not load" in fails(*student, "--initial-checkpoint", evil)
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_a_damaged_run(fails: Fails, tiny_teacher: Path, tmp_path: Path) -> None:
+    """A checkpoint cut short, or with code inside; a model without its weights."""
+    run = copy_data(tiny_teacher, tmp_path / "run")
+    resume = ("train-teacher", "--resume", "--output", run)
+    whole = (run / "checkpoints" / "last.pt").read_bytes()
+    (run / "checkpoints" / "last.pt").write_bytes(whole[: len(whole) // 2])
+    assert "last.pt cannot be read" in fails(*resume)
+    torch.save({"step": Attack(tmp_path / "pwned")}, run / "checkpoints" / "last.pt")
+    assert "last.pt cannot be read" in fails(*resume)
+    assert not (tmp_path / "pwned").exists()
+    (run / "model" / "model.safetensors").unlink()
+    assert f"model {run}/model does not load" in fails("evaluate", run)
+    (run / "model" / "config.json").unlink()
+    assert "no trained model at" in fails("evaluate", run)
+
+
+def test_evaluate_names_the_splits_there_are(
+    fails: Fails, tiny_data: Path, tiny_teacher: Path, tmp_path: Path
+) -> None:
+    data = copy_data(tiny_data, tmp_path / "data")
+    (data / "test").rename(tmp_path / "gone")
+    said = fails("evaluate", tiny_teacher, "--data", f"folder:{data}", "--workers", 0)
+    assert "folder has no test split; it has train, val" in said
+    assert "--split val" in said
+
+
+def test_pretrained_weights_without_a_network(
+    fails: Fails, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Says how to bring them: with HF_HUB_OFFLINE=1 and an empty hub cache."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    command = ("train-teacher", "--data", f"folder:{tiny_data}", "--output", tmp_path / "out")
+    said = fails(*command, "--model", "convnext_atto.d2_in1k", "--pretrained", *FAST)
+    assert "cannot get pretrained weights of convnext_atto.d2_in1k" in said
+    assert "--initial-checkpoint FILE" in said
+
+
+def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FGKD_DEBUG", "1")
+    with pytest.raises(FgkdError, match="no run folder"):
+        fgkd("evaluate", "no/such/run")

@@ -1,0 +1,156 @@
+"""Files are whole or absent, whatever stops the writer; journals lose at most their last line."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from fgkd import fsio
+from fgkd.errors import FgkdError
+
+
+@pytest.mark.parametrize("stop", [RuntimeError("bug"), KeyboardInterrupt(), SystemExit(3)])
+def test_a_stopped_writer_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, stop: BaseException
+) -> None:
+    path = tmp_path / "file"
+    fsio.write_text(path, "old")
+
+    def write_half() -> None:
+        with fsio.replacing(path) as partial:
+            partial.write_text("half")
+            raise stop
+
+    with pytest.raises(type(stop)) as caught:
+        write_half()
+    assert caught.value is stop
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("call", ["os.replace", "os.fsync"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT])
+def test_a_failed_write_names_file_and_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int
+) -> None:
+    def fail(*args: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    path = tmp_path / "sub" / "file"
+    fsio.write_text(path, "old")
+    with monkeypatch.context() as patch:
+        patch.setattr(call, fail)
+        with pytest.raises(FgkdError) as caught:
+            fsio.write_text(path, "new")
+    assert caught.value.what == f"cannot write {path}: {os.strerror(number)}"
+    assert caught.value.hint.startswith(f"df -h {path.parent}")
+    assert path.read_text() == "old"
+    assert [p.name for p in path.parent.iterdir()] == ["file"]
+
+
+def test_the_content_is_synced_before_it_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    real_fsync, real_replace = os.fsync, os.replace
+
+    def fsync(fd: int) -> None:
+        calls.append("fsync " + Path(os.readlink(f"/proc/self/fd/{fd}")).name)
+        real_fsync(fd)
+
+    def replace(old: Path, new: Path) -> None:
+        calls.append(f"rename {old.name} {new.name}")
+        real_replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    fsio.write_bytes(tmp_path / "f", b"x")
+    assert calls == ["fsync f.partial", "rename f.partial f", f"fsync {tmp_path.name}"]
+
+
+def test_a_folder_in_the_way_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FgkdError, match=r"cannot write .*: (Not a directory|File exists)"):
+        fsio.write_text(tmp_path / "file" / "below", "x")
+
+
+def test_journal_round_trip(tmp_path: Path) -> None:
+    path, rows = tmp_path / "sub" / "j", [{"a": 1}, {"é": [1.5, None]}, {"b": "two\nlines"}]
+    assert fsio.read_lines(path) == []
+    for row in rows:
+        fsio.append_line(path, row)
+    assert fsio.read_lines(path) == rows
+    assert path.read_text().count("\n") == 3
+
+
+@pytest.mark.parametrize("cut", range(1, 15))
+def test_a_journal_cut_anywhere_in_its_last_line_loses_that_line_alone(
+    tmp_path: Path, cut: int
+) -> None:
+    path = tmp_path / "j"
+    for row in ({"step": 1}, {"step": "zwö"}):
+        fsio.append_line(path, row)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-cut])
+    assert fsio.read_lines(path) == [{"step": 1}]
+    fsio.append_line(path, {"step": 3})
+    last = fsio.read_lines(path)[-1]
+    assert last == {"step": 3}
+    assert fsio.read_lines(path)[0] == {"step": 1}
+
+
+def test_trim_lines_keeps_order_and_drops_the_cut_line(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    fsio.trim_lines(path, lambda row: True)
+    assert not path.exists()
+    for step in (3, 1, 2):
+        fsio.append_line(path, {"step": step})
+    path.write_bytes(path.read_bytes() + b'{"step": 0')
+    fsio.trim_lines(path, lambda row: row["step"] != 1)
+    assert path.read_text() == '{"step": 3}\n{"step": 2}\n'
+
+
+def test_json_round_trip_and_errors(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    with pytest.raises(FgkdError, match=r"no thing at .*x\.json"):
+        fsio.read_json(path, "thing")
+    fsio.write_json(path, {"b": 1, "a": "é"})
+    assert fsio.read_json(path, "thing") == {"b": 1, "a": "é"}
+    assert list(json.loads(path.read_text())) == ["b", "a"]
+    for damaged in (b'{"b": 1', b"\xff\xfe", b""):
+        path.write_bytes(damaged)
+        with pytest.raises(FgkdError, match=r"thing .*x\.json is damaged") as caught:
+            fsio.read_json(path, "thing")
+        assert caught.value.hint
+
+
+def test_sha256(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"abc" * 100_000)
+    assert fsio.sha256(tmp_path / "f") == hashlib.sha256(b"abc" * 100_000).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("n", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1536, "1.5 KiB"),
+        (5 * 2**20, "5.0 MiB"),
+        (2**50, "1024.0 TiB"),
+    ],
+)
+def test_human_bytes(n: float, text: str) -> None:
+    assert fsio.human_bytes(n) == text
+
+
+@pytest.mark.parametrize(
+    ("s", "text"),
+    [(0.4, "0s"), (59.6, "1m00s"), (95, "1m35s"), (3599.6, "1h00m"), (90061, "25h01m")],
+)
+def test_human_time(s: float, text: str) -> None:
+    assert fsio.human_time(s) == text

@@ -1,0 +1,109 @@
+"""Stage two needs no teacher, neither on disk nor in memory, and one epoch's targets at a time."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+from PIL import Image
+from run_miniatures import STUDENT, TEACHER, fgkd, rows, run_children, tree
+
+from fgkd.cache import store
+
+NUM_CLASSES, VIEWS = 2000, 4  # one image a class
+MIB = 1 << 20
+SLAB = NUM_CLASSES * NUM_CLASSES * 4 / MIB  # MiB of one view's targets, float32
+SLACK = 12  # MiB, for a batch's targets and its loss
+
+
+def test_the_teacher_is_neither_read_nor_built(
+    tiny_teacher: Path, tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its folder gone and only one model allowed, the same student comes out."""
+    command = ("train-student", "--cache", tiny_cache, *STUDENT, "--epochs", 2, "--workers", 0)
+    fgkd(*command, "--output", tmp_path / "before")
+    built: list[str] = []
+    real = timm.create_model
+
+    def create_once(name: str, *args: Any, **kwargs: Any) -> Any:
+        built.append(name)
+        assert len(built) == 1, f"a second model was built: {name}"
+        return real(name, *args, **kwargs)
+
+    away = tmp_path / "away"
+    shutil.move(tiny_teacher, away)
+    try:
+        monkeypatch.setattr(timm, "create_model", create_once)
+        fgkd(*command, "--output", tmp_path / "after")
+    finally:
+        shutil.move(away, tiny_teacher)
+    assert built == [STUDENT[1]]
+    assert tree(tmp_path / "after/model") == tree(tmp_path / "before/model")
+    assert "val_agreement_pct" in rows(tmp_path / "after")[0]  # from the cache, too
+
+
+def peak(output: Path, *command: object) -> None:
+    """Run a command and write this process's peak resident memory to a file, in MiB."""
+    fgkd(*command)
+    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    output.write_text(str(usage))
+
+
+def peak_hoarding(output: Path, *command: object) -> None:
+    """The same with a reader that keeps every view it has read: what must not happen."""
+    real, kept = store.Reader.slab, []
+
+    def hoarding(self: store.Reader, view: int) -> dict[str, np.ndarray]:
+        kept.append(real(self, view))
+        return dict(kept[-1])
+
+    store.Reader.slab = hoarding  # type: ignore[method-assign]
+    peak(output, *command)
+
+
+@pytest.fixture(scope="module")
+def wide_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache whose targets are large beside its images: many classes, small everything else."""
+    root = tmp_path_factory.mktemp("wide")
+    noise = np.random.default_rng(0).integers(0, 256, (NUM_CLASSES, 8, 8), np.uint8)
+    for label, image in enumerate(noise):
+        folder = root / f"data/train/{label:04d}"
+        folder.mkdir(parents=True)
+        Image.fromarray(image).save(folder / "0.png")
+    small = ("--epochs", 1, "--workers", 0, "--output", root / "teacher")
+    fgkd("train-teacher", "--data", f"folder:{root / 'data'}", *TEACHER, *small)
+    fgkd(
+        *("cache-logits", "--teacher", root / "teacher", "--output", root / "cache"),
+        *("--views", VIEWS, "--encoding", "dense32", "--shard-size", 200, "--workers", 0),
+    )
+    return root / "cache"
+
+
+def test_stage_two_holds_one_epoch_of_targets_more_than_the_loop_on_labels(
+    wide_cache: Path, tmp_path: Path
+) -> None:
+    """Peak resident memory over an epoch for each view; and a reader that hoards is caught."""
+
+    def command(name: str, *more: object) -> tuple[object, ...]:
+        return (
+            *(tmp_path / f"{name}.txt", "train-student", "--cache", wide_cache, *STUDENT, *more),
+            *("--epochs", VIEWS, "--batch-size", 50, "--workers", 0),
+            *("--output", tmp_path / name),
+        )
+
+    calls = [
+        (peak, *command("labels", "--distillation", "none")),
+        (peak, *command("cache")),
+        (peak_hoarding, *command("hoard")),
+    ]
+    assert run_children(calls) == [0, 0, 0]
+    used = {n: float((tmp_path / f"{n}.txt").read_text()) for n in ("labels", "cache", "hoard")}
+    print(used, SLAB)
+    assert used["cache"] - used["labels"] <= SLAB + SLACK
+    assert used["hoard"] - used["labels"] > SLAB + SLACK
+    assert VIEWS * SLAB > 3 * (SLAB + SLACK)
