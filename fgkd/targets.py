@@ -128,7 +128,7 @@ def _encode_topk(codec: Codec, logits_NC: np.ndarray, labels_NL: np.ndarray) -> 
         own = np.take_along_axis(favoured, at, -1)
         np.put_along_axis(favoured, at, np.where(label_N[..., None] >= 0, -np.inf, own), -1)
     kept = np.sort(np.argsort(favoured, axis=-1, kind="stable")[..., : codec.num_kept], axis=-1)
-    values = np.take_along_axis(logits_NC, kept, -1)
+    values = np.take_along_axis(logits_NC, kept, -1).astype(np.float16)
     order = np.argsort(-values, axis=-1, kind="stable")  # ties by class, as `kept` is sorted
     kept, values = np.take_along_axis(kept, order, -1), np.take_along_axis(values, order, -1)
     rest = logits_NC.astype(np.float64)
@@ -140,7 +140,7 @@ def _encode_topk(codec: Codec, logits_NC: np.ndarray, labels_NL: np.ndarray) -> 
         tails.append(np.log(np.exp(scaled - top).sum(-1)) + top[..., 0])
     indices = kept.astype(_topk_arrays(codec)["indices"][0])
     log_tail = np.stack(tails, axis=-1).astype(np.float32)
-    return {"values": values.astype(np.float16), "indices": indices, "log_tail": log_tail}
+    return {"values": values, "indices": indices, "log_tail": log_tail}
 
 
 def _decode_topk(codec: Codec, arrays: Arrays, temperature: float | None) -> np.ndarray:
@@ -153,7 +153,10 @@ def _decode_topk(codec: Codec, arrays: Arrays, temperature: float | None) -> np.
     logits = np.broadcast_to(each[..., None], shape).astype(np.float32)
     index = arrays["indices"].astype(np.int64)
     if index.size and index.max() >= codec.num_classes:
-        raise FgkdError(f"a stored class index {index.max()} is not below {codec.num_classes}")
+        raise FgkdError(
+            f"a stored class index {index.max()} is not below {codec.num_classes}",
+            "fgkd inspect CACHE --verify   # which shards are damaged?",
+        )
     np.put_along_axis(logits, index, arrays["values"].astype(np.float32), -1)
     return logits
 
