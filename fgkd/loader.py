@@ -176,6 +176,8 @@ class TrainLoader:
     def _join(
         self, spec: BatchSpec, answer: Fetched, slab: dict[str, np.ndarray], num_rows: int
     ) -> Batch:
+        if distributed.world() > 1 and not len(answer.rows):
+            return self._blank(spec, answer)
         rows, teacher_BK = answer.rows, None
         if self.cache:
             self._check_digests(spec, answer, slab)
@@ -194,6 +196,13 @@ class TrainLoader:
             None if partner is None else torch.from_numpy(answer.lams_BV[:, 0]),
             answer.bad,
         )
+
+    def _blank(self, spec: BatchSpec, answer: Fetched) -> Batch:
+        """A black image that counts for nothing: no image of this rank's share could be read."""
+        image = torch.zeros(1, *answer.images[0].shape[2:], dtype=torch.uint8)
+        label = torch.zeros(1, dtype=torch.int64)
+        teacher = torch.zeros(1, self.cache.codec.num_classes) if self.cache else None
+        return Batch(spec, 0, self.row_ids[:1], image, label, teacher, None, None, answer.bad)
 
     def _check_digests(self, spec: BatchSpec, answer: Fetched, slab: dict[str, np.ndarray]) -> None:
         digests_B = answer.digests_BV[:, 0]
