@@ -60,8 +60,8 @@ class Reader:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._file = open(path, "rb")  # noqa: SIM115 - lives as long as the reader
-            self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+            with open(path, "rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             with tarfile.open(path, "r:") as tar:
                 members = {m.name: (m.offset_data, m.size) for m in tar if m.isreg()}
             facts = json.loads(self._bytes(*members[HEADER]))
@@ -116,4 +116,3 @@ class Reader:
 
     def close(self) -> None:
         self._map.close()
-        self._file.close()
