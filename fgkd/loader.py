@@ -78,11 +78,12 @@ class TrainLoader:
         bad = cache.bad_keys if cache else set()
         self.usable = np.array([key not in bad for key in samples.keys])
         self.unit = 2 if recipe.mixes else 1
-        if recipe.mixes and schedule.batch_size % (2 * distributed.world()):
+        even = 2 * distributed.world()
+        if recipe.mixes and schedule.batch_size % even:
             raise FgkdError(
                 f"--batch-size {schedule.batch_size} is not even on each of "
                 f"{distributed.world()} process(es), but mixup and cutmix need pairs",
-                f"--batch-size {2 * distributed.world() * (schedule.batch_size // 2)}",
+                f"--batch-size {max(1, schedule.batch_size // even) * even}",
             )
         self.blocks = plan.blocks(view_seed, len(samples), block_size)
         self.shard_buffer = shard_buffer
