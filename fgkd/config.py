@@ -2,24 +2,15 @@
 
 The click options, `args.yaml`, `-c` files, strict loading and `--help` all derive from the frozen
 dataclasses below. `None` means "decided from context"; the help text says how.
-Importing this module is cheap: `--help` must not wait for numpy or torch.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import hashlib
-import json
-import math
-import types
-import typing
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from dataclasses import dataclass
 
-from .errors import FgkdError, near
+from .schema import build, check, convert, diff, fingerprint, hints, option, to_dict
 
-T = TypeVar("T")
+__all__ = ["build", "check", "convert", "diff", "fingerprint", "hints", "option", "to_dict"]
 
 DATASET_NAMES = ("icons", "folder", "cub", "dogs", "foodx")
 RECIPE_NAMES = ("none", "light", "seed")
@@ -28,21 +19,6 @@ FORMAT_NAMES = ("hdf5", "webdataset")
 ENCODING_NAMES = ("dense", "dense32", "int8", "topk")
 DTYPE_NAMES = ("float32", "bfloat16", "float64")
 SCHEDULE_NAMES = ("cosine", "linear", "step", "constant")
-
-
-def option(
-    default: Any,
-    help: str,
-    *,
-    choices: tuple[str, ...] = (),
-    low: float | None = None,
-    high: float | None = None,
-    above: float | None = None,
-    free: bool = False,
-) -> Any:
-    """A field with its help and range (low <= x <= high, x > above); free: may change on resume."""
-    meta = {"help": help, "choices": choices, "low": low, "high": high, "above": above}
-    return field(default=default, metadata={**meta, "free": free})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,7 +183,7 @@ class TrainStudentConfig(TrainOptions, ViewOptions, ModelOptions, DataOptions, R
         None, "Key of the views. Default: the cache's, else 0 (as cache-logits).", low=0
     )
     shard_size: int = option(
-        1024, "Block that mixing pairs lie in, without a cache (as cache-logits).", low=2
+        1024, "Block that mixing pairs lie in, without a cache (as cache-logits).", low=1
     )
     kd_loss: str = option("kl", "Distillation loss.", choices=LOSS_NAMES)
     temperature: float = option(1.0, "Softmax temperature of the distillation loss.", above=0.0)
@@ -277,101 +253,3 @@ class InspectConfig:
     teacher: tuple[str, ...] = option((), "Run folder of the teacher, to ask it again.")
     json: str | None = option(None, "Write the report to this file.")
     device: str = option("auto", "auto, cpu, cuda or cuda:N. auto takes CUDA if present.")
-
-
-def check(value: Any, meta: typing.Mapping[str, Any]) -> str | None:
-    """What is wrong with one value by its field's choices and range, or None."""
-    if value is None:
-        return None
-    if isinstance(value, tuple):
-        return next((problem for v in value if (problem := check(v, meta))), None)
-    if meta["choices"] and value not in meta["choices"]:
-        return f"{value!r} is not one of {', '.join(meta['choices'])}"
-    if isinstance(value, float) and not math.isfinite(value):
-        return f"{value} is not a finite number"
-    if meta["above"] is not None and value <= meta["above"]:
-        return f"{value} is not above {meta['above']:g}"
-    if meta["low"] is not None and value < meta["low"]:
-        return f"{value} is below {meta['low']:g}"
-    if meta["high"] is not None and value > meta["high"]:
-        return f"{value} is above {meta['high']:g}"
-    return None
-
-
-def hints(cls: type) -> dict[str, Any]:
-    """Field name -> resolved type, in declaration order."""
-    kinds = typing.get_type_hints(cls)
-    return {f.name: kinds[f.name] for f in dataclasses.fields(cls)}
-
-
-def convert(value: Any, kind: Any) -> Any:
-    """A plain value as a field's type, where nothing is lost: lists become tuples, 1 becomes 1.0.
-
-    Raises: ValueError saying what was expected.
-    """
-    kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    if value is None and type(None) in kinds:
-        return None
-    kind = kinds[0]
-    if typing.get_origin(kind) is tuple:
-        item, last = typing.get_args(kind)
-        if not isinstance(value, list | tuple):
-            raise ValueError(f"{value!r} is not a list")
-        if last is not Ellipsis and len(value) != 2:
-            raise ValueError(f"{value!r} has {len(value)} values, not 2")
-        return tuple(convert(v, item) for v in value)
-    if kind is float and isinstance(value, str):
-        with contextlib.suppress(ValueError):  # YAML reads 1e-3, without a point, as text
-            value = float(value)
-    if kind is float and type(value) is int:
-        value = float(value)
-    if type(value) is not kind:
-        expected = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
-        raise ValueError(f"{value!r} is not {expected[kind]}")
-    return value
-
-
-def build(cls: type[T], values: dict[str, Any], where: str) -> T:
-    """A config from plain values; unknown keys are refused with the nearest known.
-
-    Raises: FgkdError naming `where`, the key and the value.
-    """
-    fields = {f.name: f for f in dataclasses.fields(typing.cast(Any, cls))}
-    kinds, clean = hints(cls), {}
-    for key, value in values.items():
-        if key not in fields:
-            raise FgkdError(
-                f"unknown option {key!r} in {where}{near(key, list(fields))}",
-                "--help   # lists the options of the command",
-            )
-        try:
-            clean[key] = convert(value, kinds[key])
-            problem = check(clean[key], fields[key].metadata)
-        except ValueError as error:
-            problem = str(error)
-        if problem:
-            raise FgkdError(f"{where}: {key}: {problem}", "--help   # says what the option takes")
-    return cls(**clean)
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """Plain values for YAML: tuples become lists."""
-    return {
-        f.name: list(v) if isinstance(v := getattr(config, f.name), tuple) else v
-        for f in dataclasses.fields(config)
-    }
-
-
-def diff(old: Any, new: Any) -> list[str]:
-    """`name: old -> new` for each option that differs and changes numbers (not the free ones)."""
-    return [
-        f"{f.name}: {getattr(old, f.name)} -> {getattr(new, f.name)}"
-        for f in dataclasses.fields(old)
-        if not f.metadata["free"] and getattr(old, f.name) != getattr(new, f.name)
-    ]
-
-
-def fingerprint(value: Any) -> str:
-    """Hex sha256 of a JSON value in canonical form."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -73,7 +73,7 @@ With a teacher among the runs, agreement with it and KL to it are added.
 """
 
 
-INSPECT = """Show what a cache is and what it knows of its teacher; check that it still holds.
+INSPECT = """Show what a cache knows of its teacher, and check that it still holds.
 
 \b
   fgkd inspect runs/cache

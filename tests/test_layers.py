@@ -10,18 +10,27 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = (
     ("fgkd.errors", "fgkd.rng"),
-    ("fgkd.fsio", "fgkd.config", "fgkd.distributed", "fgkd.view_ops", "fgkd.weights"),
+    ("fgkd.fsio", "fgkd.schema", "fgkd.distributed", "fgkd.view_ops", "fgkd.weights"),
     (
         *("fgkd.plan", "fgkd.data", "fgkd.views", "fgkd.targets", "fgkd.models", "fgkd.optim"),
-        *("fgkd.checkpoint", "fgkd.cache.manifest"),
+        *("fgkd.checkpoint", "fgkd.config", "fgkd.cache.manifest"),
     ),
-    ("fgkd.losses", "fgkd.metrics", "fgkd.cache.hdf5", "fgkd.cache.wds", "fgkd.rundir"),
+    (
+        *("fgkd.losses", "fgkd.metrics", "fgkd.rundir", "fgkd.fetch"),
+        *("fgkd.cache.hdf5", "fgkd.cache.wds", "fgkd.cache.stats"),
+    ),
     ("fgkd.cache.store", "fgkd.report"),
+    ("fgkd.cache.reader",),
+    ("fgkd.cache.remote",),
     ("fgkd.loader",),
     ("fgkd.engine",),
     ("stages.session", "stages.options"),
-    ("stages.training",),
-    ("stages.train_teacher", "stages.cache_logits", "stages.train_student", "stages.evaluate"),
+    ("stages.training", "stages.capture"),
+    ("stages.planner", "stages.verify", "stages.source"),
+    (
+        *("stages.train_teacher", "stages.cache_logits", "stages.train_student"),
+        *("stages.evaluate", "stages.inspect_cache"),
+    ),
     ("stages.cli",),
     ("stages.__main__",),
 )

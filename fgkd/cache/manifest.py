@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from .. import fsio
-from ..config import fingerprint
 from ..errors import FgkdError, WrongDataError
+from ..schema import fingerprint
 
 FORMAT_VERSION = 1
 HASH_HEX = 32

@@ -94,7 +94,7 @@ class Reader:
     def dataset(self) -> Dataset:
         """The dataset as the shards hold it (WebDataset): train and val, without a test split."""
         described = self.identity["dataset"]
-        splits = {"train": self._samples("train", self.manifest["shards"])}
+        splits = {"train": self._train_samples()}
         if self.manifest["val"]:
             splits["val"] = self._samples("val", [self.manifest["val"]])
         return Dataset(
@@ -104,6 +104,9 @@ class Reader:
             splits=splits,
             chiral=described["chiral"],
         )
+
+    def _train_samples(self) -> Samples:
+        return self._samples("train", self.manifest["shards"])
 
     def _samples(self, split: str, shards: list[dict[str, Any]]) -> Samples:
         column = self.identity[split]
@@ -172,7 +175,7 @@ class Reader:
         self, row: dict[str, Any], name: str, array: np.ndarray, shape: tuple[int, ...]
     ) -> None:
         if array.shape != shape or array.dtype.hasobject:
-            what = f"{name} is {array.dtype} {array.shape}, expected {shape}"
+            what = f"{name} is {array.dtype} of shape {array.shape}, expected {shape}"
             raise self._damaged(row, what)
 
     def _damaged(self, row: dict[str, Any], why: str) -> FgkdError:

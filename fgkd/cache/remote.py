@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data import Dataset, Samples
+from ..data import Samples
 from ..data.base import Place
 from ..errors import FgkdError
 from .reader import Reader
@@ -71,26 +71,14 @@ class RemoteReader(Reader):
         self._coming.pop(name, None)
         (self.folder / name).unlink(missing_ok=True)
 
-    def dataset(self) -> Dataset:
-        """The dataset without opening a shard: training images arrive with their requests."""
-        described = self.identity["dataset"]
+    def _train_samples(self) -> Samples:
+        """Columns alone: the training images arrive with their requests."""
         column = self.identity["train"]
-        keys = column["keys"]
-        train = Samples(
-            keys,
+        return Samples(
+            column["keys"],
             np.array(column["labels"], np.int64),
             np.array(column["domains"], np.int64),
-            [f"{self.url}:{key}" for key in keys],
-        )
-        splits = {"train": train}
-        if self.manifest["val"]:
-            splits["val"] = self._samples("val", [self.manifest["val"]])
-        return Dataset(
-            name=described["name"],
-            classes=described["classes"],
-            domains=described["domains"],
-            splits=splits,
-            chiral=described["chiral"],
+            [f"{self.url}:{key}" for key in column["keys"]],
         )
 
     def _damaged(self, row: dict[str, Any], why: str) -> FgkdError:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from .. import fsio, plan
-from ..config import fingerprint
 from ..errors import FgkdError
+from ..schema import fingerprint
 from ..targets import Codec
 from . import hdf5, manifest, stats, wds
 from .manifest import Shard, ShardJob
