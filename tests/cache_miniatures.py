@@ -8,18 +8,25 @@ from typing import Any
 
 import numpy as np
 
+from fgkd import targets
 from fgkd.cache import store
 from fgkd.cache.manifest import ShardJob
+from fgkd.cache.store import Captured
 
 NUM_TRAIN, NUM_VAL, NUM_CLASSES, SHARD_SIZE = 23, 5, 6, 8  # blocks of 8, 8 and 7
 IDENTITY: dict[str, Any] = {
     "format_version": 1,
     "format": "hdf5",
-    "encoding": {"name": "dense"},
+    "encoding": {"name": "dense", "top_k": 0, "temperatures": []},
     "shard_size": SHARD_SIZE,
     "dtype": "float32",
     "teachers": [{"architecture": "convnext", "weights_sha256": "aa", "img_size": 32}],
-    "views": {"recipe": {"crop_scale": [0.5, 1.0], "hflip": 0.5}, "seed": 4, "img_size": 32},
+    "ensemble": None,
+    "views": {
+        "recipe": {"crop_scale": [0.5, 1.0], "hflip": 0.5, "mixup": 0.0, "cutmix": 0.0},
+        "seed": 4,
+        "img_size": 32,
+    },
     "dataset": {
         "name": "made",
         "classes": [f"class {i}" for i in range(NUM_CLASSES)],
@@ -30,16 +37,25 @@ IDENTITY: dict[str, Any] = {
     "train": {
         "keys": [f"train/é {i}.jpg" for i in range(NUM_TRAIN)],
         "labels": [i % NUM_CLASSES - (i == 3) * 4 for i in range(NUM_TRAIN)],  # sample 3: -1
+        "domains": [0] * NUM_TRAIN,
         "sizes": [100 + i for i in range(NUM_TRAIN)],
         "hashes": [f"{i:032x}" for i in range(NUM_TRAIN)],
     },
     "val": {
         "keys": [f"val/{i}.jpg" for i in range(NUM_VAL)],
         "labels": [0] * NUM_VAL,
+        "domains": [0] * NUM_VAL,
         "sizes": [7] * NUM_VAL,
         "hashes": [f"{i:032x}" for i in range(NUM_VAL)],
     },
 }
+NO_VAL: dict[str, list[Any]] = {name: [] for name in IDENTITY["val"]}
+
+
+def encoding_of(name: str) -> dict[str, Any]:
+    """The identity's entry for an encoding, with a top k where there is one."""
+    described: dict[str, Any] = targets.describe(name, 2, (1.0, 2.0), NUM_CLASSES)
+    return described
 
 
 def make_identity(**changes: Any) -> dict[str, Any]:
@@ -63,12 +79,24 @@ def digest_of(row: int, view: int) -> int:
     return int(np.random.default_rng([row, view, 1]).integers(1, 2**63)) * 2 + 1
 
 
+def image_of(split: str, row: int) -> bytes:
+    """What stands for a sample's image file."""
+    return f"{split} image {row}".encode()
+
+
+def open_writer(folder: Path, views: int, **changes: Any) -> store.Writer:
+    """A writer that has begun a cache."""
+    writer = store.Writer(folder, make_identity(**changes), views, image_of)
+    writer.begin()
+    return writer
+
+
 def publish(writer: store.Writer, job: ShardJob, bad: list[str] | None = None) -> None:
     """Write one shard of the made-up teacher."""
     rows, views = writer.block_rows[job.block], range(job.start, job.stop)
     logits = np.stack([np.stack([logits_of(row, view) for row in rows]) for view in views])
     digests = [[digest_of(row, view) for row in rows] for view in views]
-    writer.publish(job, logits, np.array(digests, np.uint64), bad or [])
+    writer.publish(job, Captured(logits, np.array(digests, np.uint64), bad=bad or []))
 
 
 def val_logits() -> np.ndarray:
@@ -77,7 +105,7 @@ def val_logits() -> np.ndarray:
 
 def write_cache(folder: Path, views: int = 3, order: int = 1, **changes: Any) -> Path:
     """A complete cache; what was written before stays. order -1: its last shard first."""
-    writer = store.Writer(folder, make_identity(**changes), views)
+    writer = open_writer(folder, views, **changes)
     if order < 0 and writer.needs_val():
         writer.publish_val(val_logits(), [])
     for job in writer.jobs()[::order]:

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from cache_miniatures import (
     IDENTITY,
+    NO_VAL,
     NUM_CLASSES,
     NUM_TRAIN,
     digest_of,
+    encoding_of,
     logits_of,
-    make_identity,
+    open_writer,
     publish,
     tree,
     val_logits,
@@ -24,25 +26,28 @@ from cache_miniatures import (
 from fgkd import fsio, plan, targets
 from fgkd.cache import manifest, store
 from fgkd.cache.manifest import Shard, ShardJob
+from fgkd.cache.reader import Reader
 from fgkd.config import FORMAT_NAMES
 
 
-def expected(row: int, view: int, encoding: str) -> np.ndarray:
-    return targets.decode(encoding, targets.encode(encoding, logits_of(row, view)))
+def expected(row: int, view: int, codec: targets.Codec) -> np.ndarray:
+    label = np.array([IDENTITY["train"]["labels"][row]])
+    return codec.decode(codec.encode(logits_of(row, view), label))
 
 
 @pytest.mark.parametrize("encoding", targets.ENCODINGS)
 @pytest.mark.parametrize("name", store.BACKENDS)
 def test_every_target_comes_back(name: str, encoding: str, tmp_path: Path) -> None:
-    folder = write_cache(tmp_path / "cache", format=name, encoding__name=encoding)
-    reader = store.Reader(folder)
-    assert (reader.views, reader.num_classes, reader.encoding) == (3, NUM_CLASSES, encoding)
+    folder = write_cache(tmp_path / "cache", format=name, encoding=encoding_of(encoding))
+    reader = Reader(folder)
+    codec = reader.codec
+    assert (reader.views, codec.num_classes, codec.name) == (3, NUM_CLASSES, encoding)
     for view in (2, 0, 1, 2):
         slab = reader.slab(view)
-        decoded = targets.decode(encoding, {k: v for k, v in slab.items() if k != "digests"})
+        decoded = codec.decode({k: v for k, v in slab.items() if k != "digests"})
         assert decoded.shape == (NUM_TRAIN, NUM_CLASSES)
         for row in range(NUM_TRAIN):
-            assert np.array_equal(decoded[row], expected(row, view, encoding))
+            assert np.array_equal(decoded[row], expected(row, view, codec))
             assert int(slab["digests"][row]) == digest_of(row, view)
     assert np.array_equal(reader.val_logits(), val_logits())
     reader.close()
@@ -58,11 +63,13 @@ def test_backend_contract(name: str, tmp_path: Path) -> None:
         "digests": np.array([[1, 2**64 - 1, 3], [4, 5, 6]], np.uint64),
     }
     keys = ["a/b.c.jpg", "ünïcode/x y.png", "z"]
-    labels = np.array([2, -1, 0])
+    labels, rows = np.array([2, -1, 0]), np.array([7, 3, 11])
+    images = [b"one", b"", b"three" * 300]
     header = {"block": 0, "start": 4, "stop": 6, "identity_sha256": "ab", "format_version": 1}
     paths = [tmp_path / f"{i}{backend.SUFFIX}" for i in range(2)]
+    shard = Shard(header, keys, labels, rows, ["p", "q", "r"], arrays, images.__getitem__)
     for path in paths:
-        backend.write(path, Shard(header, keys, labels, arrays))
+        backend.write(path, shard)
     assert paths[0].read_bytes() == paths[1].read_bytes()
     reader = backend.Reader(paths[0])
     assert reader.header == header
@@ -72,6 +79,10 @@ def test_backend_contract(name: str, tmp_path: Path) -> None:
         for key, array in reader.slab(view, list(arrays)).items():
             assert array.dtype == arrays[key].dtype
             assert np.array_equal(array, arrays[key][view])
+    if backend.HOLDS_IMAGES:
+        for i, image in enumerate(images):
+            offset, size = reader.image_place(i)
+            assert paths[0].read_bytes()[offset : offset + size] == image
     reader.close()
 
 
@@ -113,7 +124,7 @@ def test_bytes_do_not_depend_on_the_order_of_writing(tmp_path: Path) -> None:
 def test_bytes_of_two_writers_that_share_the_work(tmp_path: Path) -> None:
     """As ranks do: each has its own Writer and takes every second job."""
     whole = write_cache(tmp_path / "whole")
-    writers = [store.Writer(tmp_path / "two", make_identity(), 3) for _ in range(2)]
+    writers = [open_writer(tmp_path / "two", 3) for _ in range(2)]
     jobs = writers[0].jobs()
     for i in (1, 2, 0):
         publish(writers[i % 2], jobs[i])
@@ -133,12 +144,12 @@ def test_growing_adds_shards_and_keeps_the_old(tmp_path: Path) -> None:
     }
     new = sorted(set(after) - set(before))
     assert new == [f"shards/shard-{block:05d}-v002-005.h5" for block in range(3)]
-    reader = store.Reader(folder)
+    reader = Reader(folder)
     for view in range(5):
         logits = reader.slab(view)["logits"]
         for row in range(NUM_TRAIN):
             assert np.array_equal(logits[row], logits_of(row, view).astype(np.float16))
-    fewer = store.Writer(folder, make_identity(), 3)  # asks for less than there is
+    fewer = open_writer(folder, 3)  # asks for less than there is
     assert fewer.jobs() == []
 
 
@@ -148,31 +159,30 @@ def test_a_shard_of_a_grown_cache_is_rewritten_alone(tmp_path: Path) -> None:
     before = tree(folder)
     for name in ("shard-00001-v000-002.h5", "shard-00002-v002-005.h5"):
         (folder / "shards" / name).unlink()
-        writer = store.Writer(folder, make_identity(), 5)
+        writer = open_writer(folder, 5)
         assert [job.name for job in writer.jobs()] == [name]
         write_cache(folder, views=5)
         assert tree(folder) == before
 
 
 def test_an_image_that_could_not_be_read(tmp_path: Path) -> None:
-    writer = store.Writer(tmp_path, make_identity(), 1)
+    writer = open_writer(tmp_path, 1)
     key = IDENTITY["train"]["keys"][writer.block_rows[1][2]]
     for job in writer.jobs():
         publish(writer, job, [key] if job.block == 1 else [])
     writer.publish_val(val_logits(), [])
     writer.finish()
-    assert store.Reader(tmp_path).bad_keys == {key}
+    assert Reader(tmp_path).bad_keys == {key}
 
 
 def test_a_dataset_without_validation(tmp_path: Path) -> None:
-    empty = {"keys": [], "labels": [], "sizes": [], "hashes": []}
-    reader = store.Reader(write_cache(tmp_path, val=empty))
+    reader = Reader(write_cache(tmp_path, val=NO_VAL))
     assert reader.val_logits() is None
     assert not (tmp_path / "val").exists()
 
 
 def test_num_bytes(tmp_path: Path) -> None:
-    reader = store.Reader(write_cache(tmp_path))
+    reader = Reader(write_cache(tmp_path))
     on_disk = sum(path.stat().st_size for path in tmp_path.glob("shards/*"))
     assert reader.num_bytes == on_disk
 
@@ -213,7 +223,7 @@ def test_a_shard_shrunk_away_in_a_grown_cache(tmp_path: Path) -> None:
     folder = write_cache(tmp_path, views=2)
     write_cache(folder, views=5)
     (folder / "shards/shard-00000-v000-002.h5").unlink()
-    (job,) = store.Writer(folder, make_identity(), 1).jobs()
+    (job,) = open_writer(folder, 1).jobs()
     assert (job.block, job.start, job.stop) == (0, 0, 1)
 
 
@@ -228,7 +238,7 @@ def test_writing_continues_after_every_shard(tmp_path: Path) -> None:
     whole = write_cache(tmp_path / "whole")
     for done in range(4):
         folder = tmp_path / f"after {done}"
-        writer = store.Writer(folder, make_identity(), 3)
+        writer = open_writer(folder, 3)
         for job in writer.jobs()[:done]:
             publish(writer, job)
         partial = folder / "shards/shard-00002-v000-003.h5.partial"
@@ -243,13 +253,13 @@ def test_writing_continues_after_every_shard(tmp_path: Path) -> None:
 def test_a_published_shard_without_a_journal_line_is_written_again(tmp_path: Path) -> None:
     whole = write_cache(tmp_path / "whole")
     folder = tmp_path / "killed"
-    writer = store.Writer(folder, make_identity(), 3)
+    writer = open_writer(folder, 3)
     for job in writer.jobs():
         publish(writer, job)
     journal = folder / "shards.jsonl"
     lines = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(b"".join(lines[:2]) + lines[2][:20])  # the last line was cut short
-    assert [job.block for job in store.Writer(folder, make_identity(), 3).jobs()] == [2]
+    assert [job.block for job in open_writer(folder, 3).jobs()] == [2]
     write_cache(folder)
     assert tree(folder) == tree(whole)
     assert all(fsio.sha256(folder / r["name"]) == r["sha256"] for r in fsio.read_lines(journal))
@@ -264,6 +274,6 @@ def test_a_journalled_shard_that_is_gone_is_written_again(damage: str, tmp_path:
         path.unlink()
     else:
         path.write_bytes(path.read_bytes()[:-1])
-    assert [job.block for job in store.Writer(folder, make_identity(), 3).jobs()] == [1]
+    assert [job.block for job in open_writer(folder, 3).jobs()] == [1]
     write_cache(folder)
     assert tree(folder) == before

@@ -11,10 +11,11 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from cache_miniatures import make_identity, tree, write_cache
+from cache_miniatures import open_writer, tree, write_cache
 
 from fgkd import fsio
-from fgkd.cache import manifest, store
+from fgkd.cache import manifest
+from fgkd.cache.reader import Reader
 from fgkd.config import fingerprint
 from fgkd.errors import FgkdError
 
@@ -27,7 +28,7 @@ def cache(tmp_path: Path) -> Path:
 
 
 def read_everything(folder: Path) -> None:
-    reader = store.Reader(folder)
+    reader = Reader(folder)
     for view in range(reader.views):
         reader.slab(view)
     reader.val_logits()
@@ -95,7 +96,7 @@ def test_the_remedy_rewrites_the_shard_alone(name: str, cache: Path) -> None:
 def test_other_shards_can_be_read_beside_a_damaged_one(cache: Path) -> None:
     write_cache(cache, views=5)
     (cache / "shards/shard-00000-v003-005.h5").unlink()
-    reader = store.Reader(cache)
+    reader = Reader(cache)
     assert len(reader.slab(2)["logits"]) == 23
     with pytest.raises(FgkdError, match="v003-005"):
         reader.slab(3)
@@ -197,7 +198,7 @@ def test_names_that_leave_the_folder_are_refused(place: str, name: Any, cache: P
 
     edit_manifest(cache, change)
     with pytest.raises(FgkdError, match="manifest"):
-        store.Reader(cache)
+        Reader(cache)
 
 
 @pytest.mark.parametrize(
@@ -206,20 +207,20 @@ def test_names_that_leave_the_folder_are_refused(place: str, name: Any, cache: P
 def test_a_damaged_manifest(text: str, cache: Path) -> None:
     (cache / "manifest.json").write_text(text)
     with pytest.raises(FgkdError, match=re.escape(str(cache / "manifest.json"))):
-        store.Reader(cache)
+        Reader(cache)
 
 
 @pytest.mark.parametrize("part", ["identity", "shards"])
 def test_a_manifest_with_a_part_of_another_type(part: str, cache: Path) -> None:
     edit_manifest(cache, lambda value: value.__setitem__(part, "text"))
     with pytest.raises(FgkdError, match="damaged"):
-        store.Reader(cache)
+        Reader(cache)
 
 
 def test_a_changed_identity_does_not_hash(cache: Path) -> None:
     edit_manifest(cache, lambda value: value["identity"]["views"].__setitem__("seed", 9))
     with pytest.raises(FgkdError, match="does not hash"):
-        store.Reader(cache)
+        Reader(cache)
 
 
 def test_another_format_version(cache: Path) -> None:
@@ -229,20 +230,20 @@ def test_another_format_version(cache: Path) -> None:
 
     edit_manifest(cache, change)
     with pytest.raises(FgkdError, match="format_version: 2 -> 1"):
-        store.Reader(cache)
+        Reader(cache)
 
 
 def test_a_manifest_that_lists_too_few_shards(cache: Path) -> None:
     edit_manifest(cache, lambda value: value["shards"].pop(1))
     assert "no shard with view 0 of 8 images" in error_of(cache).what
     with pytest.raises(FgkdError, match="no shard with view 7 of 23 images"):
-        store.Reader(cache).slab(7)
+        Reader(cache).slab(7)
 
 
 def test_no_cache_and_an_incomplete_one(tmp_path: Path) -> None:
     with pytest.raises(FgkdError, match="no cache manifest"):
-        store.Reader(tmp_path)
-    writer = store.Writer(tmp_path, make_identity(), 1)
+        Reader(tmp_path)
+    writer = open_writer(tmp_path, 1)
     fsio.append_line(tmp_path / "shards.jsonl", {"name": "x"})
     assert writer.folder == tmp_path
     with pytest.raises(FgkdError, match="incomplete"):

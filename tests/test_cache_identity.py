@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cache_miniatures import IDENTITY, make_identity, write_cache
+from cache_miniatures import IDENTITY, image_of, make_identity, write_cache
 from data_miniatures import write_folder
 
 from fgkd.cache import manifest, store
@@ -57,7 +57,7 @@ def test_one_field_of_the_identity(field: str, value: Any, line: str, tmp_path: 
     write_cache(tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(FgkdError) as caught:
-        store.Writer(tmp_path, changed, 3)
+        store.Writer(tmp_path, changed, 3, image_of)
     assert line in caught.value.what
     assert "--overwrite" in caught.value.hint
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
@@ -88,7 +88,7 @@ def test_shards_without_an_identity_are_left_alone(tmp_path: Path) -> None:
     write_cache(tmp_path)
     (tmp_path / "identity.json").unlink()
     with pytest.raises(FgkdError, match=r"no identity\.json"):
-        store.Writer(tmp_path, make_identity(), 3)
+        store.Writer(tmp_path, make_identity(), 3, image_of)
 
 
 # ---- the images on disk --------------------------------------------------------------------

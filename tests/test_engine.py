@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 from fgkd import checkpoint, distributed, engine, optim, plan
 from fgkd.data import open_dataset
 from fgkd.errors import FgkdError
-from fgkd.loader import Batch, CleanFetcher, Fetched
+from fgkd.fetch import clean_fetcher
+from fgkd.loader import Batch
 
 CPU = torch.device("cpu")
 SCHEDULE = plan.Schedule(seed=0, num_samples=22, batch_size=8, epochs=2, views=1)  # 8, 8, 6
@@ -36,6 +38,8 @@ def make_batches(first_step: int = 0) -> list[Batch]:
             image_u8_BHW3=x[spec.rows],
             labels_B=labels[spec.rows],
             teacher_BK=None,
+            partner_labels_B=None,
+            lam_B=None,
             bad=[],
         )
         for spec in specs[first_step:]
@@ -179,7 +183,8 @@ def test_an_empty_batch_changes_nothing() -> None:
     state = make_state()
     before = copy.deepcopy(state.model.state_dict())
     batch = make_batches()[0]
-    empty = Batch(batch.spec, 0, batch.row_ids[:0], images(2)[:0], batch.labels_B[:0], None, [])
+    none = {"row_ids": batch.row_ids[:0], "labels_B": batch.labels_B[:0]}
+    empty = dataclasses.replace(batch, count=0, image_u8_BHW3=images(2)[:0], **none)
     (report,) = fit(state, [empty])
     assert (report.num_images, report.step) == (0, 1)
     assert all(torch.equal(v, before[k]) for k, v in state.model.state_dict().items())
@@ -254,17 +259,13 @@ def test_restore_of_another_model() -> None:
 # ---- prediction and evaluation -------------------------------------------------------------
 
 
-def test_predict_splits_by_max_batch() -> None:
+def test_logits_are_asked_for_max_batch_views_at_a_time() -> None:
     model, sizes = build().train(), []
     model.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
     views = images(15).view(5, 3, 32, 32, 3)
-    rows = np.arange(5)
-    digests = np.zeros((5, 3), np.uint64)
-    nothing = Fetched(rows[:0], views[:0], digests[:0], [("bad", "why")])
-    answers = [Fetched(rows, views, digests, []), nothing]
-    (first, logits), (second, none) = engine.predict(model, answers, device=CPU, max_batch=4)
+    logits = engine.logits_of(model, views, device=CPU, max_batch=4)
+    none = engine.logits_of(model, views[:0], device=CPU, max_batch=4)
     assert sizes == [4, 4, 4, 3]
-    assert (first, second) == (answers[0], nothing)
     assert logits.shape == (15, 3)
     assert none.shape == (0, 3)
     with torch.no_grad():
@@ -279,7 +280,7 @@ def test_evaluate_counts_every_image_once(
 ) -> None:
     samples = open_dataset([f"folder:{tiny_data}"]).splits["test"]
     model = build()
-    fetcher = CleanFetcher(samples, model.config, False)
+    fetcher = clean_fetcher(samples, model.config, False)
     monkeypatch.setenv("WORLD_SIZE", str(world))
     monkeypatch.setattr(distributed, "gather", lambda value: [value])
     rows, logits = [], []

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cache_miniatures import make_identity
+from cache_miniatures import NO_VAL, encoding_of, image_of, make_identity
 from data_miniatures import write_image
 
 from fgkd import distributed, plan, rng, views
 from fgkd.cache import manifest, store
+from fgkd.cache.reader import Reader
 from fgkd.data import Samples
 from fgkd.data.images import decode_rgb
 from fgkd.errors import FgkdError
@@ -57,11 +58,12 @@ def cache(samples: Samples, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cache")
     identity = make_identity(
         train=manifest.describe_samples(samples),
-        val={"keys": [], "labels": [], "sizes": [], "hashes": []},
-        encoding={"name": "dense32"},
+        val=NO_VAL,
+        encoding=encoding_of("dense32"),
         views={"recipe": RECIPE.to_dict(), "seed": VIEW_SEED, "img_size": SIZE},
     )
-    writer = store.Writer(folder, identity, 3)
+    writer = store.Writer(folder, identity, 3, image_of)
+    writer.begin()
     for job in writer.jobs():
         rows = writer.block_rows[job.block]
         logits = [[logits_by_hand(row, view) for row in rows] for view in range(3)]
@@ -70,13 +72,14 @@ def cache(samples: Samples, tmp_path_factory: pytest.TempPathFactory) -> Path:
             for view in range(3)
         ]
         bad = [samples.keys[BAD]] if BAD in rows else []
-        writer.publish(job, np.array(logits), np.array(digests, np.uint64), bad)
+        captured = store.Captured(np.array(logits), np.array(digests, np.uint64), bad=bad)
+        writer.publish(job, captured)
     writer.finish()
     return folder
 
 
 def make_loader(
-    samples: Samples, cache: Path | store.Reader | None = None, **options: Any
+    samples: Samples, cache: Path | Reader | None = None, **options: Any
 ) -> TrainLoader:
     given: dict[str, Any] = {
         "samples": samples,
@@ -86,7 +89,8 @@ def make_loader(
         "size": SIZE,
         "workers": 0,
         "skip_bad": False,
-        "cache": store.Reader(cache) if isinstance(cache, Path) else cache,
+        "block_size": 8,
+        "cache": Reader(cache) if isinstance(cache, Path) else cache,
     }
     return TrainLoader(**given | options)
 
@@ -184,12 +188,12 @@ def test_a_rank_without_a_share_stands_in_with_a_usable_image(
 
 
 def test_a_digest_mismatch_stops_the_run(samples: Samples, cache: Path) -> None:
-    reader = store.Reader(cache)
+    reader = Reader(cache)
     real, view = reader.slab, 1
     checked = SCHEDULE.epoch_specs(view)[0].rows[0]  # the first of every epoch is looked at
 
-    def tampered(number: int) -> dict[str, np.ndarray]:
-        slab = real(number)
+    def tampered(number: int, out: dict[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
+        slab = real(number, out)
         slab["digests"][checked] += np.uint64(number == view)
         return slab
 
@@ -208,7 +212,7 @@ def test_a_share_of_the_pixels_is_checked(samples: Samples, cache: Path) -> None
     loader = make_loader(samples, cache, view_seed=VIEW_SEED + 1)
     with pytest.raises(FgkdError, match="not those the teacher saw"):
         next(loader.batches(0))
-    reader = store.Reader(cache)
+    reader = Reader(cache)
     reader.manifest["libraries"]["pillow"] = "1.0"
     loader = make_loader(samples, reader, view_seed=5)
     with pytest.raises(FgkdError, match=r"pillow: 1\.0 -> "):
@@ -224,7 +228,7 @@ def test_one_image_in_a_hundred_is_checked(samples: Samples) -> None:
         schedule = plan.Schedule(0, 450, batch_size, 1, 1)
         loader = make_loader(many, schedule=schedule)
         asked = np.concatenate(
-            [loader._request(spec, True).digests for spec in schedule.epoch_specs(0)]
+            [loader._request(spec, spec.rows, True).digests for spec in schedule.epoch_specs(0)]
         )
         assert np.flatnonzero(asked).tolist() == list(range(0, 450, CHECK_EVERY))
 

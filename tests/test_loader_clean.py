@@ -18,7 +18,7 @@ from PIL import Image
 from fgkd import distributed
 from fgkd.data import Samples
 from fgkd.errors import FgkdError
-from fgkd.loader import CleanFetcher, Request, fetch
+from fgkd.fetch import Request, clean_fetcher, fetch
 
 SHAPES = [(40, 30), (30, 40), (64, 64), (33, 97), (200, 51), (9, 11), (32, 32)]  # width, height
 
@@ -53,9 +53,9 @@ def test_equals_timm(
     }
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
     transform = timm.data.create_transform(**config, mean=mean, std=std)
-    fetcher = CleanFetcher(samples, config, False)
+    fetcher = clean_fetcher(samples, config, False)
     answer = fetcher[Request(np.arange(len(samples)), [0])]
-    for i, image_u8_HW3 in enumerate(answer.image_u8_BVHW3[:, 0]):
+    for i, image_u8_HW3 in enumerate(answer.images[0][:, 0]):
         with Image.open(io.BytesIO(samples.read(i))) as image:
             theirs = transform(image.convert("RGB"))
         ours = image_u8_HW3.permute(2, 0, 1).float() / 255
@@ -72,18 +72,18 @@ def test_bad_images(workers: int, samples: Samples, tmp_path: Path) -> None:
     damaged = Samples(samples.keys, samples.labels, samples.domains, paths)
     config = {"input_size": (3, 32, 32), "crop_pct": 1.0, "interpolation": "bicubic"}
     requests = [Request(np.array([1, 2, 3]), [0]), Request(np.array([4]), [0])]
-    strict = fetch(CleanFetcher(damaged, config, False), requests, workers)
+    strict = fetch(clean_fetcher(damaged, config, False), requests, workers)
     with pytest.raises(FgkdError, match=r"missing\.jpg") as caught:
         list(strict)
     assert caught.value.hint
     assert "Traceback" not in str(caught.value)
-    lenient = list(fetch(CleanFetcher(damaged, config, True), requests, workers))
+    lenient = list(fetch(clean_fetcher(damaged, config, True), requests, workers))
     assert [answer.rows.tolist() for answer in lenient] == [[1, 3], []]
-    assert [len(answer.image_u8_BVHW3) for answer in lenient] == [2, 0]
+    assert [len(answer.images[0]) for answer in lenient] == [2, 0]
     bad = [key for answer in lenient for key, _ in answer.bad]
     assert bad == [samples.keys[2], samples.keys[4]]
-    whole = CleanFetcher(samples, config, False)[Request(np.array([1, 3]), [0])]
-    assert torch.equal(lenient[0].image_u8_BVHW3, whole.image_u8_BVHW3)
+    whole = clean_fetcher(samples, config, False)[Request(np.array([1, 3]), [0])]
+    assert torch.equal(lenient[0].images[0], whole.images[0])
 
 
 @given(n=st.integers(0, 70), world=st.integers(1, 9), unit=st.integers(1, 3))

@@ -94,9 +94,12 @@ def test_schedule(n: int, size: int, seed: int, batch: int, epochs: int, views: 
 def test_schedule_resumes_anywhere(first: int) -> None:
     schedule = plan.Schedule(3, 14, 4, 2, 2)
     partner = plan.partners(3, 1, plan.blocks(3, 14, 5))
-    for pairs in (None, partner):
-        whole = schedule.epoch_specs(1, partner=pairs)
-        rest = schedule.epoch_specs(1, first, pairs)
+    paired = plan.epoch_order(3, 1, 14, partner)
+    for order in (None, paired, np.arange(14)):
+        whole = schedule.epoch_specs(1, order=order)
+        rest = schedule.epoch_specs(1, first, order)
+        if order is not None:
+            assert np.array_equal(np.concatenate([spec.rows for spec in whole]), order)
         assert len(rest) == 4 - first
         for a, b in zip(rest, whole[first:], strict=True):
             assert (a.step, a.epoch, a.view, a.start) == (b.step, b.epoch, b.view, b.start)

@@ -13,7 +13,7 @@ import timm
 from PIL import Image
 from run_miniatures import STUDENT, TEACHER, fgkd, rows, run_children, tree
 
-from fgkd.cache import store
+from fgkd.cache.reader import Reader
 
 NUM_CLASSES, VIEWS = 2000, 4  # one image a class
 MIB = 1 << 20
@@ -56,13 +56,13 @@ def peak(output: Path, *command: object) -> None:
 
 def peak_hoarding(output: Path, *command: object) -> None:
     """The same with a reader that keeps every view it has read: what must not happen."""
-    real, kept = store.Reader.slab, []
+    real, kept = Reader.slab, []
 
-    def hoarding(self: store.Reader, view: int) -> dict[str, np.ndarray]:
+    def hoarding(self: Reader, view: int, out: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         kept.append(real(self, view))
         return dict(kept[-1])
 
-    store.Reader.slab = hoarding  # type: ignore[method-assign]
+    Reader.slab = hoarding  # type: ignore[method-assign]
     peak(output, *command)
 
 
