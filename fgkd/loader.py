@@ -7,6 +7,7 @@ Shape legend: B batch, V views, H, W pixels, 3 channels, K classes.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -94,7 +95,8 @@ class TrainLoader:
 
     def batches(self, first_step: int) -> Iterator[Batch]:
         """This rank's batches from step `first_step` to the end of the run."""
-        sent: deque[tuple[BatchSpec, np.ndarray]] = deque()  # to the workers, not yet answered
+        # Not yet answered by the workers: a step, its rows, and the blocks it is the last to use.
+        sent: deque[tuple[BatchSpec, np.ndarray, list[int]]] = deque()
 
         def requests() -> Iterator[Request]:
             epoch, step = divmod(first_step, self.schedule.steps_per_epoch)
@@ -103,23 +105,22 @@ class TrainLoader:
                 shares = self._shares(specs)
                 asked = [self._stand_in(s, rows) for s, rows in zip(specs, shares, strict=True)]
                 needs = [self._blocks_of(rows) for rows in asked]
+                spent = _last_uses(needs)
                 for i, (spec, rows) in enumerate(zip(specs, shares, strict=True)):
                     if self.stream:
                         self.stream.need(e, spec.view, needs[i])
-                        self.stream.announce(_next_blocks(needs, i, self.shard_buffer), spec.view)
-                    sent.append((spec, rows))
+                        coming = itertools.chain.from_iterable(needs[i + 1 :])
+                        self.stream.announce(e, spec.view, coming, 2 * self.shard_buffer)
+                    sent.append((spec, rows, spent[i]))
                     yield self._request(spec, asked[i], e == epoch)
 
         slab: dict[str, np.ndarray] = {}
         slab_view = -1
         for answer in fetch(self.fetcher, requests(), self.workers):
-            spec, rows = sent.popleft()
+            spec, rows, spent_blocks = sent.popleft()
             if self.stream:
-                slab = self.stream.slab(spec.epoch)
-                pending = [self._blocks_of(r) for s, r in sent if s.epoch == spec.epoch]
-                keep = set(self._blocks_of(rows)).union(*pending)
-                yield self._join(spec, answer, slab, len(rows))
-                self.stream.done(spec.epoch, keep)
+                yield self._join(spec, answer, self.stream.slab(spec.epoch), len(rows))
+                self.stream.done(spec.epoch, spent_blocks)
                 continue
             if self.cache and spec.view != slab_view:
                 # One epoch's targets in memory, never two: the allocator might keep both.
@@ -220,11 +221,10 @@ class TrainLoader:
             )
 
 
-def _next_blocks(needs: list[list[int]], i: int, buffer: int) -> list[int]:
-    """The next `buffer` blocks that steps after i will need, in order."""
-    ahead: dict[int, None] = {}
-    for blocks in needs[i + 1 :]:
-        ahead |= dict.fromkeys(blocks)
-        if len(ahead) >= 2 * buffer:
-            break
-    return list(ahead)
+def _last_uses(needs: list[list[int]]) -> list[list[int]]:
+    """For each step, the blocks that no later one needs."""
+    last = {block: i for i, blocks in enumerate(needs) for block in blocks}
+    spent: list[list[int]] = [[] for _ in needs]
+    for block, i in last.items():
+        spent[i].append(block)
+    return spent

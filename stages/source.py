@@ -38,6 +38,11 @@ class Source:
     cache: Reader | None = None
     teacher: models.Classifier | None = None
 
+    def close(self) -> None:
+        """Close the cache's shards, and stop what is still being fetched."""
+        if self.cache:
+            self.cache.close()
+
 
 def open_source(options: TrainStudentConfig) -> Source:
     """The cache, the live teacher or the plain data that the options name.

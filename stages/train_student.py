@@ -5,6 +5,7 @@ The three differ only in where a batch's targets come from: same views, same ord
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,19 +13,26 @@ from typing import Any
 import torch
 
 from fgkd import engine, losses, models, plan
+from fgkd.cache.remote import is_url
 from fgkd.config import TrainStudentConfig
 from fgkd.loader import Batch, TrainLoader
 from fgkd.rundir import RunDir, describe_process
 
 from . import session, training
-from .source import check_live_size, open_source, val_targets
+from .source import Source, check_live_size, open_source, val_targets
 
 
 def train_student(options: TrainStudentConfig) -> None:
     """Train; leaves RUN/model."""
     session.require(options.model, "--model", "deit_base_distilled_patch16_384.fb_in1k")
     device, device_line = session.start_device(options.device)
-    source = open_source(options)
+    with contextlib.closing(open_source(options)) as source:
+        _train_from(source, options, device, device_line)
+
+
+def _train_from(
+    source: Source, options: TrainStudentConfig, device: torch.device, device_line: str
+) -> None:
     dataset = source.dataset
     distils = options.distillation == "logits" and options.distill_loss_weight > 0
     model, said = training.build_model(
@@ -59,9 +67,10 @@ def train_student(options: TrainStudentConfig) -> None:
         workers=options.workers,
         skip_bad=options.skip_bad_images,
         block_size=source.block_size,
-        cache=source.cache if distils else None,
+        # A control on labels has the images alone from the cache: behind a URL they come with it.
+        cache=source.cache if distils or is_url(options.cache or "") else None,
         shard_buffer=options.shard_buffer if options.order == "shard" else 0,
-        temperature=None if options.kd_loss == "hard" else options.temperature,
+        temperature=options.temperature if distils and options.kd_loss != "hard" else None,
     )
     equation = losses.equation(
         task_weight=options.task_loss_weight,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,15 +23,16 @@ def is_url(where: str) -> bool:
     return "://" in where
 
 
-def read_url(url: str) -> bytes:
-    """The content behind a URL. Raises: FgkdError with the reason when it cannot be had."""
-    import fsspec
+def download(url: str, path: Path) -> None:
+    """Copy what is behind a URL to a file. Raises: FgkdError with the reason when it cannot."""
+    from fsspec.core import url_to_fs
 
     try:
-        with fsspec.open(url, "rb") as file:
-            return bytes(file.read())
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        system, place = url_to_fs(url)
+        system.get_file(place, str(path))
+    except Exception as error:  # each file system has its own
+        found = "it is not there" if isinstance(error, FileNotFoundError) else str(error)
+        reason = found.splitlines()[0] if found else type(error).__name__
         raise FgkdError(f"cannot fetch {url}: {reason}", f"curl -I {url}") from None
 
 
@@ -41,7 +43,7 @@ class RemoteReader(Reader):
         self.url = url.rstrip("/")
         spool = Path(tempfile.mkdtemp(prefix="fgkd-spool-"))
         self._cleanup = weakref.finalize(self, shutil.rmtree, spool, True)
-        (spool / "manifest.json").write_bytes(read_url(f"{self.url}/manifest.json"))
+        download(f"{self.url}/manifest.json", spool / "manifest.json")
         super().__init__(spool)
         self.name = self.url
         self._pool = ThreadPoolExecutor(1)  # one at a time, in the order wanted
@@ -57,7 +59,7 @@ class RemoteReader(Reader):
     def _fetch(self, name: str) -> Path:
         path = self.folder / name
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(read_url(f"{self.url}/{name}"))
+        download(f"{self.url}/{name}", path)
         self.fetched.append(name)
         return path
 
@@ -68,8 +70,15 @@ class RemoteReader(Reader):
     def drop(self, name: str) -> None:
         """Close a shard and delete its local copy."""
         super().drop(name)
+        self._whole.discard(name)
         self._coming.pop(name, None)
         (self.folder / name).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Stop fetching, and delete what was fetched."""
+        super().close()
+        self._pool.shutdown(cancel_futures=True)
+        self._cleanup()
 
     def _train_samples(self) -> Samples:
         """Columns alone: the training images arrive with their requests."""
@@ -96,8 +105,8 @@ def open_cache(where: str) -> Reader:
 class Stream:
     """Shard-by-shard reading for one run: whole blocks in memory, in the order of use.
 
-    `need` makes a step's blocks ready and begins to fetch the next; `done` lets go of blocks whose
-    steps have been answered, so that about two groups of shards are held at a time.
+    `need` makes a step's blocks ready, `announce` begins to fetch the next, and `done` lets go of
+    those whose last step has been answered: about two buffers of shards are held at a time.
     """
 
     def __init__(self, reader: Reader, block_rows: list[np.ndarray]) -> None:
@@ -119,14 +128,23 @@ class Stream:
             )
         return dict(found[0])
 
-    def announce(self, blocks: list[int], view: int) -> None:
-        """Begin to fetch blocks that will be needed soon."""
-        if isinstance(self.reader, RemoteReader):
-            self.reader.want([self._row(block, view)["name"] for block in blocks])
+    def announce(self, epoch: int, view: int, coming: Iterable[int], limit: int) -> None:
+        """Begin to fetch blocks in the order of their use, up to `limit` with those held."""
+        if not isinstance(self.reader, RemoteReader):
+            return
+        ahead: dict[int, None] = {}
+        for block in coming:
+            if len(self._held) + len(ahead) >= limit:
+                break
+            if (epoch, block) not in self._held:
+                ahead[block] = None
+        self.reader.want([self._row(block, view)["name"] for block in ahead])
 
     def need(self, epoch: int, view: int, blocks: list[int]) -> None:
         """Have these blocks' targets in the epoch's slab, and their images in local files."""
-        slab = self._slabs.setdefault(epoch, self.reader.empty_slab())
+        if epoch not in self._slabs:
+            self._slabs[epoch] = self.reader.empty_slab()
+        slab = self._slabs[epoch]
         for block in blocks:
             if (epoch, block) not in self._held:
                 row = self._row(block, view)
@@ -147,11 +165,9 @@ class Stream:
             del self._slabs[old]
         return self._slabs[epoch]
 
-    def done(self, epoch: int, keep: set[int]) -> None:
-        """Let go of this and earlier epochs' blocks but those to keep."""
-        later = {name for (e, block), name in self._held.items() if e > epoch or block in keep}
-        for held, name in list(self._held.items()):
-            if held[0] < epoch or (held[0] == epoch and held[1] not in keep):
-                del self._held[held]
-                if name not in later:
-                    self.reader.drop(name)
+    def done(self, epoch: int, blocks: list[int]) -> None:
+        """Let go of blocks that no later step of the epoch needs."""
+        for block in blocks:
+            name = self._held.pop((epoch, block))
+            if name not in self._held.values():
+                self.reader.drop(name)
