@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -181,12 +182,13 @@ def shard_range(options: CacheLogitsConfig) -> tuple[int, int | None]:
     """--shard-range A:B as (A, B); all shards by default."""
     if not options.shard_range:
         return 0, None
-    first, colon, last = options.shard_range.partition(":")
-    if not (colon and first.isdigit() and last.isdigit() and int(first) < int(last)):
+    found = re.fullmatch(r"([0-9]{1,9}):([0-9]{1,9})", options.shard_range)
+    first, last = map(int, found.groups()) if found else (0, 0)
+    if first >= last:
         raise FgkdError(
             f"--shard-range {options.shard_range!r} is not A:B with A < B", "--shard-range 0:8"
         )
-    return int(first), int(last)
+    return first, last
 
 
 def own_jobs(writer: store.Writer, options: CacheLogitsConfig) -> list[ShardJob]:
@@ -196,7 +198,7 @@ def own_jobs(writer: store.Writer, options: CacheLogitsConfig) -> list[ShardJob]
     if end > len(writer.block_rows):
         raise FgkdError(
             f"--shard-range {options.shard_range}: the plan has {len(writer.block_rows)} blocks",
-            f"--shard-range {first}:{len(writer.block_rows)}",
+            f"--shard-range {min(first, len(writer.block_rows) - 1)}:{len(writer.block_rows)}",
         )
     return [job for job in writer.jobs() if first <= job.block < end]
 

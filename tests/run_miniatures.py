@@ -13,6 +13,7 @@ import os
 import pkgutil
 import signal
 import socket
+import sys
 from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -32,7 +33,7 @@ STUDENT = (
     *("--model-kwargs", "patch_size=8,embed_dim=24,depth=2,num_heads=2"),
 )
 TIMED = ("log.txt", "timings.jsonl")  # the files that depend on the clock
-STAGES = ("train_teacher", "cache_logits", "train_student", "evaluate")
+STAGES = ("train_teacher", "cache_logits", "train_student", "evaluate", "inspect_cache", "verify")
 LATE = (
     "timm.data.transforms_factory",
     "timm.optim",
@@ -147,6 +148,44 @@ def _die_at(point: Point, args: tuple[object, ...]) -> None:
 def kill_at(point: Point, *args: object) -> None:
     """Run a command in a child that is killed at `point`; it must get there."""
     assert run_children([(_die_at, point, args)]) == [-signal.SIGKILL], point
+
+
+def _profiled(since: str, at: int, args: tuple[object, ...], report: Path | None = None) -> None:
+    """Run a command; from the first call of `since` on, SIGKILL the group at the `at`-th call.
+
+    Calls are those of the main thread, into Python and into C. report: write their number here.
+    """
+    owner, _, name = since.rpartition(".")
+    holder = pkgutil.resolve_name(owner)
+    real, calls = getattr(holder, name), 0
+
+    def count(frame: Any, event: str, arg: Any) -> None:
+        nonlocal calls
+        if event in ("call", "c_call"):
+            calls += 1
+            if calls == at:
+                os.killpg(0, signal.SIGKILL)
+
+    def started(*a: Any, **k: Any) -> Any:
+        sys.setprofile(count)
+        return real(*a, **k)
+
+    setattr(holder, name, started)
+    fgkd(*args)
+    sys.setprofile(None)
+    if report:
+        report.write_text(str(calls))
+
+
+def count_calls(since: str, report: Path, *args: object) -> int:
+    """Run a command in a child; how many calls it makes from the first of `since` on."""
+    assert run_children([(_profiled, since, 0, args, report)]) == [0]
+    return int(report.read_text())
+
+
+def kill_after(since: str, calls: int, *args: object) -> None:
+    """Run a command in a child that is killed so many calls after the first of `since`."""
+    assert run_children([(_profiled, since, max(calls, 1), args)]) == [-signal.SIGKILL]
 
 
 def run_ranks(world: int, *args: object) -> None:

@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import pytest
-from run_miniatures import STUDENT, Point, fgkd, kill_at, run_children, tree
+from run_miniatures import (
+    STUDENT,
+    Point,
+    count_calls,
+    fgkd,
+    kill_after,
+    kill_at,
+    run_children,
+    run_ranks,
+    tree,
+)
+
+FORMATS = ("hdf5", "webdataset")
+NUM_KILLS = 20
 
 KILL_POINTS: list[Point] = [
     ("fgkd.cache.store.Writer.publish", 1),  # the first shard is computed, nothing written
@@ -38,23 +52,59 @@ def product(cache: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def unbroken(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache of two views that was written at one go."""
-    cache = tmp_path_factory.mktemp("unbroken") / "cache"
-    fgkd(*capture(tiny_teacher, cache))
-    assert len(tree(cache / "shards")) == 8  # 97 images: the last block has 6
-    return cache
+def unbroken_of(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """For each format, a cache of two views that was written at one go."""
+    caches = {name: tmp_path_factory.mktemp("unbroken") / name for name in FORMATS}
+    for name, cache in caches.items():
+        fgkd(*capture(tiny_teacher, cache, "--format", name))
+        assert len(tree(cache / "shards")) == 8  # 97 images: the last block has 6
+    return caches
 
 
-@pytest.mark.parametrize("how", ["workers", "small", "large"])
-def test_workers_and_batch_size_do_not_show_in_the_bytes(
-    tiny_teacher: Path, unbroken: Path, tmp_path: Path, how: str
+@pytest.fixture(scope="module")
+def unbroken(unbroken_of: dict[str, Path]) -> Path:
+    """That of HDF5 shards."""
+    return unbroken_of["hdf5"]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("how", ["workers", "small", "large", "ranks"])
+def test_workers_ranks_and_batch_size_do_not_show_in_the_bytes(
+    tiny_teacher: Path, unbroken_of: dict[str, Path], tmp_path: Path, how: str, name: str
 ) -> None:
-    """8 and 32 views a teacher batch; two worker processes."""
-    more = {"workers": (), "small": ("--batch-size", 8), "large": ("--batch-size", 32)}[how]
+    """8 and 32 views a teacher batch; two worker processes; two ranks."""
+    more = {"small": ("--batch-size", 8), "large": ("--batch-size", 32)}.get(how, ())
     workers = 2 if how == "workers" else 0
-    fgkd(*capture(tiny_teacher, tmp_path / "cache", *more, workers=workers))
-    assert product(tmp_path / "cache") == product(unbroken)
+    cache = tmp_path / "cache"
+    command = capture(tiny_teacher, cache, "--format", name, *more, workers=workers)
+    if how == "ranks":
+        run_ranks(2, *command)
+        journals = [cache / "shards.jsonl", cache / "shards-rank1.jsonl"]
+        assert sorted(cache.glob("shards*.jsonl")) == sorted(journals)  # one a writer
+        lines = [len(path.read_text().splitlines()) for path in journals]
+        assert lines == [5, 4]  # eight shards by stride, and the validation images
+    else:
+        fgkd(*command)
+    assert product(cache) == product(unbroken_of[name])
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_capture_killed_at_twenty_random_moments_ends_as_the_unbroken_one(
+    tiny_teacher: Path, tmp_path: Path, name: str
+) -> None:
+    """A moment is a number of calls, of Python and C, after the folder became the cache's."""
+    since, more = "fgkd.cache.store.Writer.begin", ("--format", name, "--shard-size", 3)
+    whole = capture(tiny_teacher, tmp_path / "whole", *more)
+    total = count_calls(since, tmp_path / "calls", *whole)
+    draw, cache = random.Random(f"kills of {name}"), tmp_path / "cache"
+    command = capture(tiny_teacher, cache, *more)
+    for _ in range(NUM_KILLS):
+        # Half of these come before the first shard, the others within the next six.
+        kill_after(since, draw.randrange(total // 4), *command)
+        assert not (cache / "manifest.json").exists()
+    assert len(journalled(cache)) > 2
+    assert run_children([(fgkd, *command)]) == [0]
+    assert product(cache) == product(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("workers", [0, 2])
