@@ -225,8 +225,8 @@ class TrainLoader:
         for answer in fetch(self.fetcher, requests(), self.workers):
             spec = specs.pop(0)
             if self.cache and spec.view != slab_view:
-                # One epoch's targets in memory, never two: the allocator might keep both.
-                slab, slab_view = self.cache.slab(spec.view, slab), spec.view
+                slab.clear()  # one epoch's targets in memory, never two
+                slab, slab_view = self.cache.slab(spec.view), spec.view
             yield self._join(spec, answer, slab)
 
     def _share(self, spec: BatchSpec) -> np.ndarray:

@@ -164,17 +164,15 @@ class Reader:
         """Bytes of all training shards."""
         return sum(row["bytes"] for row in self.manifest["shards"])
 
-    def slab(self, view: int, out: dict[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
+    def slab(self, view: int) -> dict[str, np.ndarray]:
         """One view of the whole training split: the encoding's arrays and `digests`, [N, ...].
 
-        Row i is training sample i. out: the slab of another view, to be written over, so that a
-        run holds one. Raises: FgkdError for a missing, damaged or foreign shard.
+        Row i is training sample i. Raises: FgkdError for a missing, damaged or foreign shard.
         """
+        shapes = targets.ENCODINGS[self.encoding].arrays(self.num_classes)
         n = len(self._row_of)
-        if not out:
-            shapes = targets.ENCODINGS[self.encoding].arrays(self.num_classes)
-            out = {name: np.empty((n, *shape), dtype) for name, (dtype, shape) in shapes.items()}
-            out["digests"] = np.empty(n, np.uint64)
+        out = {name: np.empty((n, *shape), dtype) for name, (dtype, shape) in shapes.items()}
+        out["digests"] = np.empty(n, np.uint64)
         missing = np.ones(n, bool)
         for row in self.manifest["shards"]:
             if row["start"] <= view < row["stop"]:
