@@ -33,7 +33,13 @@ STUDENT = (
 )
 TIMED = ("log.txt", "timings.jsonl")  # the files that depend on the clock
 STAGES = ("train_teacher", "cache_logits", "train_student", "evaluate")
-LATE = ("timm.data.transforms_factory", "timm.optim", "timm.models", "torch._dynamo", "PIL.ImageFont")
+LATE = (
+    "timm.data.transforms_factory",
+    "timm.optim",
+    "timm.models",
+    "torch._dynamo",
+    "PIL.ImageFont",
+)
 PRELOADED = ["run_miniatures", *(f"stages.{name}" for name in STAGES), *LATE]
 Point = tuple[str, int]  # the n-th call of a function, as `("os.fsync", 3)`
 
