@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="session")
-def icons_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def icons_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """FGKD_HOME for the session: `--data icons` is unpacked there, once."""
     home = tmp_path_factory.mktemp("home")
     patch = pytest.MonkeyPatch()

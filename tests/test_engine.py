@@ -239,7 +239,9 @@ def test_float16_loss_scale_survives_a_restart() -> None:
     again.restore(copy.deepcopy(state.save()))
     assert again.scaler.state_dict() == state.scaler.state_dict()
     usual = make_state(scale=1024.0)
-    fit(usual, make_batches(), amp_dtype=torch.float16)
+    scaled = fit(usual, make_batches(), amp_dtype=torch.float16)
+    plain = fit(make_state(), make_batches())  # clipping sees gradients without the scale
+    assert scaled[0].grad_norm == pytest.approx(plain[0].grad_norm, rel=0.05)
     assert not torch.equal(usual.model.net.head.fc.weight, before["net.head.fc.weight"])
 
 

@@ -46,8 +46,10 @@ WORKER_POINTS: list[Point] = [
 
 
 def student(output: Path, cache: Path, workers: int) -> tuple[object, ...]:
-    """A student with every state that a checkpoint must hold, and keyed randomness that it need
-    not: dropout, drop path, two micro-batches, averaged weights."""
+    """A student with every state that a checkpoint must hold: averages and sums of an epoch.
+
+    And with all that is keyed, which it need not hold: order, views, dropout, drop path.
+    """
     return (
         *("train-student", "--cache", cache, *STUDENT, "--output", output, "--workers", workers),
         *("--epochs", 3, "--batch-size", 16, "--checkpoint-steps", 3, "--grad-accum-steps", 2),
@@ -83,10 +85,10 @@ def test_a_student_killed_again_and_again_ends_as_the_unbroken_one(
     assert_same_run(tmp_path / "run", unbroken)
 
 
-def test_a_step_limit_of_checkpoints_changes_nothing(
+def test_how_often_a_run_saves_changes_nothing(
     tiny_cache: Path, unbroken: Path, tmp_path: Path
 ) -> None:
-    """How often a run saves is free, and so is the number of its workers."""
+    """Nor does the number of workers."""
     fgkd(*student(tmp_path / "run", tiny_cache, workers=2), "--checkpoint-steps", 0)
     assert_same_run(tmp_path / "run", unbroken)
 

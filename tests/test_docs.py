@@ -1,0 +1,87 @@
+"""README says what is: its commands parse, its files exist, its recipes load."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+from stages.cli import fgkd
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.S)
+LINES = [
+    line
+    for block in BLOCKS
+    for line in block.replace("\\\n", " ").splitlines()
+    if line.strip() and not line.startswith("#")
+]
+COMMANDS = [line for line in LINES if line.startswith("fgkd ") or " -m stages " in line]
+RECIPES = sorted((ROOT / "stages" / "recipes").glob("*.yaml"))
+
+
+def parse(line: str) -> None:
+    """Let click parse a command line without running it; raises UsageError when it is wrong."""
+    words = shlex.split(line, comments=True)
+    start = words.index("fgkd") if words[0] == "fgkd" else words.index("stages")
+    name, *args = words[start + 1 :]
+    command = fgkd.commands[name]
+    command.make_context(name, args, parent=click.Context(fgkd))
+
+
+def test_readme_shows_both_scripts_first() -> None:
+    assert BLOCKS[0].startswith("bash scripts/quickstart.sh")
+    assert "bash scripts/test.sh" in BLOCKS[0]
+    for line in LINES:
+        if line.startswith("bash "):
+            assert (ROOT / line.split()[1]).is_file(), line
+
+
+def test_readme_has_commands_of_every_kind() -> None:
+    shown = {line.split()[1] for line in COMMANDS if line.startswith("fgkd ")}
+    assert {"train-teacher", "cache-logits", "train-student", "evaluate"} <= shown
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_readme_command_parses(line: str) -> None:
+    parse(line)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_recipe_is_the_file_of_its_first_line(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    first = path.read_text().splitlines()[0]
+    assert first.startswith("# fgkd "), f"{path.name} must begin with its command"
+    assert f"-c stages/recipes/{path.name}" in first
+    parse(first.removeprefix("# "))
+
+
+def test_quickstart_uses_existing_recipes() -> None:
+    script = (ROOT / "scripts" / "quickstart.sh").read_text()
+    for name in re.findall(r"stages/recipes/([\w.-]+)", script):
+        assert (ROOT / "stages" / "recipes" / name).is_file()
+
+
+def test_readme_names_existing_files() -> None:
+    for name in re.findall(r"`((?:fgkd|stages|tests|scripts)/[\w./-]+\.(?:py|md|sh))`", README):
+        assert (ROOT / name).is_file(), name
+
+
+def test_control_and_student_recipes_differ_in_distillation_alone() -> None:
+    from fgkd.rundir import load_yaml
+
+    student = load_yaml(ROOT / "stages/recipes/icons-student.yaml")
+    control = load_yaml(ROOT / "stages/recipes/icons-control.yaml")
+    losses = {"kd_loss", "temperature", "distill_loss_weight", "task_loss_weight"}
+    source = {"data", "distillation", "aug_recipe"}
+    for key in (set(student) | set(control)) - losses - source:
+        assert student[key] == control[key], key
+
+
+def test_no_path_of_one_machine() -> None:
+    for path in [*ROOT.glob("scripts/*.sh"), ROOT / "README.md", *RECIPES]:
+        assert "/root/" not in path.read_text()
