@@ -52,7 +52,7 @@ class DataOptions:
         high=0.5,
     )
     skip_bad_images: bool = option(
-        False, "Leave unreadable images out and list them in bad_images.jsonl.", free=True
+        False, "Leave unreadable images out, and list them in the output folder.", free=True
     )
 
 

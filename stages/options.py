@@ -53,7 +53,7 @@ def _option(field: dataclasses.Field[Any], kind: Any) -> click.Option:
         kind = next(arg for arg in typing.get_args(kind) if arg is not type(None))
     flag, meta = "--" + field.name.replace("_", "-"), field.metadata
     common: dict[str, Any] = {"help": meta["help"], "default": field.default}
-    common["show_default"] = field.default not in (None, "", (), False)
+    common["show_default"] = field.default is not False and field.default not in (None, "", ())
     if kind is bool:
         declaration = f"{flag}/--no-{flag[2:]}" if field.default or not meta["free"] else flag
         return click.Option([declaration], is_flag=True, **common)
