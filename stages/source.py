@@ -119,16 +119,7 @@ def _cached_data(options: TrainStudentConfig, reader: Reader) -> tuple[list[str]
     specs = session.absolute_specs(options.data or rundir.load_yaml(folder / "args.yaml")["data"])
     val_fraction = identity["dataset"]["val_fraction"]
     dataset = open_dataset(specs, val_fraction)
-    manifest.refuse(
-        f"cache {folder} is of other data",
-        manifest.explain_mismatch(
-            identity["dataset"], manifest.describe_dataset(dataset, val_fraction), "dataset"
-        ),
-        "point --data at the images the cache was made of",
-    )
-    for split in ("train", "val"):
-        if split in dataset.splits:
-            manifest.check_samples(identity[split], dataset.splits[split], split)
+    manifest.check_dataset(identity, dataset, str(folder))
     return specs, dataset
 
 

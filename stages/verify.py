@@ -48,7 +48,7 @@ def open_images(reader: Reader, options: InspectConfig) -> Dataset:
         return reader.dataset()
     specs = options.data or rundir.load_yaml(reader.folder / "args.yaml")["data"]
     dataset = open_dataset(specs, reader.identity["dataset"]["val_fraction"])
-    manifest.check_samples(reader.identity["train"], dataset.splits["train"], "train")
+    manifest.check_dataset(reader.identity, dataset, str(reader.folder))
     return dataset
 
 

@@ -123,6 +123,20 @@ def check_samples(stored: dict[str, Any], samples: Any, split: str) -> None:
     refuse("the cache is of other data", wrong, "point --data at the images the cache was made of")
 
 
+def check_dataset(identity: dict[str, Any], dataset: Any, cache: str) -> None:
+    """Compare a dataset now on disk with a cache's identity. Raises: FgkdError old -> new."""
+    described = describe_dataset(dataset, identity["dataset"]["val_fraction"])
+    wrong = explain_mismatch(identity["dataset"], described, "dataset")
+    for split in ("train", "val"):
+        if identity[split]["keys"] and split not in dataset.splits:
+            wrong.append(f"{split} split: {len(identity[split]['keys'])} images -> none")
+    hint = "point --data at the images the cache was made of"
+    refuse(f"cache {cache} is of other data", wrong, hint)
+    for split in ("train", "val"):
+        if split in dataset.splits:
+            check_samples(identity[split], dataset.splits[split], split)
+
+
 def refuse(what: str, differences: list[str], hint: str) -> None:
     """Raise FgkdError listing the first differences, if there are any."""
     if differences:
