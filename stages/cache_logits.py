@@ -54,7 +54,7 @@ def cache_logits(options: CacheLogitsConfig) -> None:
     name = journal_name(options)
     writer = store.Writer(folder, identity, options.views, read_image(dataset), name)
     jobs = own_jobs(writer, options)
-    if writer.is_complete():
+    if writer.is_complete() and not options.dry_run:
         session.echo(f"cache {folder} is complete with {options.views} views; nothing to do")
         return
     for line in session.banner(

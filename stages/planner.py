@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import shutil
+import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -12,22 +12,26 @@ from typing import Any
 
 import numpy as np
 
-from fgkd import fsio, plan, targets
+from fgkd import fsio, targets
 from fgkd.cache import manifest
 from fgkd.cache.manifest import Shard, ShardJob
-from fgkd.cache.store import BACKENDS
+from fgkd.cache.store import Writer
 from fgkd.config import ENCODING_NAMES, CacheLogitsConfig
 from fgkd.fetch import Fetcher, KeyedView, fetch
 
 from . import session
 from .capture import Capture
 
-DEFAULT_TOP_K, DEFAULT_TEMPERATURES = 50, (1.0, 2.0, 4.0)  # shown where topk was not asked for
 MEASURE_S = 8.0  # seconds of teacher time to measure its speed by
 
 
 def measure(capture: Capture, jobs: list[ShardJob]) -> float:
-    """Views a second of the real pipeline, over the first batches of the plan after a warm-up."""
+    """Views a second of the real pipeline, over the first batches of the plan after a warm-up.
+
+    0 where nothing is left to write.
+    """
+    if not jobs:
+        return 0.0
     options, teachers = capture.options, capture.teachers
     view = KeyedView(capture.dataset.splits["train"], capture.recipe, options.seed)
     fetcher = Fetcher(view, teachers.sizes, None, options.skip_bad_images)
@@ -51,27 +55,28 @@ def measure(capture: Capture, jobs: list[ShardJob]) -> float:
     return views / max(seconds, 1e-9)
 
 
-def encoding_bytes(identity: dict[str, Any], views: int, name: str) -> int:
-    """Bytes of shards/ in one encoding, from shards of zeros written to memory."""
-    own = identity["encoding"]
-    encoding = targets.describe(
-        name,
-        own["top_k"] or DEFAULT_TOP_K,
-        tuple(own["temperatures"]) or DEFAULT_TEMPERATURES,
-        len(identity["dataset"]["classes"]),
-    )
+def encoding_bytes(writer: Writer, options: CacheLogitsConfig, name: str) -> int:
+    """Bytes of shards/ once complete, in one encoding: those there and those to come.
+
+    From shards of zeros in the system's temporary folder; in memory HDF5 lays them out otherwise.
+    """
+    identity, block_rows = writer.identity, writer.block_rows
+    num_classes = len(identity["dataset"]["classes"])
+    encoding = targets.describe(name, options.top_k, options.temperatures, num_classes)
     codec = targets.Codec.of({**identity, "encoding": encoding})
-    train = identity["train"]
-    blocks = plan.blocks(identity["views"]["seed"], len(train["keys"]), identity["shard_size"])
-    backend = BACKENDS[identity["format"]]
+    spans = [(job.block, job.stop - job.start) for job in writer.jobs()]
+    there = [row for row in writer.published() if row["block"] >= 0]
+    spans += [(row["block"], row["stop"] - row["start"]) for row in there]
     total = 0
-    for length, count in Counter(map(len, blocks)).items():
-        rows = next(block for block in blocks if len(block) == length)
-        sink = io.BytesIO()
-        backend.write(sink, _blank_shard(identity, codec, views, rows))
-        total += count * sink.getbuffer().nbytes
-    if backend.HOLDS_IMAGES:
-        total += sum(-(-max(size, 0) // 512) * 512 for size in train["sizes"])
+    with tempfile.TemporaryDirectory(prefix="fgkd-plan-") as folder:
+        blank = Path(folder) / "shard"
+        for (length, views), count in Counter((len(block_rows[b]), v) for b, v in spans).items():
+            rows = next(rows for rows in block_rows if len(rows) == length)
+            writer.backend.write(blank, _blank_shard(identity, codec, views, rows))
+            total += count * blank.stat().st_size
+    if writer.backend.HOLDS_IMAGES:
+        padded = -(-np.maximum(identity["train"]["sizes"], 0) // 512) * 512
+        total += sum(int(padded[block_rows[block]].sum()) for block, _ in spans)
     return total
 
 
@@ -107,10 +112,10 @@ def dry_run(
     setup_s = time.monotonic() - started
     rate = measure(capture, jobs)
     num_targets = sum(len(capture.writer.block_rows[j.block]) * (j.stop - j.start) for j in jobs)
-    seconds = setup_s + (num_targets + num_val) / rate
+    seconds = setup_s + (num_targets + num_val) / rate if rate else 0.0
     folder = Path(options.output).resolve()
     existing = next(path for path in (folder, *folder.parents) if path.exists())
-    sizes = {name: encoding_bytes(identity, options.views, name) for name in ENCODING_NAMES}
+    sizes = {name: encoding_bytes(capture.writer, options, name) for name in ENCODING_NAMES}
     free = shutil.disk_usage(existing).free
     report = {
         "samples": len(identity["train"]["keys"]),

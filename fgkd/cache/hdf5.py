@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 
@@ -16,9 +15,9 @@ SUFFIX = ".h5"
 HOLDS_IMAGES = False
 
 
-def write(target: Path | io.BytesIO, shard: Shard) -> None:
+def write(path: Path, shard: Shard) -> None:
     """Write a whole shard; equal content gives equal bytes (HDF5 tracks no times)."""
-    with h5py.File(target, "w", libver=("v110", "v110")) as file:
+    with h5py.File(path, "w", libver=("v110", "v110")) as file:
         file.attrs["header"] = json.dumps(shard.header, sort_keys=True)
         columns = {
             "keys": np.array([key.encode() for key in shard.keys]),

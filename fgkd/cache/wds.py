@@ -13,7 +13,6 @@ import json
 import mmap
 import tarfile
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 
@@ -25,12 +24,9 @@ HEADER = "__header__"
 HOLDS_IMAGES = True
 
 
-def write(target: Path | io.BytesIO, shard: Shard) -> None:
+def write(path: Path, shard: Shard) -> None:
     """Write a whole shard; `shard.read(i)` gives the encoded image of its sample i."""
-    where: dict[str, Any] = (
-        {"fileobj": target} if isinstance(target, io.BytesIO) else {"name": target}
-    )
-    with tarfile.open(mode="w", format=tarfile.USTAR_FORMAT, **where) as tar:
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
 
         def add(name: str, data: bytes) -> None:
             info = tarfile.TarInfo(name)  # mtime, uid and gid are 0, mode 0644
