@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from fgkd import fsio, models, plan, rng, rundir, views
+from fgkd import engine, fsio, models, plan, rng, rundir, views
 from fgkd.cache import manifest
 from fgkd.cache.reader import Reader
 from fgkd.config import InspectConfig
 from fgkd.data import Dataset, open_dataset
 from fgkd.errors import FgkdError
-from fgkd.fetch import Fetcher, KeyedView, Request, fetch
+from fgkd.fetch import Fetcher, KeyedView, Request, clean_fetcher, fetch
+from fgkd.targets import Arrays, Codec
 
 from . import session
 from .capture import Teachers
@@ -59,7 +60,8 @@ def compare_sample(reader: Reader, dataset: Dataset, options: InspectConfig) -> 
     samples = dataset.splits["train"]
     recipe = views.ViewRecipe.from_dict(described["recipe"])
     draw = rng.stream("verify", options.seed)
-    usable = np.array([i for i, key in enumerate(samples.keys) if key not in reader.bad_keys])
+    bad = reader.bad_keys
+    usable = np.array([i for i, key in enumerate(samples.keys) if key not in bad], np.int64)
     rows = usable[draw.permutation(len(usable))[: options.samples]]
     chosen = np.sort(draw.permutation(reader.views)[:VIEWS_CHECKED]).tolist()
     teachers = open_teachers(identity, options)
@@ -81,7 +83,11 @@ def compare_sample(reader: Reader, dataset: Dataset, options: InspectConfig) -> 
         ]
         if teachers:
             arrays = {name: array[rows] for name, array in slab.items() if name != "digests"}
-            problems += compare_teacher(reader, teachers, answer.images, arrays, view)
+            both = [rows] if partner is None else [rows, partner[rows]]
+            labels_NL = np.stack([samples.labels[of] for of in both], axis=-1)
+            problems += compare_teacher(reader.codec, teachers, answer.images, arrays, labels_NL)
+    if teachers:
+        problems += compare_val(reader, teachers, dataset, options)
     checked = len(rows) * len(chosen)
     session.echo(f"rendered {checked} views again: {len(problems)} differences")
     return problems
@@ -111,11 +117,11 @@ def open_teachers(identity: dict[str, Any], options: InspectConfig) -> Teachers 
 
 
 def compare_teacher(
-    reader: Reader,
+    codec: Codec,
     teachers: Teachers,
     images: tuple[torch.Tensor, ...],
-    arrays: dict[str, np.ndarray],
-    view: int,
+    arrays: Arrays,
+    labels_NL: np.ndarray,
 ) -> list[str]:
     """Compare stored targets with the teacher's answers now, against its own noise.
 
@@ -124,22 +130,67 @@ def compare_teacher(
     """
     together = teachers.ask(images)
     single = [teachers.ask(tuple(size[i : i + 1] for size in images)) for i in range(len(together))]
-    noise = float(np.abs(together - np.concatenate(single)).max())
-    codec = reader.codec
-    labels = np.full((len(together), codec.num_labels), -1)
-    if codec.name == "topk":  # which classes are kept is part of the target
+    now, then = answers(codec, codec.encode(together, labels_NL)), answers(codec, arrays)
+    if codec.name == "topk":  # what is kept must be of the classes it is said to be of, too
         at = arrays["indices"].astype(np.int64)
-        now = np.take_along_axis(together, at, -1)
-        then = arrays["values"].astype(np.float32)
-        rounding = float(np.abs(now - now.astype(np.float16)).max())
+        now["logits"] = np.take_along_axis(together, at, -1)
+        then["logits"] = then["values"]
+        rounding = furthest(now["logits"], now["logits"].astype(np.float16))
     else:
-        now, then = together, codec.decode(arrays)
-        rounding = float(np.abs(now - codec.decode(codec.encode(now, labels))).max())
-    worst = float(np.abs(now - then).max())
+        rounding = furthest(together, now["logits"])
+    worst = max(furthest(now[name], then[name]) for name in then)
+    return judge("targets", worst, furthest(together, np.concatenate(single)), rounding)
+
+
+def compare_val(
+    reader: Reader, teachers: Teachers, dataset: Dataset, options: InspectConfig
+) -> list[str]:
+    """Compare stored clean logits of some validation images with the teacher's answers now."""
+    stored = reader.val_logits()
+    if stored is None:
+        return []
+    samples, bad = dataset.splits["val"], set(reader.manifest["val"]["bad"])
+    usable = np.array([i for i, key in enumerate(samples.keys) if key not in bad], np.int64)
+    rows = usable[rng.stream("verify val", options.seed).permutation(len(usable))]
+    rows = rows[: options.samples]
+
+    def ask(batch_size: int) -> np.ndarray:
+        answers = []
+        for model in teachers.models:
+            fetcher = clean_fetcher(samples.take(rows), model.config, False)
+            answers.append(
+                engine.evaluate(
+                    model, fetcher, batch_size=batch_size, workers=0, device=teachers.device
+                )[1]
+            )
+        return teachers.average(answers)
+
+    if not len(rows):
+        return []
+    now = ask(teachers.max_batch)
+    return judge("clean logits of val", furthest(now, stored[rows]), furthest(now, ask(1)), 0.0)
+
+
+def answers(codec: Codec, arrays: Arrays) -> Arrays:
+    """What of a target must be near the teacher's: logits, or what `topk` keeps and its tail."""
+    logits = codec.decode(arrays)
+    if codec.name != "topk":
+        return {"logits": logits}
+    return {"values": arrays["values"].astype(np.float32), "log_tail": arrays["log_tail"]}
+
+
+def furthest(a: np.ndarray, b: np.ndarray) -> float:
+    """The largest absolute difference; inf where one is not finite."""
+    difference = np.abs(a.astype(np.float64) - b)
+    return float(np.where(np.isfinite(difference), difference, np.inf).max(initial=0.0))
+
+
+def judge(what: str, worst: float, noise: float, rounding: float) -> list[str]:
+    """A problem, if stored values differ by more than noise and rounding explain."""
     session.echo(
-        f"view {view}: stored logits differ by {worst:.1e} at most "
+        f"stored {what} differ by {worst:.1e} at most "
         f"(teacher's batch noise {noise:.1e}, encoding {rounding:.1e})"
     )
-    if worst > 4 * noise + 2 * rounding + 1e-6:
-        return [f"view {view}: stored logits differ from the teacher's by {worst:.3g}"]
+    if worst > 4 * noise + 2 * rounding + 1e-5:
+        return [f"stored {what} differ from the teacher's by {worst:.3g}"]
     return []

@@ -47,7 +47,8 @@ def of_shard(
         for i, t in enumerate(LOSS_TEMPERATURES):
             more, so_far = encoding_kl(logits_SC, codec, stored, t), kls[i]
             kls[i] = None if more is None or so_far is None else so_far + more
-    bins_VS = np.minimum((confidence_VS * NUM_BINS).astype(int), NUM_BINS - 1)
+    inner_edges = np.linspace(0, 1, NUM_BINS + 1)[1:-1]
+    bins_VS = np.searchsorted(inner_edges, confidence_VS)  # (low, high]
     two = np.partition(logits_VSC, -2, axis=-1)[..., -2:]
     domains = [
         {
@@ -62,12 +63,13 @@ def of_shard(
         flat = bins_VS[:, known].ravel()
         return np.bincount(flat, weights_VS[:, known].ravel(), NUM_BINS).tolist()
 
-    ratio_VS = two[..., 1] / np.where(np.abs(two[..., 0]) < 1e-6, np.nan, two[..., 0])
+    second, first = two[np.abs(two[..., 0]) >= 1e-6].T
+    ratios = first / second
     return {
         "domains": domains,
         "targets": int(top_VS.size),
         "entropy": entropy,
-        "ratios": float(np.nanmedian(ratio_VS)) if ratio_VS.size else 0.0,
+        "ratios": float(np.median(ratios)) if ratios.size else 0.0,
         "bin_hits": binned((rank_VS < 1).astype(float)),
         "bin_confidence": binned(confidence_VS),
         "encoding_kl": kls,
