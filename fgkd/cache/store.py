@@ -130,13 +130,14 @@ class Writer:
         partners = captured.partners_VS
         both = [own] if partners is None else [own, labels[partners]]
         arrays = self.codec.encode(captured.logits_VSC, np.stack(both, axis=-1))
+        good = np.array([column["keys"][i] not in captured.bad for i in rows], bool)
         found = stats.of_shard(
-            captured.logits_VSC,
-            labels[rows],
-            np.array(column["domains"], np.int64)[rows],
-            [column["keys"][i] for i in rows],
+            captured.logits_VSC if good.all() else captured.logits_VSC[:, good],
+            labels[rows[good]],
+            np.array(column["domains"], np.int64)[rows[good]],
+            [column["keys"][i] for i in rows[good]],
             self.codec,
-            arrays,
+            arrays if good.all() else {name: array[:, good] for name, array in arrays.items()},
         )
         arrays |= {"digests": captured.digests_VS, **captured.mixing()}
         self._write(f"shards/{job.name}", job, "train", rows, arrays, captured.bad, found)
