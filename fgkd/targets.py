@@ -33,9 +33,16 @@ class Codec:
     def of(identity: dict[str, Any]) -> Codec:
         """The codec of a cache's identity."""
         encoding, recipe = identity["encoding"], identity["views"]["recipe"]
+        num_classes = len(identity["dataset"]["classes"])
+        fits = encoding["name"] != "topk" or 0 < encoding["top_k"] < num_classes - 2
+        if encoding["name"] not in ENCODINGS or not fits:
+            raise FgkdError(
+                f"a cache of {num_classes} classes cannot have the encoding {encoding}",
+                "restore manifest.json, or write the cache anew (cache-logits --overwrite)",
+            )
         return Codec(
             encoding["name"],
-            len(identity["dataset"]["classes"]),
+            num_classes,
             encoding["top_k"],
             tuple(encoding["temperatures"]),
             2 if recipe["mixup"] or recipe["cutmix"] else 1,

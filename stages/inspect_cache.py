@@ -42,9 +42,12 @@ def inspect(options: InspectConfig, caches: list[str]) -> None:
 def describe(path: Path, held: dict[str, Any]) -> dict[str, Any]:
     """The identity without its columns, the sizes, and the teacher's statistics."""
     identity = held["identity"]
+    classes = identity["dataset"]["classes"]
     try:
         summary = stats.summarize(held["shards"], identity["dataset"]["domains"], held["views"])
-    except (KeyError, TypeError, IndexError, ValueError) as error:
+        for suspect in summary["suspects"]:
+            suspect |= {name: classes[suspect[name]] for name in ("label", "answer")}
+    except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
         raise FgkdError(
             f"manifest of {path} is damaged: its statistics do not add up ({error!r})",
             "restore manifest.json, or write the cache anew (cache-logits --overwrite)",
@@ -67,17 +70,7 @@ def describe(path: Path, held: dict[str, Any]) -> dict[str, Any]:
         "bytes": sum(row["bytes"] for row in held["shards"]),
         "bad_images": sorted({key for row in held["shards"] for key in row["bad"]}),
         "libraries": held["libraries"],
-        "teacher": summary
-        | {
-            "suspects": [
-                suspect
-                | {
-                    "label": identity["dataset"]["classes"][suspect["label"]],
-                    "answer": identity["dataset"]["classes"][suspect["answer"]],
-                }
-                for suspect in summary["suspects"]
-            ]
-        },
+        "teacher": summary,
     }
 
 

@@ -23,6 +23,41 @@ from ..schema import fingerprint
 
 FORMAT_VERSION = 1
 HASH_HEX = 32
+MAX_SIZE = 8192  # pixels of a view's side
+RESTORE = "restore manifest.json, or write the cache anew (cache-logits --overwrite)"
+
+# What must be there, and of which type.
+COLUMNS = {"keys": [str], "labels": [int], "domains": [int], "sizes": [int], "hashes": [str]}
+IDENTITY = {
+    "format": str,
+    "encoding": {"name": str, "top_k": int, "temperatures": [float]},
+    "shard_size": int,
+    "dtype": str,
+    "teachers": [{"architecture": str, "weights_sha256": str, "img_size": int}],
+    "ensemble": Any,
+    "views": {"recipe": {"mixup": float, "cutmix": float}, "seed": int, "img_size": int},
+    "dataset": {
+        "name": str,
+        "classes": [str],
+        "domains": [str],
+        "chiral": bool,
+        "val_fraction": float,
+    },
+    "train": COLUMNS,
+    "val": COLUMNS,
+}
+SHARD = {
+    **{"name": str, "block": int, "start": int, "stop": int},
+    **{"samples": int, "bytes": int, "sha256": str, "bad": [str]},
+}
+MANIFEST = {
+    "identity": {},
+    "identity_sha256": str,
+    "views": int,
+    "libraries": {},
+    "shards": [{}],
+    "val": Any,
+}
 
 
 def content_hash(data: bytes) -> str:
@@ -200,26 +235,57 @@ def load(folder: Path) -> dict[str, Any]:
     if fingerprint(manifest["identity"]) != manifest["identity_sha256"]:
         raise FgkdError(
             f"cache manifest {path} is damaged: its identity does not hash to identity_sha256",
-            "restore manifest.json, or write the cache anew (cache-logits --overwrite)",
+            RESTORE,
         )
+    if not _is_identity(manifest["identity"]):
+        raise FgkdError(f"cache manifest {path} is damaged: its identity is not one", RESTORE)
     return manifest
 
 
 def _is_manifest(value: Any) -> bool:
     """Whether it has all parts, and every shard's name is of a file inside the cache's folder."""
-    needed = {"identity", "identity_sha256", "views", "shards", "val"}
-    if not isinstance(value, dict) or needed - set(value):
+    if not _has(value, MANIFEST):
         return False
-    if not isinstance(value["identity"], dict) or not isinstance(value["shards"], list):
-        return False
-    fields = {"name", "block", "start", "stop", "bytes", "sha256", "bad"}
     rows = [*value["shards"], *([] if value["val"] is None else [value["val"]])]
     return all(
-        isinstance(row, dict)
-        and not fields - set(row)
-        and re.fullmatch(r"(shards|val)/\w[\w.-]*", str(row["name"]))
+        _has(row, SHARD)
+        and re.fullmatch(r"(shards|val)/\w[\w.-]*", row["name"])
+        and 0 <= row["start"] < row["stop"]
         for row in rows
     )
+
+
+def _is_identity(value: Any) -> bool:
+    """Whether an identity of this version has all parts, each of its type and in its range."""
+    if not _has(value, IDENTITY) or not 0 < value["views"]["img_size"] <= MAX_SIZE:
+        return False
+    limits = {
+        "labels": (-1, value["dataset"]["classes"]),
+        "domains": (0, value["dataset"]["domains"]),
+    }
+    for column in (value["train"], value["val"]):
+        length = len(set(column["keys"]))
+        if any(len(column[name]) != length for name in COLUMNS):
+            return False
+        for name, (low, names) in limits.items():
+            if not low <= min(column[name], default=0) <= max(column[name], default=0) < len(names):
+                return not length
+    return value["shard_size"] > 0
+
+
+def _has(value: Any, parts: Any) -> bool:
+    """Whether a JSON value has the parts of a template: dicts, lists of one kind, types."""
+    if isinstance(parts, dict):
+        return isinstance(value, dict) and all(
+            name in value and _has(value[name], part) for name, part in parts.items()
+        )
+    if isinstance(parts, list):
+        if not isinstance(value, list):
+            return False
+        if isinstance(parts[0], type):  # long columns, so no loop in Python
+            return set(map(type, value)) <= ({int, float} if parts[0] is float else {parts[0]})
+        return all(_has(item, parts[0]) for item in value)
+    return parts is Any or _has([value], [parts])
 
 
 def missing(rows: Iterable[dict[str, Any]], num_blocks: int, views: int) -> list[tuple[int, ...]]:

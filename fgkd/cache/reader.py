@@ -26,6 +26,11 @@ class Reader:
         self.views: int = self.manifest["views"]
         self.codec = Codec.of(self.identity)
         self._row_of = {key: i for i, key in enumerate(self.identity["train"]["keys"])}
+        if self.identity["format"] not in BACKENDS:
+            raise FgkdError(
+                f"cache {folder} is of an unknown format, {self.identity['format']!r}",
+                manifest.RESTORE,
+            )
         self._backend = BACKENDS[self.identity["format"]]
         self._open: dict[str, tuple[Any, np.ndarray]] = {}
         self._whole: set[str] = set()  # shards whose sha256 was checked
@@ -167,6 +172,8 @@ class Reader:
         if shard.header.get("identity_sha256") != self.manifest["identity_sha256"]:
             raise self._damaged(row, "it is of another cache's identity")
         if row["block"] < 0:
+            if shard.sample_keys() != self.identity["val"]["keys"]:
+                raise self._damaged(row, "its samples are not the validation images")
             return shard, np.zeros(0, np.int64)
         rows = [self._row_of.get(key, -1) for key in shard.sample_keys()]
         if -1 in rows:
@@ -201,6 +208,13 @@ class TarSamples(Samples):
     def __init__(self, *columns: Any, places: list[Place]) -> None:
         super().__init__(*columns)
         object.__setattr__(self, "_places", places)
+
+    def take(self, rows: np.ndarray) -> TarSamples:
+        """The samples at `rows`, in that order."""
+        plain = super().take(rows)
+        columns = (plain.keys, plain.labels, plain.domains, plain.paths, plain.boxes)
+        places: list[Place] = self._places  # type: ignore[attr-defined]
+        return TarSamples(*columns, places=[places[i] for i in rows])
 
     def read(self, i: int) -> bytes:
         """The encoded image bytes of sample i."""

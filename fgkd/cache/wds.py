@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import mmap
+import re
 import tarfile
 from pathlib import Path, PurePosixPath
 
@@ -22,6 +24,7 @@ from .manifest import Shard
 SUFFIX = ".tar"
 HEADER = "__header__"
 HOLDS_IMAGES = True
+BLOCK = 512  # bytes of a tar header, and what members are padded to
 
 
 def write(path: Path, shard: Shard) -> None:
@@ -50,6 +53,30 @@ def write(path: Path, shard: Shard) -> None:
                 add(f"{row:08d}.{name}.npy", buffer.getvalue())
 
 
+def _members(data: mmap.mmap) -> dict[str, tuple[int, int]]:
+    """Name -> (offset, size) of a USTAR file's members, which must be plain files, each once.
+
+    Stricter than tarfile, which follows links, sparse maps and sizes that point backwards.
+    """
+    found: dict[str, tuple[int, int]] = {}
+    at = 0
+    while any(block := data[at : at + BLOCK]):
+        name, size = block[:100].rstrip(b"\0").decode(), block[124:136]
+        total = sum(block[:148]) + 8 * ord(" ") + sum(block[156:])
+        if len(block) != BLOCK or block[148:156] != b"%06o\0 " % total:
+            raise ValueError(f"the member at byte {at} has a damaged header")
+        if block[156:157] != b"0" or any(block[345:500]) or not re.fullmatch(rb"[0-7]{11}\0", size):
+            raise ValueError(f"{name} is not a plain file")
+        if name in found:
+            raise ValueError(f"{name} is there twice")
+        start, num_bytes = at + BLOCK, int(size[:-1], 8)
+        at = start + -(-num_bytes // BLOCK) * BLOCK
+        found[name] = start, num_bytes
+        if at > len(data):
+            raise ValueError("it is truncated")
+    return found
+
+
 class Reader:
     """One open tar, memory-mapped; members are read at the offsets found when it is opened."""
 
@@ -58,22 +85,19 @@ class Reader:
         try:
             with open(path, "rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            with tarfile.open(path, "r:") as tar:
-                members = {m.name: (m.offset_data, m.size) for m in tar if m.isreg()}
-            facts = json.loads(self._bytes(*members[HEADER]))
+            self._members = _members(self._map)
+            facts = json.loads(self._bytes(*self._members[HEADER]))
             self.header: dict[str, object] = facts["header"]
             self.labels = np.array(facts["labels"], np.int64)
             self._keys: list[str] = list(map(str, facts["keys"]))
-            names = [f"{row:08d}" for row in facts["rows"]]
-        except (OSError, KeyError, ValueError, TypeError, tarfile.TarError) as error:
+            self._names = [f"{row:08d}" for row in facts["rows"]]
+            if not len(self._keys) == len(self._names) == self.labels.size:
+                raise ValueError("its columns are not of one length")
+        except Exception as error:  # of a file that may be anything
             raise FgkdError(f"shard {path} cannot be read: {error}", f"rm {path}") from None
-        self._members, self._names = members, names
 
     def _bytes(self, offset: int, size: int) -> bytes:
-        data = self._map[offset : offset + size]
-        if len(data) != size:
-            raise ValueError("it is truncated")
-        return data
+        return self._map[offset : offset + size]
 
     def sample_keys(self) -> list[str]:
         """The block's sample keys, in shard order."""
@@ -81,14 +105,16 @@ class Reader:
 
     def image_place(self, i: int) -> tuple[int, int]:
         """(offset, size) in the tar of sample i's encoded image."""
-        suffix = PurePosixPath(self._keys[i]).suffix.lower() or ".jpg"
-        return self._members[self._names[i] + suffix]
+        name = self._names[i] + (PurePosixPath(self._keys[i]).suffix.lower() or ".jpg")
+        if name not in self._members:
+            raise FgkdError(f"shard {self.path} has no member {name}", f"rm {self.path}")
+        return self._members[name]
 
     def slab(self, index: int, names: list[str]) -> dict[str, np.ndarray]:
         """Arrays [S, ...] of the shard's view number `index`."""
         try:
             return {name: self._column(index, name) for name in names}
-        except (KeyError, ValueError, IndexError) as error:
+        except Exception as error:
             raise FgkdError(f"shard {self.path}: {error}", f"rm {self.path}") from None
 
     def _column(self, index: int, name: str) -> np.ndarray:
@@ -100,7 +126,9 @@ class Reader:
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(first)
         if fortran or dtype.hasobject or not 0 <= index < shape[0]:
             raise ValueError(f"{name}.npy of shape {shape}, dtype {dtype} has no view {index}")
-        skip, count = first.tell(), int(np.prod(shape[1:]))
+        skip, count = first.tell(), math.prod(shape[1:])
+        if skip + shape[0] * count * dtype.itemsize != places[0][1] or min(shape) < 0:
+            raise ValueError(f"{name}.npy of shape {shape}, dtype {dtype} is of another length")
         header = self._map[places[0][0] : places[0][0] + skip]
         out = np.empty((len(places), *shape[1:]), dtype)
         for i, (offset, size) in enumerate(places):
