@@ -195,7 +195,7 @@ class Capture:
                 buffer, shards = None, shards + 1
             num = len(request.rows) * len(request.views)
             done, now = done + num, time.perf_counter()
-            line = pace.add(done, num, waited, now - clock)
+            line = pace.add(done, num, waited, now - clock, units=num)
             clock = now
             if line:
                 session.echo(f"shard {shards}/{len(jobs)}  target {done:,}/{sum(sizes):,}  {line}")

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fgkd import fsio
 from fgkd.cache import manifest, stats
 from fgkd.config import InspectConfig
@@ -44,10 +46,11 @@ def describe(path: Path, held: dict[str, Any]) -> dict[str, Any]:
     identity = held["identity"]
     classes = identity["dataset"]["classes"]
     try:
-        summary = stats.summarize(held["shards"], identity["dataset"]["domains"], held["views"])
+        with np.errstate(over="raise", invalid="raise"):
+            summary = stats.summarize(held["shards"], identity["dataset"]["domains"], held["views"])
         for suspect in summary["suspects"]:
             suspect |= {name: classes[suspect[name]] for name in ("label", "answer")}
-    except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise FgkdError(
             f"manifest of {path} is damaged: its statistics do not add up ({error!r})",
             "restore manifest.json, or write the cache anew (cache-logits --overwrite)",

@@ -148,7 +148,7 @@ class Pace:
 
     def __init__(self, total: int, interval_s: float) -> None:
         self.total, self.interval_s = total, interval_s
-        self.images, self.steps, self.wait_s, self.busy_s = 0, 0, 0.0, 0.0
+        self.images, self.units, self.wait_s, self.busy_s = 0, 0, 0.0, 0.0
         self._last = time.monotonic()
         self._bar: Any = None
         if sys.stderr.isatty() and distributed.rank() == 0:
@@ -156,9 +156,11 @@ class Pace:
 
             self._bar = tqdm(total=total, file=sys.stderr, leave=False, dynamic_ncols=True)
 
-    def add(self, done: int, images: int, wait_s: float, step_s: float) -> str | None:
-        """Count a step; the text of a console line when one is due."""
-        self.images, self.steps = self.images + images, self.steps + 1
+    def add(
+        self, done: int, images: int, wait_s: float, step_s: float, units: int = 1
+    ) -> str | None:
+        """Count a step, of `units` of the total; the text of a console line when one is due."""
+        self.images, self.units = self.images + images, self.units + units
         self.wait_s, self.busy_s = self.wait_s + wait_s, self.busy_s + step_s
         if self._bar:
             self._bar.update(done - self._bar.n)
@@ -166,9 +168,9 @@ class Pace:
         if now - self._last < self.interval_s and done < self.total:
             return None
         rate = self.images / max(self.busy_s, 1e-9)
-        left = (self.total - done) * self.busy_s / self.steps
+        left = (self.total - done) * self.busy_s / self.units
         text = f"{rate:,.0f} img/s  data {100 * self.wait_s / max(self.busy_s, 1e-9):.0f}%"
-        self._last, self.images, self.steps, self.wait_s, self.busy_s = now, 0, 0, 0.0, 0.0
+        self._last, self.images, self.units, self.wait_s, self.busy_s = now, 0, 0, 0.0, 0.0
         return f"{text}  ETA {fsio.human_time(left)}"
 
     def close(self) -> None:

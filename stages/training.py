@@ -185,7 +185,9 @@ def train(
             should_stop=stop.requested,
         ):
             run.add_bad_images(report.bad)
-            due = pace.add(report.step, report.num_images, **report.times)
+            due = pace.add(
+                report.step, report.num_images, report.times["wait_s"], report.times["step_s"]
+            )
             if due:
                 run.log(_console_line(report, options, schedule.total_steps, due))
             if report.epoch_ends:

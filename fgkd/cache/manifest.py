@@ -23,7 +23,7 @@ from ..schema import fingerprint
 
 FORMAT_VERSION = 1
 HASH_HEX = 32
-MAX_SIZE = 8192  # pixels of a view's side
+MAX_SIZE, MAX_VIEWS = 8192, 10**6  # of a view's side in pixels, and of views
 RESTORE = "restore manifest.json, or write the cache anew (cache-logits --overwrite)"
 
 # What must be there, and of which type.
@@ -51,12 +51,8 @@ SHARD = {
     **{"samples": int, "bytes": int, "sha256": str, "bad": [str]},
 }
 MANIFEST = {
-    "identity": {},
-    "identity_sha256": str,
-    "views": int,
-    "libraries": {},
-    "shards": [{}],
-    "val": Any,
+    **{"identity": {}, "identity_sha256": str, "views": int, "libraries": {}},
+    **{"shards": [{}], "val": Any},
 }
 
 
@@ -247,10 +243,10 @@ def _is_manifest(value: Any) -> bool:
     if not _has(value, MANIFEST):
         return False
     rows = [*value["shards"], *([] if value["val"] is None else [value["val"]])]
-    return all(
+    return 0 <= value["views"] <= MAX_VIEWS and all(
         _has(row, SHARD)
         and re.fullmatch(r"(shards|val)/\w[\w.-]*", row["name"])
-        and 0 <= row["start"] < row["stop"]
+        and 0 <= row["start"] < row["stop"] <= MAX_VIEWS
         for row in rows
     )
 
