@@ -67,6 +67,18 @@ def test_the_true_teacher_passes(
     assert said.count("differ by") == 3  # two views, and the validation images
 
 
+def test_a_cache_that_travelled_alone(
+    says: Says, tiny_cache: Path, tiny_teacher: Path, tmp_path: Path
+) -> None:
+    """WebDataset shards hold the images: shards and teacher are enough, without the data."""
+    cache = tmp_path / "cache"
+    command = ("cache-logits", "-c", tiny_cache / "args.yaml", "--output", cache)
+    fgkd(*command, "--format", "webdataset")
+    (cache / "args.yaml").unlink()
+    code, said = says("--teacher", tiny_teacher, cache)
+    assert (code, said.count("verified: "), said.count("differ by")) == (0, 1, 3), said
+
+
 @pytest.mark.parametrize("name", ["hdf5", "webdataset"])
 @pytest.mark.parametrize("at", [0.1, 0.6, None])
 def test_a_damaged_shard_is_named_and_its_remedy_rewrites_it_alone(
