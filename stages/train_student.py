@@ -18,7 +18,7 @@ from fgkd.config import TrainStudentConfig
 from fgkd.loader import Batch, TrainLoader
 from fgkd.rundir import RunDir, describe_process
 
-from . import session, training
+from . import assembly, session, training
 from .source import Source, check_live_size, open_source, val_targets
 
 
@@ -35,7 +35,7 @@ def _train_from(
 ) -> None:
     dataset = source.dataset
     distils = options.distillation == "logits" and options.distill_loss_weight > 0
-    model, said = training.build_model(
+    model, said = assembly.build_model(
         options, dataset.classes, uses_dist=distils, img_size=options.img_size or source.img_size
     )
     size = model.config["input_size"][-1]
@@ -43,7 +43,7 @@ def _train_from(
     schedule = plan.Schedule(
         options.seed, len(train), options.batch_size, options.epochs, source.num_views
     )
-    lr_at = training.schedule_lr(options, schedule.steps_per_epoch)
+    lr_at = assembly.schedule_lr(options, schedule.steps_per_epoch)
     check_live_size(source, size)
 
     run = RunDir(Path(options.output), session.echo)
@@ -87,13 +87,13 @@ def _train_from(
         "fgkd train-student",
         {
             "data": session.describe_data(dataset),
-            "model": training.describe_model(options.model, model, said),
+            "model": assembly.describe_model(options.model, model, said),
             "targets": (source.text if distils else "labels alone (the control)") + digests,
             "views": f"{source.num_views}, view e mod {source.num_views} in epoch e: "
             + session.describe_recipe(source.recipe),
             "loss": equation,
-            "plan": training.describe_plan(options, schedule.steps_per_epoch),
-            "device": training.describe_device(options, device_line),
+            "plan": assembly.describe_plan(options, schedule.steps_per_epoch),
+            "device": assembly.describe_device(options, device_line),
             "output": options.output,
         },
     ):

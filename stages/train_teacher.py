@@ -13,7 +13,7 @@ from fgkd.data import open_dataset
 from fgkd.loader import Batch, TrainLoader
 from fgkd.rundir import RunDir, describe_process
 
-from . import session, training
+from . import assembly, session, training
 
 
 def train_teacher(options: TrainTeacherConfig) -> None:
@@ -24,7 +24,7 @@ def train_teacher(options: TrainTeacherConfig) -> None:
     val_fraction = 0.1 if options.val_fraction is None else options.val_fraction
     dataset = open_dataset(options.data, val_fraction)
     recipe = session.resolve_recipe(options, None, dataset.chiral)
-    model, said = training.build_model(
+    model, said = assembly.build_model(
         options, dataset.classes, uses_dist=False, img_size=options.img_size
     )
     size = model.config["input_size"][-1]
@@ -34,7 +34,7 @@ def train_teacher(options: TrainTeacherConfig) -> None:
     schedule = plan.Schedule(
         options.seed, len(train), options.batch_size, options.epochs, options.epochs
     )
-    lr_at = training.schedule_lr(options, schedule.steps_per_epoch)
+    lr_at = assembly.schedule_lr(options, schedule.steps_per_epoch)
 
     run = RunDir(Path(options.output), session.echo)
     facts = {
@@ -61,11 +61,11 @@ def train_teacher(options: TrainTeacherConfig) -> None:
         "fgkd train-teacher",
         {
             "data": session.describe_data(dataset),
-            "model": training.describe_model(options.model, model, said),
+            "model": assembly.describe_model(options.model, model, said),
             "views": f"a fresh one each epoch: {session.describe_recipe(recipe)}",
             "loss": f"CE(head, label; smoothing {options.smoothing:g})",
-            "plan": training.describe_plan(options, schedule.steps_per_epoch),
-            "device": training.describe_device(options, device_line),
+            "plan": assembly.describe_plan(options, schedule.steps_per_epoch),
+            "device": assembly.describe_device(options, device_line),
             "output": options.output,
         },
     ):

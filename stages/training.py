@@ -9,104 +9,14 @@ from typing import Any
 
 import torch
 
-from fgkd import checkpoint, engine, metrics, models, optim, rng
+from fgkd import checkpoint, engine, metrics, models
 from fgkd.config import TrainOptions
 from fgkd.data import Dataset
 from fgkd.fetch import clean_fetcher
 from fgkd.loader import TrainLoader
 from fgkd.rundir import RunDir
 
-from . import session
-
-
-def build_model(
-    options: Any, class_names: list[str], *, uses_dist: bool, img_size: int | None
-) -> tuple[models.Classifier, list[str]]:
-    """The model of the options, initialised from --seed; also what to say of its weights."""
-    rng.seed_torch("init", options.seed)
-    return models.create(
-        options.model,
-        class_names=class_names,
-        kwargs=models.parse_kwargs(options.model_kwargs),
-        img_size=img_size,
-        crop_pct=options.crop_pct,
-        pretrained=options.pretrained,
-        initial_checkpoint=options.initial_checkpoint,
-        drop=options.drop,
-        drop_path=options.drop_path,
-        head_init_scale=options.head_init_scale,
-        uses_dist=uses_dist,
-    )
-
-
-def resolve_warmup(options: Any) -> float:
-    """--warmup-epochs, or the default: 2, but at most a quarter of the epochs."""
-    given = options.warmup_epochs
-    return min(2.0, options.epochs / 4) if given is None else float(given)
-
-
-def resolve_lr(options: Any) -> float:
-    """--lr, or the default: 1e-3 from scratch, 1e-4 from given weights."""
-    given = options.pretrained or options.initial_checkpoint
-    return float(options.lr or (1e-4 if given else 1e-3))
-
-
-def schedule_lr(options: Any, steps_per_epoch: int) -> Callable[[int], float]:
-    """The learning rate as a pure function of the step."""
-
-    def lr_at(step: int) -> float:
-        return optim.lr_at(
-            step=step,
-            total_steps=options.epochs * steps_per_epoch,
-            warmup_steps=round(resolve_warmup(options) * steps_per_epoch),
-            lr=resolve_lr(options),
-            min_lr=options.min_lr,
-            warmup_lr=options.warmup_lr,
-            schedule=options.sched,
-            decay_steps=max(1, round(options.decay_epochs * steps_per_epoch)),
-            decay_rate=options.decay_rate,
-        )
-
-    lr_at(0)  # refuses a schedule that rises before anything is written
-    return lr_at
-
-
-def describe_plan(options: Any, steps_per_epoch: int) -> str:
-    """Epochs, steps, optimizer and learning rate on one line."""
-    layer_decay = f", layer decay {options.layer_decay:g}" if options.layer_decay else ""
-    accum = f" in {options.grad_accum_steps} micro-batches" if options.grad_accum_steps > 1 else ""
-    return (
-        f"{options.epochs} epochs x {steps_per_epoch} steps of {options.batch_size} images{accum}; "
-        f"{options.opt}, lr {resolve_lr(options):g} -> {options.min_lr:g} {options.sched} after "
-        f"{resolve_warmup(options):g} epochs of warmup, weight decay {options.weight_decay:g}"
-        f"{layer_decay}"
-    )
-
-
-def make_state(options: Any, model: models.Classifier, device: torch.device) -> engine.State:
-    """Optimizer, loss scaler and averaged weights around a new model."""
-    from timm.utils import ModelEmaV3
-
-    model.to(device)
-    if options.channels_last:
-        model.to(memory_format=torch.channels_last)
-    groups = optim.param_groups(
-        model=model.net,
-        weight_decay=options.weight_decay,
-        layer_decay=options.layer_decay,
-        layer_decay_style=options.layer_decay_style,
-    )
-    optimizer = optim.create_optimizer(
-        name=options.opt, groups=groups, lr=resolve_lr(options), momentum=options.momentum
-    )
-    scaled = options.amp and options.amp_dtype == "float16"
-    decay = math.exp(-options.batch_size / options.model_ema_samples)
-    return engine.State(
-        model,
-        optimizer,
-        torch.amp.GradScaler(device.type, enabled=scaled),
-        ModelEmaV3(model, decay=decay, use_warmup=True) if options.model_ema else None,
-    )
+from . import assembly, session
 
 
 class Validation:
@@ -161,7 +71,7 @@ def train(
     device: torch.device,
 ) -> None:
     """Run or continue a training to its end, leaving the best model in RUN/model."""
-    state = make_state(options, model, device)
+    state = assembly.make_state(options, model, device)
     schedule = loader.schedule
     if resume:
         state.restore(checkpoint.load(run.last, device))
@@ -273,16 +183,3 @@ def is_finished(run: RunDir, total_steps: int, resume: bool) -> bool:
     if finished:
         run.log(f"{run.path} is finished ({total_steps} steps); nothing to do")
     return finished
-
-
-def describe_model(name: str, model: models.Classifier, said: list[str]) -> str:
-    """Name, size in parameters, input side, and how its weights began."""
-    millions = sum(p.numel() for p in model.parameters()) / 1e6
-    size = model.config["input_size"][-1]
-    return f"{name}, {millions:.2f} M parameters, {size} px; {'; '.join(said)}"
-
-
-def describe_device(options: Any, device_line: str) -> str:
-    """Device, number type and workers."""
-    dtype = f"autocast {options.amp_dtype}" if options.amp else "float32"
-    return f"{device_line}; {dtype}; {options.workers} workers"

@@ -25,7 +25,8 @@ LAYERS = (
     ("fgkd.loader",),
     ("fgkd.engine",),
     ("stages.session", "stages.options"),
-    ("stages.training", "stages.capture"),
+    ("stages.assembly", "stages.capture"),
+    ("stages.training",),
     ("stages.planner", "stages.verify", "stages.source"),
     (
         *("stages.train_teacher", "stages.cache_logits", "stages.train_student"),
