@@ -19,7 +19,7 @@ LAYERS = (
         *("fgkd.losses", "fgkd.metrics", "fgkd.rundir", "fgkd.fetch"),
         *("fgkd.cache.hdf5", "fgkd.cache.wds", "fgkd.cache.stats"),
     ),
-    ("fgkd.cache.store", "fgkd.report"),
+    ("fgkd.cache.store", "fgkd.report", "fgkd.intervals"),
     ("fgkd.cache.reader",),
     ("fgkd.cache.remote",),
     ("fgkd.loader",),
