@@ -15,7 +15,7 @@ COLUMNS = {
     "nll": "NLL",
     "ece_pct": "ECE %",
     "agreement_pct": "agree %",
-    "kl_to_teacher": "KL to teacher",
+    "kl_to_teacher": "KL",
 }
 
 
@@ -40,27 +40,49 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def results_table(results: Sequence[dict[str, Any]]) -> str:
-    """One row a run, and below it one a domain where a run has several."""
+    """One row a run, and below it one a domain where a run has several.
+
+    An accuracy is followed by half the width of its 95 % interval, where there is one.
+    """
     shown = {k: v for k, v in COLUMNS.items() if any(k in r for r in results)}
     timed = any(r.get("minutes") is not None for r in results)
-    header = ["run", "model", "images", *shown.values(), *(["minutes"] if timed else [])]
+    header = ["run", "images", *shown.values(), *(["minutes"] if timed else [])]
     rows = []
     for result in results:
-        rows.append([result["run"], result["model"], *_cells(result, list(shown))])
+        rows.append([result["run"], *_cells(result, list(shown))])
         if timed:
             took = result.get("minutes")
             rows[-1].append("" if took is None else f"{took:.1f}")
         for domain, part in result["domains"].items():
             if len(result["domains"]) > 1:
-                row = [f"  {domain}", "", *_cells(part, list(shown)), *([""] if timed else [])]
+                row = [f"  {domain}", *_cells(part, list(shown)), *([""] if timed else [])]
                 rows.append(row)
     return table(header, rows)
 
 
 def _cells(values: dict[str, Any], names: list[str]) -> list[str]:
-    images = f"{values['num_images']:,}"
-    return [images, *("" if values.get(n) is None else _number(n, values[n]) for n in names)]
+    return [f"{values['num_images']:,}", *(_number(name, values) for name in names)]
 
 
-def _number(name: str, value: float) -> str:
-    return f"{value:.2f}" if name.endswith("_pct") else f"{value:.3f}"
+def _number(name: str, values: dict[str, Any]) -> str:
+    value = values.get(name)
+    if value is None:
+        return ""
+    text = f"{value:.2f}" if name.endswith("_pct") else f"{value:.3f}"
+    low, high = values.get("ci95", {}).get(name, (None, None))
+    return text if low is None else f"{text} ±{(high - low) / 2:.1f}"
+
+
+def mcnemar_lines(results: Sequence[dict[str, Any]]) -> list[str]:
+    """One line a pair of runs: who alone is right how often, and the p-value of no difference."""
+    lines = []
+    for result in results:
+        for test in result["mcnemar"]:
+            p = test["p_value"]
+            lines.append(
+                f"McNemar {result['run']} against {test['against']}: alone right on "
+                f"{test['only_this']:,} and {test['only_other']:,} images, "
+                + ("p < 0.001" if p < 0.001 else f"p = {p:.3f}")
+                + f" ({test['test']})"
+            )
+    return lines

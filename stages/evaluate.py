@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from fgkd import distributed, engine, fsio, metrics, models, report, rundir
+from fgkd import distributed, engine, fsio, intervals, metrics, models, report, rundir
 from fgkd.cache import manifest
 from fgkd.cache.reader import Reader
 from fgkd.config import EvaluateConfig
@@ -27,8 +28,12 @@ def evaluate(options: EvaluateConfig, runs: list[str]) -> None:
     scored = [score(Path(path), options, device) for path in runs]
     teacher = next((s for s in scored if s["stage"] == "train-teacher"), None)
     results = [summarize(s, teacher, options.split) for s in scored]
+    for number, against in compared(scored):
+        results[number]["mcnemar"].append(mcnemar(scored[number], scored[against]))
     session.echo("\n" + report.results_table(results))
-    for line in footnotes(scored, teacher):
+    for line in report.mcnemar_lines(results):
+        session.echo(line)
+    for line in footnotes(scored, results, teacher):
         session.echo(line)
     if options.json and distributed.rank() == 0:
         fsio.write_json(Path(options.json), results)
@@ -61,14 +66,15 @@ def score(path: Path, options: EvaluateConfig, device: torch.device) -> dict[str
         workers=options.workers,
         device=device,
     )
-    session.echo(f"  {path}: {len(rows):,} images of {dataset.name}")
+    architecture = model.config["architecture"]
+    session.echo(f"  {path}: {architecture}, {len(rows):,} images of {dataset.name}")
     for key, reason in bad:
         session.echo(f"    left out {key}: {reason}")
     return {
         "path": path,
         "stage": run["stage"],
         "parents": run["parents"],
-        "model": model.config["architecture"],
+        "model": architecture,
         "dataset": dataset,
         "keys": [samples.keys[row] for row in rows],
         "labels": samples.labels[rows],
@@ -79,7 +85,7 @@ def score(path: Path, options: EvaluateConfig, device: torch.device) -> dict[str
 
 
 def summarize(scored: dict[str, Any], teacher: dict[str, Any] | None, split: str) -> dict[str, Any]:
-    """The metrics of one run, with agreement where the teacher's logits are known."""
+    """A run's metrics and intervals; agreement where the teacher's logits are known."""
     dataset: Dataset = scored["dataset"]
     teacher_NK = None
     if scored["stage"] != "train-teacher":
@@ -87,15 +93,48 @@ def summarize(scored: dict[str, Any], teacher: dict[str, Any] | None, split: str
             teacher_NK = teacher["logits"]
         elif teacher is None and split == "val":
             teacher_NK = stored_targets(scored)
+    logits_NK, labels_N = scored["logits"], torch.from_numpy(scored["labels"])
     found = metrics.summarize(
-        logits_NK=scored["logits"],
-        labels_N=torch.from_numpy(scored["labels"]),
+        logits_NK=logits_NK,
+        labels_N=labels_N,
         domains_N=torch.from_numpy(scored["domains"]),
         domain_names=dataset.domains,
         teacher_NK=teacher_NK,
     )
+    found["ci95"] = intervals.accuracy_ci95(logits_NK=logits_NK, labels_N=labels_N)
+    for name, part in found["domains"].items():
+        here_N = torch.from_numpy(scored["domains"] == dataset.domains.index(name))
+        part["ci95"] = intervals.accuracy_ci95(
+            logits_NK=logits_NK[here_N], labels_N=labels_N[here_N]
+        )
     head = {"run": str(scored["path"]), "split": split, "model": scored["model"]}
-    return head | {"minutes": report.minutes(scored["path"])} | found
+    return head | {"minutes": report.minutes(scored["path"])} | found | {"mcnemar": []}
+
+
+def compared(scored: list[dict[str, Any]]) -> list[tuple[int, int]]:
+    """Pairs of runs on the same images: all of up to three runs, else each with the first student.
+
+    (later, earlier), so that a student is held against the control or teacher named before it.
+    """
+    first = next((i for i, s in enumerate(scored) if s["stage"] == "train-student"), 0)
+    pairs = itertools.combinations(range(len(scored)), 2)
+    return [
+        (later, earlier)
+        for earlier, later in pairs
+        if (len(scored) <= 3 or first in (earlier, later))
+        and scored[earlier]["keys"] == scored[later]["keys"]
+    ]
+
+
+def mcnemar(this: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """McNemar's test of top-1 of two runs on the same images."""
+    hits = []
+    for scored in (this, other):
+        labels_N = torch.from_numpy(scored["labels"])
+        hit_N = metrics.topk_correct(logits_NK=scored["logits"], labels_N=labels_N, k=1)
+        hits.append(hit_N.numpy())
+    against = {"against": str(other["path"])}
+    return against | intervals.mcnemar(hit_N=hits[0], other_hit_N=hits[1])
 
 
 def stored_targets(scored: dict[str, Any]) -> torch.Tensor | None:
@@ -113,11 +152,14 @@ def stored_targets(scored: dict[str, Any]) -> torch.Tensor | None:
     return torch.from_numpy(stored[np.array([known[key] for key in scored["keys"]])])
 
 
-def footnotes(scored: list[dict[str, Any]], teacher: dict[str, Any] | None) -> list[str]:
+def footnotes(
+    scored: list[dict[str, Any]], results: list[dict[str, Any]], teacher: dict[str, Any] | None
+) -> list[str]:
     """What the table leaves unsaid: whom agreement is with, cache sizes, notes of the data."""
-    lines = []
-    if teacher is not None and len(scored) > 1:
-        lines.append(f"agree %: same top-1 as {teacher['path']}; KL in nats at T = 1")
+    lines = ["±: half the width of the 95 % interval (percentile bootstrap over images)"]
+    if any("agreement_pct" in r for r in results):
+        whom = "the teacher's stored logits" if teacher is None else teacher["path"]
+        lines.append(f"agree %: same top-1 as {whom}; KL to it in nats at T = 1")
     for cache in dict.fromkeys(s["parents"].get("cache") for s in scored):
         if cache and (Path(cache) / "manifest.json").exists():
             reader = Reader(Path(cache))

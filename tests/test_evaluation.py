@@ -12,13 +12,15 @@ import timm
 import torch
 from PIL import Image
 from run_miniatures import STUDENT, assert_same, fgkd, rows, saved
+from scipy import stats
 from timm.data import create_transform, resolve_model_data_config
 
 from fgkd import engine
+from stages import evaluate as stage
 
 FIELDS = {
     *("run", "split", "num_images", "top1_pct", "top5_pct", "mean_class_pct", "nll", "ece_pct"),
-    *("agreement_pct", "kl_to_teacher", "domains"),
+    *("agreement_pct", "kl_to_teacher", "domains", "ci95", "mcnemar"),
 }
 SHOWN_TOO = {"model", "minutes"}
 
@@ -91,9 +93,42 @@ def test_the_json_has_the_promised_fields(
     of_teacher = FIELDS - {"agreement_pct", "kl_to_teacher"}
     assert [set(r) - SHOWN_TOO for r in results] == [of_teacher, FIELDS]
     for result in results:
-        inner = set(result) - SHOWN_TOO - {"run", "split", "domains"}
+        inner = set(result) - SHOWN_TOO - {"run", "split", "domains", "mcnemar"}
         assert {name: set(part) for name, part in result["domains"].items()} == {"folder": inner}
         assert result["split"] == "test"
+
+
+def test_intervals_and_mcnemar_are_of_timms_hits(
+    tiny_data: Path, tiny_teacher: Path, student: Path, tmp_path: Path
+) -> None:
+    """The counts by timm's own logits; each interval holds its accuracy, by domain too."""
+    results = evaluate(tmp_path / "out.json", tiny_teacher, student)
+    hits = []
+    for run, result in zip((tiny_teacher, student), results, strict=True):
+        theirs, labels = by_timm(run, tiny_data / "test")
+        hits.append((theirs.argmax(1) == labels).numpy())
+        for part in (result, result["domains"]["folder"]):
+            for name in ("top1_pct", "top5_pct", "mean_class_pct"):
+                low, high = part["ci95"][name]
+                assert low <= part[name] <= high
+        assert result["ci95"]["top1_pct"][0] < result["ci95"]["top1_pct"][1]
+    teacher, pupil = hits
+    assert results[0]["mcnemar"] == []
+    (found,) = results[1]["mcnemar"]
+    counts = [int((pupil & ~teacher).sum()), int((teacher & ~pupil).sum())]
+    assert [found["only_this"], found["only_other"]] == counts
+    assert found["against"] == str(tiny_teacher)
+    assert found["p_value"] == pytest.approx(stats.binomtest(counts[0], sum(counts)).pvalue)
+
+
+def test_many_runs_are_held_against_the_first_student() -> None:
+    """All pairs of three; of four with the first student; never runs on other images."""
+    teacher, control, one, two = (
+        {"stage": stage, "keys": ["a"]} for stage in ("train-teacher", *["train-student"] * 3)
+    )
+    assert stage.compared([teacher, control, one]) == [(1, 0), (2, 0), (2, 1)]
+    assert stage.compared([teacher, control, one, two]) == [(1, 0), (2, 1), (3, 1)]
+    assert stage.compared([teacher, one | {"keys": ["b"]}]) == []
 
 
 def test_a_student_alone_is_compared_with_the_stored_validation_logits(

@@ -11,7 +11,7 @@ from fgkd import fsio, report
 
 
 def result(run: str, **values: Any) -> dict[str, Any]:
-    return {"run": run, "model": "deit", "num_images": 1433, "domains": {}} | values
+    return {"run": run, "num_images": 1433, "domains": {}, "mcnemar": []} | values
 
 
 def test_columns_are_aligned() -> None:
@@ -34,14 +34,43 @@ def test_results() -> None:
         result("student", top1_pct=88.0, nll=0.4567, agreement_pct=90.5, minutes=12.34),
     ]
     head, rule, first, second = (line.split() for line in report.results_table(rows).splitlines())
-    assert head == ["run", "model", "images", "top-1", "%", "NLL", "agree", "%", "minutes"]
-    assert len(rule) == 7
-    assert first == ["teacher", "deit", "1,433", "91.26", "0.310"]  # what it lacks is blank
-    assert second == ["student", "deit", "1,433", "88.00", "0.457", "90.50", "12.3"]
+    assert head == ["run", "images", "top-1", "%", "NLL", "agree", "%", "minutes"]
+    assert len(rule) == 6
+    assert first == ["teacher", "1,433", "91.26", "0.310"]  # what it lacks is blank
+    assert second == ["student", "1,433", "88.00", "0.457", "90.50", "12.3"]
     lines = report.results_table(rows).splitlines()
     assert lines[2].index("91.26") == lines[3].index("88.00")
     assert lines[3].endswith("12.3")
     assert len(lines[3]) == len(lines[1])
+
+
+def test_an_interval_stands_behind_its_accuracy() -> None:
+    values = {"top1_pct": 50.0, "top5_pct": 75.25, "ci95": {"top1_pct": [47.0, 52.5]}}
+    domains = {"a": {"num_images": 9, **values}, "b": {"num_images": 8, **values}}
+    _, _, row, domain, _ = report.results_table([result("r", **values, domains=domains)]).split(
+        "\n"
+    )
+    assert row.split() == ["r", "1,433", "50.00", "±2.8", "75.25"]
+    assert domain.split() == ["a", "9", "50.00", "±2.8", "75.25"]
+
+
+def test_the_full_table_stays_within_120_columns() -> None:
+    """The width of a full house: every column, intervals, a path of 27 characters."""
+    accuracies = dict.fromkeys(("top1_pct", "top5_pct", "mean_class_pct"), 100.0)
+    rest = {"nll": 12.345, "ece_pct": 25.0, "agreement_pct": 100.0, "kl_to_teacher": 10.123}
+    ends = {"ci95": {name: [60.0, 90.0] for name in accuracies}}
+    row = result("r" * 27, **accuracies, **rest, **ends, minutes=1234.5)
+    assert max(map(len, report.results_table([row]).splitlines())) <= 120
+
+
+def test_mcnemar_lines() -> None:
+    test = {"only_this": 1200, "only_other": 12, "test": "chi-square", "p_value": 1e-9}
+    small = {"only_this": 3, "only_other": 5, "test": "exact", "p_value": 0.7266}
+    against = [{"against": "a", **test}, {"against": "b", **small}]
+    assert report.mcnemar_lines([result("a"), result("c", mcnemar=against)]) == [
+        "McNemar c against a: alone right on 1,200 and 12 images, p < 0.001 (chi-square)",
+        "McNemar c against b: alone right on 3 and 5 images, p = 0.727 (exact)",
+    ]
 
 
 def test_columns_that_no_run_has_are_left_out() -> None:
