@@ -213,6 +213,12 @@ def logits_of(
     return torch.cat(pieces)
 
 
+def clean_requests(rows: np.ndarray, batch_size: int) -> list[Request]:
+    """Requests for one view of these rows, in batches, without digests."""
+    parts = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+    return [Request(part, [0], digests=np.zeros(len(part), bool)) for part in parts]
+
+
 def evaluate(
     model: Classifier,
     fetcher: Fetcher,
@@ -223,11 +229,7 @@ def evaluate(
 ) -> tuple[np.ndarray, Tensor, list[tuple[str, str]]]:
     """(rows, float32 logits [N, K], bad images) of every image once, over all ranks."""
     rows = distributed.share(np.arange(len(fetcher.samples)))
-    none = np.zeros(batch_size, bool)
-    requests = [
-        Request(part, [0], digests=none[: len(part)])
-        for part in (rows[i : i + batch_size] for i in range(0, len(rows), batch_size))
-    ]
+    requests = clean_requests(rows, batch_size)
     done = [
         (
             answer.rows,

@@ -23,7 +23,7 @@ EMPTY: dict[str, list[Any]] = {"keys": [], "labels": [], "domains": [], "sizes":
 
 def cache_logits(options: CacheLogitsConfig) -> None:
     """Create, continue or grow the cache in --output; says so when it is complete already."""
-    started = time.monotonic()
+    started = session.started()
     session.require(options.teacher, "--teacher", "runs/teacher")
     session.require(options.output, "--output", "runs/cache")
     paths = [Path(spec) for spec in options.teacher]
@@ -73,7 +73,7 @@ def cache_logits(options: CacheLogitsConfig) -> None:
     teachers.ready()
     capture = Capture(writer, teachers, dataset, recipe, options)
     if options.dry_run:
-        planner.dry_run(capture, jobs, len(identity["val"]["keys"]), started, options.json)
+        planner.dry_run(capture, jobs, started, options.json)
         return
     if distributed.rank() == 0:
         writer.begin()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -106,8 +107,10 @@ class InOrder(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(package_name="fgkd", message="%(prog)s %(version)s")
-def fgkd() -> None:
+@click.pass_context
+def fgkd(context: click.Context) -> None:
     """Root of the commands."""
+    context.meta["started"] = time.monotonic()
 
 
 for _name, _cls, _help in (

@@ -2,57 +2,115 @@
 
 from __future__ import annotations
 
-import itertools
 import shutil
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fgkd import fsio, targets
+from fgkd import engine, fsio, models, targets
 from fgkd.cache import manifest
 from fgkd.cache.manifest import Shard, ShardJob
 from fgkd.cache.store import Writer
 from fgkd.config import ENCODING_NAMES, CacheLogitsConfig
-from fgkd.fetch import Fetcher, KeyedView, fetch
+from fgkd.fetch import Fetched, Fetcher, KeyedView, Request, clean_fetcher, fetch
 
 from . import session
-from .capture import Capture
+from .capture import Capture, ShardBuffer
 
 MEASURE_S = 8.0  # seconds of teacher time to measure its speed by
+WARM = 3  # answers that come before the measured ones: workers starting, kernels being chosen
 
 
-def measure(capture: Capture, jobs: list[ShardJob]) -> float:
-    """Views a second of the real pipeline, over the first batches of the plan after a warm-up.
+@dataclass(frozen=True)
+class Speed:
+    """A measured pass over images: seconds before it is at speed, then views a second."""
 
-    0 where nothing is left to write.
-    """
-    if not jobs:
-        return 0.0
-    options, teachers = capture.options, capture.teachers
-    view = KeyedView(capture.dataset.splits["train"], capture.recipe, options.seed)
-    fetcher = Fetcher(view, teachers.sizes, None, options.skip_bad_images)
-    planned = (request for job in jobs for request, _ in capture.requests(job))
-    started, views = 0.0, 0
-    requests = itertools.islice(planned, 4000)
-    for number, answer in enumerate(fetch(fetcher, requests, options.workers)):
-        teachers.ask(answer.images)
-        if number < 3:  # workers starting, kernels being chosen
-            started = time.perf_counter()
+    start_s: float
+    views_per_s: float
+
+    def seconds(self, num_views: int) -> float:
+        """How long so many views take."""
+        return self.start_s + num_views / self.views_per_s if num_views else 0.0
+
+
+def measure(
+    fetcher: Fetcher, requests: Iterable[Request], ask: Callable[[Fetched], None], workers: int
+) -> Speed:
+    """The speed of fetching and asking, over the first requests (two or more) after a warm-up."""
+    clock = began = time.perf_counter()
+    warm = views = number = 0
+    for number, answer in enumerate(fetch(fetcher, requests, workers), start=1):
+        ask(answer)
+        now = time.perf_counter()
+        if number <= WARM:
+            began, warm = now, warm + answer.digests_BV.size
             continue
         views += answer.digests_BV.size
-        if time.perf_counter() - started > MEASURE_S:
+        if now - began > MEASURE_S:
             break
-    seconds = time.perf_counter() - started
-    if not views:  # a plan of three batches: measure again from a warm start
-        started = time.perf_counter()
-        views = answer.digests_BV.size
-        teachers.ask(answer.images)
-        seconds = time.perf_counter() - started
-    return views / max(seconds, 1e-9)
+    if not views:  # so few that starting is all there is
+        return Speed(0.0, warm / max(began - clock, 1e-9))
+    rate = views / max(now - began, 1e-9)
+    return Speed(max(0.0, began - clock - warm / rate), rate)
+
+
+def capture_seconds(capture: Capture, jobs: list[ShardJob]) -> tuple[float, float]:
+    """(seconds to write these shards, views a second while the teacher runs), both measured."""
+    if not jobs:
+        return 0.0, 0.0
+    options, teachers, writer = capture.options, capture.teachers, capture.writer
+    view = KeyedView(capture.dataset.splits["train"], capture.recipe, options.seed)
+    fetcher = Fetcher(view, teachers.sizes, None, options.skip_bad_images)
+    answers: deque[np.ndarray] = deque(maxlen=64)
+    requests = (request for job in jobs for request, _ in capture.requests(job))
+    speed = measure(
+        fetcher, requests, lambda a: answers.append(teachers.ask(a.images)), options.workers
+    )
+    sizes = [len(writer.block_rows[job.block]) * (job.stop - job.start) for job in jobs]
+    publish_s = time_publish(capture, jobs[0], np.concatenate(answers))
+    return speed.seconds(sum(sizes)) + publish_s * sum(sizes) / sizes[0], speed.views_per_s
+
+
+def time_publish(capture: Capture, job: ShardJob, logits_NK: np.ndarray) -> float:
+    """Seconds to encode, sum up, write and hash a shard of such logits, in the temporary folder."""
+    own = capture.writer
+    num_samples, num_classes = len(own.block_rows[job.block]), logits_NK.shape[1]
+    buffer = ShardBuffer.empty(job, num_samples, num_classes, capture.recipe.mixes)
+    held = buffer.captured.logits_VSC
+    held[:] = np.resize(logits_NK, held.shape)
+    with tempfile.TemporaryDirectory(prefix="fgkd-plan-") as folder:
+        writer = Writer(Path(folder), own.identity, own.views, own.read)
+        began = time.perf_counter()
+        writer.publish(job, buffer.captured)
+        return time.perf_counter() - began
+
+
+def val_seconds(capture: Capture) -> float:
+    """Seconds to ask every teacher for the clean validation images."""
+    if not capture.writer.needs_val():
+        return 0.0
+    options, samples = capture.options, capture.dataset.splits["val"]
+    total = 0.0
+    for model in capture.teachers.models:
+        fetcher = clean_fetcher(samples, model.config, options.skip_bad_images)
+        requests = engine.clean_requests(np.arange(len(samples)), options.batch_size)
+
+        def ask(answer: Fetched, model: models.Classifier = model) -> None:
+            engine.logits_of(
+                model,
+                answer.images[0],
+                device=capture.teachers.device,
+                max_batch=options.batch_size,
+            )
+
+        total += measure(fetcher, requests, ask, options.workers).seconds(len(samples))
+    return total
 
 
 def encoding_bytes(writer: Writer, options: CacheLogitsConfig, name: str) -> int:
@@ -105,14 +163,15 @@ def _blank_shard(
 
 
 def dry_run(
-    capture: Capture, jobs: list[ShardJob], num_val: int, started: float, json_path: str | None
+    capture: Capture, jobs: list[ShardJob], started: float, json_path: str | None
 ) -> None:
     """Print, and with json_path write, the plan; started: time.monotonic() of the command."""
     identity, options = capture.writer.identity, capture.options
     setup_s = time.monotonic() - started
-    rate = measure(capture, jobs)
     num_targets = sum(len(capture.writer.block_rows[j.block]) * (j.stop - j.start) for j in jobs)
-    seconds = setup_s + (num_targets + num_val) / rate if rate else 0.0
+    seconds, rate = capture_seconds(capture, jobs)
+    seconds += val_seconds(capture)
+    seconds += setup_s if seconds else 0.0
     folder = Path(options.output).resolve()
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     sizes = {name: encoding_bytes(capture.writer, options, name) for name in ENCODING_NAMES}

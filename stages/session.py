@@ -179,6 +179,12 @@ class Pace:
             self._bar.close()
 
 
+def started() -> float:
+    """time.monotonic() when this command began, its imports included; else now."""
+    context = click.get_current_context(silent=True)
+    return float(context.meta["started"]) if context else time.monotonic()
+
+
 def require(value: Any, option: str, example: str) -> None:
     """Raise a clear error when a required option was not given."""
     if not value:
