@@ -146,10 +146,12 @@ class Fetcher(TorchDataset[Any]):
         for i, row in enumerate(request.rows.tolist()):
             partners = [row] * shape[1] if request.partners is None else request.partners[i]
             try:
+                image_of(row)
                 for j, (number, partner) in enumerate(zip(request.views, partners, strict=True)):
+                    partner = self._readable_partner(image_of, row, int(partner))
                     for size, out in zip(self.sizes, images, strict=True):
-                        mix = self.view.mix(row, int(partner), number, size)
-                        out[i, j] = self.view(image_of, row, number, size, int(partner), mix)
+                        mix = self.view.mix(row, partner, number, size)
+                        out[i, j] = self.view(image_of, row, number, size, partner, mix)
                         if mix is not None and size == self.sizes[0]:
                             lams[i, j], boxes[i, j] = mix.lam, mix.box or 0
             except FgkdError as error:
@@ -172,6 +174,18 @@ class Fetcher(TorchDataset[Any]):
             boxes[at],
             bad,
         )
+
+    def _readable_partner(self, image_of: ImageOf, row: int, partner: int) -> int:
+        """The partner, or the row itself: beside a quarantined image a view stays unmixed."""
+        if not self.skip_bad or partner == row:
+            return partner
+        try:
+            image_of(partner)
+        except WrongDataError:
+            raise
+        except FgkdError:
+            return row
+        return partner
 
     def _decode(self, request: Request, row: int) -> np.ndarray:
         data = read_place(request.places[row]) if request.places else self.samples.read(row)

@@ -164,7 +164,9 @@ class TrainLoader:
     def _request(self, spec: BatchSpec, rows: np.ndarray, first_epoch: bool) -> Request:
         place = spec.start + np.arange(len(rows))
         partner = self._partners(spec.view)
-        partners = None if partner is None else partner[rows][:, None]
+        partners = None
+        if partner is not None:  # beside an image known to be bad, the teacher's view was unmixed
+            partners = np.where(self.usable[partner[rows]], partner[rows], rows)[:, None]
         everyone = rows if partner is None else np.union1d(rows, partner[rows])
         return Request(
             rows,

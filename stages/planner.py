@@ -162,9 +162,7 @@ def _blank_shard(
     )
 
 
-def dry_run(
-    capture: Capture, jobs: list[ShardJob], started: float, json_path: str | None
-) -> None:
+def dry_run(capture: Capture, jobs: list[ShardJob], started: float, json_path: str | None) -> None:
     """Print, and with json_path write, the plan; started: time.monotonic() of the command."""
     identity, options = capture.writer.identity, capture.options
     setup_s = time.monotonic() - started

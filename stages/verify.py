@@ -72,7 +72,9 @@ def compare_sample(reader: Reader, dataset: Dataset, options: InspectConfig) -> 
     problems = []
     for view in chosen:
         partner = plan.partners(described["seed"], view, blocks) if recipe.mixes else None
-        partners = None if partner is None else partner[rows][:, None]
+        partners = None
+        if partner is not None:
+            partners = np.where(np.isin(partner[rows], usable), partner[rows], rows)[:, None]
         request = Request(rows, [view], partners, check_content=True)
         answer = next(fetch(fetcher, [request], 0))
         slab = reader.slab(view)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from failures import Fails, make_fails
 from run_miniatures import (
@@ -24,6 +26,7 @@ from run_miniatures import (
 from shard_server import serve, shards_of
 
 from fgkd import plan, views
+from fgkd.cache import remote
 from fgkd.cache.remote import RemoteReader, open_cache
 from fgkd.loader import TrainLoader
 
@@ -170,6 +173,22 @@ def test_the_spool_is_bounded(caches: dict[str, Path], batch_size: int, workers:
         assert list(reader.folder.glob("shards/*")) == []
         reader.close()
         assert not reader.folder.exists()
+
+
+def test_a_killed_process_s_spool_is_removed_by_the_next(
+    caches: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote.tempfile, "tempdir", str(tmp_path))
+    dead = max(psutil.pids()) + 1
+    while psutil.pid_exists(dead):
+        dead += 1
+    left, other = tmp_path / f"fgkd-spool-{dead}-abc", tmp_path / "fgkd-spool-notes"
+    mine = tmp_path / f"fgkd-spool-{os.getpid()}-abc"
+    for folder in (left, mine, other):
+        folder.mkdir()
+    (left / "shard.tar").write_bytes(b"x")
+    remote.remove_orphans()
+    assert (left.exists(), mine.exists(), other.exists()) == (False, True, True)
 
 
 def test_closing_early_leaves_no_spool(caches: dict[str, Path]) -> None:

@@ -15,6 +15,8 @@ from ..targets import Codec
 from . import manifest
 from .store import BACKENDS, val_codec
 
+MAX_OPEN = 512  # shards: each holds a file descriptor, of which a process may have 1,024
+
 
 class Reader:
     """A complete cache. Each shard's sha256 is checked whole when it is first opened."""
@@ -143,6 +145,8 @@ class Reader:
     def _shard(self, row: dict[str, Any]) -> tuple[Any, np.ndarray]:
         name = row["name"]
         if name not in self._open:
+            if len(self._open) >= MAX_OPEN:
+                self._open.pop(next(iter(self._open)))[0].close()  # the one opened first
             self._open[name] = self._checked(row, self._local(name))
         return self._open[name]
 

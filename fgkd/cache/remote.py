@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import weakref
@@ -11,11 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from ..data import Samples
 from ..data.base import Place
 from ..errors import FgkdError
 from .reader import Reader
+
+SPOOL = "fgkd-spool-"
+
+
+def remove_orphans() -> None:
+    """Delete the spools of processes that were killed, which hold whole shards."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{SPOOL}*-*"):
+        owner = folder.name.removeprefix(SPOOL).split("-")[0]
+        if owner.isdecimal() and not psutil.pid_exists(int(owner)):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def is_url(where: str) -> bool:
@@ -41,7 +53,8 @@ class RemoteReader(Reader):
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
-        spool = Path(tempfile.mkdtemp(prefix="fgkd-spool-"))
+        remove_orphans()
+        spool = Path(tempfile.mkdtemp(prefix=f"{SPOOL}{os.getpid()}-"))
         self._cleanup = weakref.finalize(self, shutil.rmtree, spool, True)
         download(f"{self.url}/manifest.json", spool / "manifest.json")
         super().__init__(spool)

@@ -30,8 +30,12 @@ def of_shard(
     keys: Sequence[str],
     codec: Codec,
     arrays: dict[str, np.ndarray],
+    partner_labels_VS: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """JSON sums over a shard of float32 teacher logits; accuracy counts labelled samples."""
+    """JSON sums over a shard of float32 teacher logits; accuracy counts labelled samples.
+
+    partner_labels_VS: the labels that views were mixed with, if they were.
+    """
     known = labels_S >= 0
     label = np.maximum(labels_S, 0)[None, :, None]
     own = np.take_along_axis(logits_VSC, label, -1)
@@ -73,7 +77,7 @@ def of_shard(
         "bin_hits": binned((rank_VS < 1).astype(float)),
         "bin_confidence": binned(confidence_VS),
         "encoding_kl": kls,
-        "suspects": suspects(labels_S, top_VS, confidence_VS, keys),
+        "suspects": suspects(labels_S, top_VS, confidence_VS, keys, partner_labels_VS),
     }
 
 
@@ -93,9 +97,16 @@ def suspects(
     top_VS: np.ndarray,
     confidence_VS: np.ndarray,
     keys: Sequence[str],
+    partner_labels_VS: np.ndarray | None = None,
 ) -> list[dict[str, Any]]:
-    """The samples whose label every view denies, by the least confidence of those denials."""
-    denied_S = (labels_S >= 0) & (top_VS != labels_S).all(0)
+    """The samples whose label every view denies, by the least confidence of those denials.
+
+    A mixed view that shows its partner's class denies nothing.
+    """
+    denied_VS = top_VS != labels_S
+    if partner_labels_VS is not None:
+        denied_VS &= top_VS != partner_labels_VS
+    denied_S = (labels_S >= 0) & denied_VS.all(0)
     score_S = np.where(denied_S, confidence_VS.min(0), -1.0)
     worst = np.argsort(-score_S, kind="stable")[:MAX_SUSPECTS]
     return [

@@ -138,6 +138,7 @@ class Writer:
             [column["keys"][i] for i in rows[good]],
             self.codec,
             arrays if good.all() else {name: array[:, good] for name, array in arrays.items()},
+            None if partners is None else labels[partners][:, good],
         )
         arrays |= {"digests": captured.digests_VS, **captured.mixing()}
         self._write(f"shards/{job.name}", job, "train", rows, arrays, captured.bad, found)
@@ -175,7 +176,7 @@ class Writer:
             rows=rows,
             classes=self.identity["dataset"]["classes"],
             arrays=arrays,
-            read=lambda i: self.read(split, int(rows[i])),
+            read=lambda i: self._image(split, int(rows[i]), bad),
         )
         path = self.folder / name
         with fsio.replacing(path) as partial:
@@ -183,6 +184,15 @@ class Writer:
         row = {"name": name, "block": job.block, "start": job.start, "stop": job.stop}
         row |= {"samples": len(rows), "bytes": path.stat().st_size, "sha256": fsio.sha256(path)}
         fsio.append_line(self._journal, row | {"bad": sorted(bad), "stats": found})
+
+    def _image(self, split: str, row: int, bad: list[str]) -> bytes:
+        """The encoded image; of a quarantined one what there is, which may be nothing."""
+        try:
+            return self.read(split, row)
+        except FgkdError:
+            if self.identity[split]["keys"][row] not in bad:
+                raise
+            return b""
 
     def finish(self) -> dict[str, Any] | None:
         """Write the manifest, which declares the cache complete; None while shards are missing."""
