@@ -12,7 +12,10 @@ from .schema import build, check, convert, diff, fingerprint, hints, option, to_
 
 __all__ = ["build", "check", "convert", "diff", "fingerprint", "hints", "option", "to_dict"]
 
-DATASET_NAMES = ("icons", "folder", "cub", "dogs", "foodx")
+DATASET_NAMES = (
+    *("icons", "folder", "cub", "dogs", "foodx"),
+    *("nabirds", "aircraft", "cars", "pets", "flowers", "food101"),
+)
 RECIPE_NAMES = ("none", "light", "seed")
 LOSS_NAMES = ("kl", "hard", "ce", "dkd", "dist")
 FORMAT_NAMES = ("hdf5", "webdataset")
@@ -41,7 +44,7 @@ class DataOptions:
 
     data: tuple[str, ...] = option(
         (),
-        f"NAME or NAME:PATH, repeatable for a union. Names: {', '.join(DATASET_NAMES)}.",
+        f"NAME:PATH, repeatable. Names: {', '.join(DATASET_NAMES)}.",
         free=True,
     )
     val_fraction: float | None = option(

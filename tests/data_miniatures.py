@@ -134,7 +134,12 @@ def write_folder(root: Path, train: int = 4, val: int = 2, test: int = 2, classe
                 write_image(root / split / f"class {label}" / name, label, unique, mode)
 
 
-WRITERS = {"cub": write_cub, "dogs": write_dogs, "foodx": write_foodx, "folder": write_folder}
+LISTED_WRITERS = {
+    "cub": write_cub,
+    "dogs": write_dogs,
+    "foodx": write_foodx,
+    "folder": write_folder,
+}
 
 
 def unpacked_icons(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -14,8 +14,8 @@ import pytest
 from data_miniatures import (
     BIRDS,
     FOODS,
+    LISTED_WRITERS,
     SYNSETS,
-    WRITERS,
     edit,
     open_error,
     unpacked_icons,
@@ -26,6 +26,7 @@ from data_miniatures import (
     write_image,
     write_mat_list,
 )
+from official_miniatures import FOLDERS, OFFICIAL_WRITERS
 from PIL import Image
 
 from fgkd.data import DATASETS, open_dataset
@@ -33,6 +34,7 @@ from fgkd.data.images import decode_rgb
 from fgkd.errors import FgkdError
 
 REPO = Path(__file__).parent.parent
+WRITERS = LISTED_WRITERS | OFFICIAL_WRITERS
 
 
 @pytest.fixture(scope="session")
@@ -48,10 +50,10 @@ def test_every_dataset_has_a_miniature() -> None:
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_contract(name: str, tmp_path: Path, icons_dir: Path) -> None:
+def test_contract(name: str, tmp_path: Path, icons_dir: Path, any_flowers: None) -> None:
     root = icons_dir
     if name != "icons":
-        root = tmp_path / "data set"
+        root = tmp_path / "data set" / FOLDERS.get(name, "root")
         WRITERS[name](root)
     dataset = open_dataset([f"{name}:{root}"])
     assert (dataset.name, dataset.domains) == (name, [name])
@@ -85,7 +87,7 @@ def test_import_is_light() -> None:
 def test_spec_errors(tmp_path: Path) -> None:
     error = open_error("cubs:/x")
     assert "unknown dataset 'cubs'" in error.what
-    assert "did you mean cub?" in error.what
+    assert "did you mean cub" in error.what
     assert all(name in error.what for name in DATASETS)
     assert "does not say where" in open_error("cub").what
     assert str(tmp_path / "no") in open_error(f"cub:{tmp_path}/no").what

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..errors import FgkdError, near
-from . import cub, dogs, folder, foodx, icons
+from . import cub, dogs, folder, foodx, icons, nabirds, vision
 from .base import Dataset, Samples
 from .combine import split_validation, union
 
@@ -17,6 +17,12 @@ DATASETS: dict[str, Callable[[Path], Dataset]] = {
     "cub": cub.load,
     "dogs": dogs.load,
     "foodx": foodx.load,
+    "nabirds": nabirds.load,
+    "aircraft": vision.AIRCRAFT.load,
+    "cars": vision.CARS.load,
+    "pets": vision.PETS.load,
+    "flowers": vision.FLOWERS.load,
+    "food101": vision.FOOD101.load,
     "icons": icons.load,
 }
 

@@ -25,39 +25,55 @@ def load(root: Path) -> Dataset:
     """
     if (root / "CUB_200_2011").is_dir():
         root = root / "CUB_200_2011"
-    require_dir(root / "images", LAYOUT)
-    images = _table(root, "images.txt")
-    class_names = _table(root, "classes.txt")
-    class_ids = _table(root, "image_class_labels.txt", images)
-    is_train = _table(root, "train_test_split.txt", images)
+    return read_lists("cub", root, LAYOUT)
+
+
+def read_lists(name: str, root: Path, layout: str, id_pattern: str = r"\d+") -> Dataset:
+    """A dataset of CUB's lists. Its classes are those of classes.txt that have images, by id.
+
+    NABirds has the same lists, with ids of another kind and with classes.txt for a whole tree.
+    """
+    require_dir(root / "images", layout)
+    images = _table(root, layout, "images.txt", id_pattern)
+    class_names = _table(root, layout, "classes.txt", r"\d+")
+    class_ids = _table(root, layout, "image_class_labels.txt", id_pattern, images)
+    is_train = _table(root, layout, "train_test_split.txt", id_pattern, images)
     boxes = None
     if (root / "bounding_boxes.txt").exists():
-        boxes = _table(root, "bounding_boxes.txt", images)
-
-    label_of = {str(class_id): label for label, class_id in enumerate(sorted(class_names))}
+        boxes = _table(root, layout, "bounding_boxes.txt", id_pattern, images)
     for id_ in images:
-        if class_ids[id_] not in label_of or is_train[id_] not in ("0", "1"):
+        if class_ids[id_] not in class_names or is_train[id_] not in ("0", "1"):
             what = f"image id {id_} has class {class_ids[id_]!r} and split {is_train[id_]!r}"
             raise FgkdError(f"{what} in the lists of {root}", f"grep -n '^{id_} ' '{root}'/*.txt")
+    used = sorted({class_ids[id_] for id_ in images}, key=int)
+    label_of = {class_id: label for label, class_id in enumerate(used)}
 
     def split(flag: str) -> Samples:
-        ids = [id_ for id_ in sorted(images) if is_train[id_] == flag]
+        ids = [id_ for id_ in sorted(images, key=_in_order) if is_train[id_] == flag]
         keys = [f"images/{images[id_]}" for id_ in ids]
         rows = None if boxes is None else np.array([_box(root, boxes[id_]) for id_ in ids])
         return make_samples(root, keys, [label_of[class_ids[id_]] for id_ in ids], rows)
 
-    classes = [class_names[class_id] for class_id in sorted(class_names)]
-    return Dataset("cub", classes, ["cub"], {"train": split("1"), "test": split("0")})
+    classes = [class_names[class_id] for class_id in used]
+    return Dataset(name, classes, [name], {"train": split("1"), "test": split("0")})
 
 
-def _table(root: Path, name: str, images: dict[int, str] | None = None) -> dict[int, str]:
+def _in_order(id_: str) -> tuple[int, str]:
+    """Numbers by value, ids of one length as text."""
+    return len(id_), id_
+
+
+def _table(
+    root: Path, layout: str, name: str, id_pattern: str, images: dict[str, str] | None = None
+) -> dict[str, str]:
     """The list `name`, which must have a line for every id of `images`."""
-    path = find_file(root, [name], LAYOUT)
-    table = read_table(path)
+    path = find_file(root, [name], layout)
+    table = read_table(path, id_pattern)
     missing = (images or {}).keys() - table.keys()
     if missing:
+        first = min(missing, key=_in_order)
         raise FgkdError(
-            f"{path} has no line for {len(missing)} ids of images.txt, as {min(missing)}",
+            f"{path} has no line for {len(missing)} ids of images.txt, as {first}",
             f"wc -l '{root}'/*.txt",
         )
     return table

@@ -22,10 +22,11 @@ def load(root: Path) -> Dataset:
     Raises: FgkdError for a missing file, or a line that is not "<image>,<label>".
     """
     names = read_table(find_file(root, ["annot/class_list.txt", "class_list.txt"], LAYOUT))
-    label_of = {str(class_id): label for label, class_id in enumerate(sorted(names))}
+    label_of = {class_id: label for label, class_id in enumerate(sorted(names, key=int))}
     splits = {"train": _split(root, "train", label_of), "test": _split(root, "val", label_of)}
-    classes = [names[class_id] for class_id in sorted(names)]
-    return Dataset("foodx", classes, ["foodx"], splits, notes=[NOTE])
+    return Dataset(
+        "foodx", [names[class_id] for class_id in label_of], ["foodx"], splits, notes=[NOTE]
+    )
 
 
 def _split(root: Path, part: str, label_of: dict[str, int]) -> Samples:

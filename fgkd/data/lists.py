@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,7 +39,7 @@ def read_text(path: Path) -> list[str]:
         raise FgkdError(f"cannot read {path}: {error}", f"head -c 300 '{path}'") from None
 
 
-def read_table(path: Path) -> dict[int, str]:
+def read_table(path: Path, id_pattern: str = r"\d+") -> dict[str, str]:
     """The lines "id value" of a text file; a value may hold spaces.
 
     Raises: FgkdError naming file and line of anything else.
@@ -48,9 +49,9 @@ def read_table(path: Path) -> dict[int, str]:
         if not line.strip():
             continue
         id_, _, value = line.strip().partition(" ")
-        if not id_.isdecimal() or not value.strip() or int(id_) in table:
+        if not re.fullmatch(id_pattern, id_) or not value.strip() or id_ in table:
             raise bad_line(path, number, line, "a new '<id> <value>'")
-        table[int(id_)] = value.strip()
+        table[id_] = value.strip()
     return table
 
 
