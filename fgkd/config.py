@@ -21,6 +21,7 @@ LOSS_NAMES = ("kl", "hard", "ce", "dkd", "dist")
 FORMAT_NAMES = ("hdf5", "webdataset")
 ENCODING_NAMES = ("dense", "dense32", "int8", "topk")
 DTYPE_NAMES = ("float32", "bfloat16", "float64")
+TTA_NAMES = ("none", "flip", "five-crop", "ten-crop")
 SCHEDULE_NAMES = ("cosine", "linear", "step", "constant")
 
 
@@ -238,6 +239,9 @@ class EvaluateConfig:
 
     split: str = option("test", "Split to evaluate.", choices=("train", "val", "test"))
     data: tuple[str, ...] = option((), "NAME:PATH where the data lies now. Default: as trained.")
+    tta: str = option(
+        "none", "Test-time augmentation: views whose logits are averaged.", choices=TTA_NAMES
+    )
     json: str | None = option(None, "Write the results to this file.")
     skip_bad_images: bool = option(False, "Leave unreadable images out of the count, and say so.")
     batch_size: int = option(256, "Images a step.", low=1)

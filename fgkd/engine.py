@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from . import distributed, optim, rng
 from .errors import FgkdError
-from .fetch import Fetcher, Request, fetch
+from .fetch import CleanView, Fetcher, Request, fetch
 from .loader import Batch
 from .models import Classifier
 
@@ -213,10 +213,10 @@ def logits_of(
     return torch.cat(pieces)
 
 
-def clean_requests(rows: np.ndarray, batch_size: int) -> list[Request]:
-    """Requests for one view of these rows, in batches, without digests."""
+def clean_requests(rows: np.ndarray, batch_size: int, num_views: int = 1) -> list[Request]:
+    """Requests for the first views of these rows, in batches, without digests."""
     parts = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
-    return [Request(part, [0], digests=np.zeros(len(part), bool)) for part in parts]
+    return [Request(part, range(num_views), digests=np.zeros(len(part), bool)) for part in parts]
 
 
 def evaluate(
@@ -227,13 +227,20 @@ def evaluate(
     workers: int,
     device: torch.device,
 ) -> tuple[np.ndarray, Tensor, list[tuple[str, str]]]:
-    """(rows, float32 logits [N, K], bad images) of every image once, over all ranks."""
+    """(rows, float32 logits [N, K], bad images) of every image once, over all ranks.
+
+    Where the fetcher has several views of an image, its logits are their mean.
+    """
     rows = distributed.share(np.arange(len(fetcher.samples)))
-    requests = clean_requests(rows, batch_size)
+    assert isinstance(fetcher.view, CleanView)
+    num_views = fetcher.view.num_views
+    requests = clean_requests(rows, batch_size, num_views)
     done = [
         (
             answer.rows,
-            logits_of(model, answer.images[0], device=device, max_batch=batch_size),
+            logits_of(model, answer.images[0], device=device, max_batch=batch_size)
+            .unflatten(0, (len(answer.rows), num_views))
+            .mean(1),
             answer.bad,
         )
         for answer in fetch(fetcher, requests, workers)

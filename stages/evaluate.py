@@ -15,7 +15,7 @@ from fgkd.cache.reader import Reader
 from fgkd.config import EvaluateConfig
 from fgkd.data import Dataset, open_dataset
 from fgkd.errors import FgkdError
-from fgkd.fetch import clean_fetcher
+from fgkd.fetch import TTA, clean_fetcher
 
 from . import session
 
@@ -33,6 +33,8 @@ def evaluate(options: EvaluateConfig, runs: list[str]) -> None:
     session.echo("\n" + report.results_table(results))
     for line in report.mcnemar_lines(results):
         session.echo(line)
+    if options.tta != "none":
+        session.echo(f"--tta {options.tta}: logits are means over views, not timm's centre crop")
     for line in footnotes(scored, results, teacher):
         session.echo(line)
     if options.json and distributed.rank() == 0:
@@ -58,7 +60,12 @@ def score(path: Path, options: EvaluateConfig, device: torch.device) -> dict[str
             f"{dataset.name} has no {options.split} split; it has {', '.join(dataset.splits)}",
             f"--split {list(dataset.splits)[-1]}",
         )
-    fetcher = clean_fetcher(samples, model.config, options.skip_bad_images)
+    if dataset.chiral and TTA[options.tta][1]:
+        raise FgkdError(
+            f"--tta {options.tta} mirrors images, and left and right are classes of {dataset.name}",
+            "--tta five-crop",
+        )
+    fetcher = clean_fetcher(samples, model.config, options.skip_bad_images, options.tta)
     rows, logits_NK, bad = engine.evaluate(
         model,
         fetcher,

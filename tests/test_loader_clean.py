@@ -40,19 +40,26 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Samples:
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize(
     ("size", "crop_pct", "crop_mode"),
-    [(32, 0.875, "center"), (24, 1.0, "center"), (48, 0.95, "center"), (32, 1.0, "squash")],
+    [
+        (32, 0.875, "center"),
+        (24, 1.0, "center"),
+        (48, 0.95, "center"),
+        (32, 1.0, "squash"),
+        (32, 0.9, "border"),
+    ],
 )
 def test_equals_timm(
     size: int, crop_pct: float, crop_mode: str, interpolation: str, samples: Samples
 ) -> None:
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
     config: dict[str, Any] = {
         "input_size": (3, size, size),
+        "mean": mean,
         "crop_pct": crop_pct,
         "crop_mode": crop_mode,
         "interpolation": interpolation,
     }
-    mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
-    transform = timm.data.create_transform(**config, mean=mean, std=std)
+    transform = timm.data.create_transform(**config, std=std)
     fetcher = clean_fetcher(samples, config, False)
     answer = fetcher[Request(np.arange(len(samples)), [0])]
     for i, image_u8_HW3 in enumerate(answer.images[0][:, 0]):
@@ -71,6 +78,7 @@ def test_bad_images(workers: int, samples: Samples, tmp_path: Path) -> None:
     paths[4] = str(tmp_path / "text.jpg")
     damaged = Samples(samples.keys, samples.labels, samples.domains, paths)
     config = {"input_size": (3, 32, 32), "crop_pct": 1.0, "interpolation": "bicubic"}
+    config |= {"mean": (0.5, 0.5, 0.5)}
     requests = [Request(np.array([1, 2, 3]), [0]), Request(np.array([4]), [0])]
     strict = fetch(clean_fetcher(damaged, config, False), requests, workers)
     with pytest.raises(FgkdError, match=r"missing\.jpg") as caught:
