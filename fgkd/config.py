@@ -242,7 +242,15 @@ class EvaluateConfig:
     tta: str = option(
         "none", "Test-time augmentation: views whose logits are averaged.", choices=TTA_NAMES
     )
-    json: str | None = option(None, "Write the results to this file.")
+    predict: tuple[str, ...] = option(
+        (),
+        "Instead: classes of these images and folders, by each RUN (or timm local-dir folder).",
+        many="PATH...",
+    )
+    top: int = option(5, "Classes that --predict gives an image.", low=1)
+    json: str | None = option(
+        None, "Write the results to this file; of --predict, one line an image."
+    )
     skip_bad_images: bool = option(False, "Leave unreadable images out of the count, and say so.")
     batch_size: int = option(256, "Images a step.", low=1)
     device: str = option("auto", "auto, cpu, cuda or cuda:N. auto takes CUDA if present.")

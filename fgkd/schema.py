@@ -29,10 +29,14 @@ def option(
     high: float | None = None,
     above: float | None = None,
     free: bool = False,
+    many: str = "",
 ) -> Any:
-    """A field with its help and range (low <= x <= high, x > above); free: may change on resume."""
+    """A field with its help and range (low <= x <= high, x > above); free: may change on resume.
+
+    many: the option takes every word up to the next option; they are shown by this name.
+    """
     meta = {"help": help, "choices": choices, "low": low, "high": high, "above": above}
-    return field(default=default, metadata={**meta, "free": free})
+    return field(default=default, metadata={**meta, "free": free, "many": many})
 
 
 def check(value: Any, meta: typing.Mapping[str, Any]) -> str | None:

@@ -17,13 +17,16 @@ from fgkd.data import Dataset, open_dataset
 from fgkd.errors import FgkdError
 from fgkd.fetch import TTA, clean_fetcher
 
-from . import session
+from . import predict, session
 
 
 def evaluate(options: EvaluateConfig, runs: list[str]) -> None:
     """Print one table of all runs; write it as JSON where asked."""
     session.require(runs, "RUN", "fgkd evaluate runs/student --split test")
     device, device_line = session.start_device(options.device)
+    if options.predict:
+        predict.predict(options, runs, device)
+        return
     session.echo(f"evaluating {len(runs)} run(s) on the {options.split} split; {device_line}")
     scored = [score(Path(path), options, device) for path in runs]
     teacher = next((s for s in scored if s["stage"] == "train-teacher"), None)

@@ -20,6 +20,7 @@ class Checked(click.ParamType):
 
     def __init__(self, base: click.ParamType, meta: typing.Mapping[str, Any]) -> None:
         self.base, self.meta, self.name = base, meta, base.name
+        self.many: str = meta["many"]
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         value = self.base.convert(value, param, ctx)
@@ -28,7 +29,7 @@ class Checked(click.ParamType):
         return value
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str | None:
-        return self.base.get_metavar(param, ctx)
+        return self.many or self.base.get_metavar(param, ctx)
 
 
 class CommaList(click.ParamType):
@@ -43,6 +44,23 @@ class CommaList(click.ParamType):
             return tuple(float(part) for part in value.split(","))
         except ValueError:
             self.fail(f"{value!r} is not a list of numbers like 1,2,4", param, ctx)
+
+
+class Spreading(click.Command):
+    """Lets an option take every word up to the next option: `--predict a b` is each on its own."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        flags = {p.opts[0] for p in self.params if isinstance(p.type, Checked) and p.type.many}
+        spread: list[str] = []
+        flag = ""
+        for arg in args:
+            if arg.startswith("-") and len(arg) > 1:
+                name = arg.partition("=")[0]
+                flag = name if name in flags else ""
+            elif flag and spread[-1] != flag:
+                spread.append(flag)
+            spread.append(arg)
+        return super().parse_args(ctx, spread)
 
 
 BASES: dict[type, click.ParamType] = {int: click.INT, float: click.FLOAT, str: click.STRING}
@@ -131,4 +149,4 @@ def command(
         positional = [list(values.pop(arguments))] if arguments else []
         function(config.build(cls, values, "the command line"), *positional)
 
-    return click.Command(name, params=[config_file, *params], callback=callback, help=help)
+    return Spreading(name, params=[config_file, *params], callback=callback, help=help)

@@ -189,3 +189,22 @@ def require(value: Any, option: str, example: str) -> None:
     """Raise a clear error when a required option was not given."""
     if not value:
         raise FgkdError(f"{option} is required", f"{option} {example}")
+
+
+def model_folder(run: str) -> Path:
+    """The folder of a run's model; a timm local-dir folder is its own."""
+    path = Path(run)
+    return path if (path / "config.json").is_file() else path / "model"
+
+
+def class_names(config: dict[str, Any], folder: Path) -> list[str]:
+    """A model's class names, by index. Raises: FgkdError when its config has none."""
+    names = config.get("label_names") or []
+    if isinstance(names, dict):  # timm's other form: index -> name
+        names = [names[key] for key in sorted(names, key=int)]
+    if len(names) != config["num_classes"]:
+        raise FgkdError(
+            f"{folder}/config.json names {len(names)} classes of {config['num_classes']}",
+            'add "label_names": ["name of class 0", ...] to it',
+        )
+    return list(names)

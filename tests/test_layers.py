@@ -27,7 +27,7 @@ LAYERS = (
     ("stages.session", "stages.options"),
     ("stages.assembly", "stages.capture"),
     ("stages.training",),
-    ("stages.planner", "stages.verify", "stages.source"),
+    ("stages.planner", "stages.verify", "stages.source", "stages.predict"),
     (
         *("stages.train_teacher", "stages.cache_logits", "stages.train_student"),
         *("stages.evaluate", "stages.inspect_cache"),
