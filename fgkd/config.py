@@ -85,6 +85,9 @@ class ViewOptions:
     rand_aug_std: float | None = option(None, "RandAugment magnitude noise.", low=0.0)
     erasing: float | None = option(None, "Probability of random erasing.", low=0.0, high=1.0)
     erasing_mode: str | None = option(None, "Fill of the erased box.", choices=("pixel", "const"))
+    bbox_crop: bool | None = option(
+        None, "Crop inside the bounding box, in training alone: evaluation sees whole images."
+    )
     mixup: float | None = option(None, "Mixup alpha; 0: off. The teacher sees the mix.", low=0.0)
     cutmix: float | None = option(None, "CutMix alpha; 0: off. The teacher sees the mix.", low=0.0)
     mix_prob: float | None = option(None, "Probability that a pair is mixed.", low=0.0, high=1.0)

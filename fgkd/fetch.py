@@ -20,6 +20,7 @@ from . import views
 from .cache import manifest
 from .data import Samples
 from .data.base import Place, read_place
+from .data.boxes import in_pixels
 from .data.images import decode_rgb
 from .errors import FgkdError, WrongDataError
 
@@ -71,6 +72,10 @@ class KeyedView:
     recipe: views.ViewRecipe
     seed: int
 
+    def __post_init__(self) -> None:
+        if self.recipe.bbox_crop and self.samples.boxes is None:
+            raise FgkdError("the views need bounding boxes, but there are none", "--no-bbox-crop")
+
     def mix(self, row: int, partner: int, view: int, size: int) -> views.MixParams | None:
         """How a pair is mixed; a function of the pair, not of which of the two is asked."""
         if partner == row:
@@ -82,7 +87,9 @@ class KeyedView:
         """One view before mixing, uint8 [size, size, 3]."""
         image_HWC = image_of(row)
         height, width = image_HWC.shape[:2]
-        drawn = views.params(self.recipe, self.seed, self.samples.keys[row], view, (width, height))
+        key, boxes_N4 = self.samples.keys[row], self.samples.boxes
+        bbox = in_pixels(boxes_N4[row]) if self.recipe.bbox_crop and boxes_N4 is not None else None
+        drawn = views.params(self.recipe, self.seed, key, view, (width, height), bbox)
         return views.render(image_HWC, drawn, size)
 
     def __call__(

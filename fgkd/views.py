@@ -58,6 +58,7 @@ class ViewRecipe:
     cutmix: float = 0.0  # alpha, 0 is off
     mix_prob: float = 1.0  # of a pair being mixed at all
     switch_prob: float = 0.5  # of cutmix where both are on
+    bbox_crop: bool = False  # take the crop inside the object's bounding box
     fill: Colour = (124, 116, 104)  # behind moved images: ImageNet's mean, as in timm
 
     def __post_init__(self) -> None:
@@ -89,7 +90,9 @@ def _checked(name: str, value: Any, default: Any) -> Any:
     """The value, converted to the default's type where nothing is lost."""
     low, high = _RANGES.get(name, (0, 1))
     kind = type(default[0] if isinstance(default, tuple) else default)
-    if name in _CHOICES:
+    if kind is bool:
+        expected, ok = "true or false", isinstance(value, bool)
+    elif name in _CHOICES:
         expected, ok = " or ".join(_CHOICES[name]), value in _CHOICES[name]
     elif isinstance(default, tuple):
         expected = f"{len(default)} numbers from {low} to {high}"

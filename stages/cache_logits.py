@@ -12,7 +12,7 @@ from fgkd import distributed, fsio, models, rundir, targets
 from fgkd.cache import manifest, store
 from fgkd.cache.manifest import ShardJob
 from fgkd.config import CacheLogitsConfig
-from fgkd.data import Dataset, open_dataset
+from fgkd.data import Dataset, open_dataset, with_boxes
 from fgkd.errors import FgkdError
 
 from . import planner, session
@@ -40,6 +40,8 @@ def cache_logits(options: CacheLogitsConfig) -> None:
         check_classes(model, dataset, path)
     own_recipe = own["views"]["recipe"] if own else None
     recipe = session.resolve_recipe(options, own_recipe, dataset.chiral)
+    if recipe.bbox_crop:
+        dataset = with_boxes(dataset)
     size = options.img_size or known[0].config["input_size"][-1]
     teachers = Teachers(
         known, paths, options.ensemble, size, device, options.dtype, options.batch_size

@@ -104,7 +104,8 @@ def describe_data(dataset: Any) -> str:
 
 def describe_recipe(recipe: Any) -> str:
     """The fields of a view recipe that do something, on one line."""
-    parts = [f"crop {recipe.crop_scale[0]:g}-{recipe.crop_scale[1]:g} of the area"]
+    whole = "bounding box" if recipe.bbox_crop else "area"
+    parts = [f"crop {recipe.crop_scale[0]:g}-{recipe.crop_scale[1]:g} of the {whole}"]
     for name in ("hflip", "color_jitter", "erasing", "mixup", "cutmix"):
         if value := getattr(recipe, name):
             parts.append(f"{name} {value:g}")

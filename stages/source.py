@@ -13,7 +13,7 @@ from fgkd.cache import manifest
 from fgkd.cache.reader import Reader
 from fgkd.cache.remote import is_url, open_cache
 from fgkd.config import TrainStudentConfig
-from fgkd.data import Dataset, open_dataset
+from fgkd.data import Dataset, open_dataset, with_boxes
 from fgkd.errors import FgkdError
 from fgkd.fetch import clean_fetcher
 from fgkd.schema import fingerprint
@@ -119,6 +119,8 @@ def _cached_data(options: TrainStudentConfig, reader: Reader) -> tuple[list[str]
     specs = session.absolute_specs(options.data or rundir.load_yaml(folder / "args.yaml")["data"])
     val_fraction = identity["dataset"]["val_fraction"]
     dataset = open_dataset(specs, val_fraction)
+    if identity["views"]["recipe"].get("bbox_crop"):
+        dataset = with_boxes(dataset)
     manifest.check_dataset(identity, dataset, str(folder))
     return specs, dataset
 
@@ -169,6 +171,8 @@ def _from_data(
     fraction = 0.1 if val_fraction is None else val_fraction
     dataset = open_dataset(specs, fraction)
     chosen = session.resolve_recipe(options, recipe, dataset.chiral)
+    if chosen.bbox_crop:
+        dataset = with_boxes(dataset)
     return Source(
         dataset=dataset,
         specs=specs,

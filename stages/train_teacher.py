@@ -9,7 +9,7 @@ import torch
 
 from fgkd import losses, plan, rng
 from fgkd.config import TrainTeacherConfig
-from fgkd.data import open_dataset
+from fgkd.data import open_dataset, with_boxes
 from fgkd.loader import Batch, TrainLoader
 from fgkd.rundir import RunDir, describe_process
 
@@ -24,6 +24,8 @@ def train_teacher(options: TrainTeacherConfig) -> None:
     val_fraction = 0.1 if options.val_fraction is None else options.val_fraction
     dataset = open_dataset(options.data, val_fraction)
     recipe = session.resolve_recipe(options, None, dataset.chiral)
+    if recipe.bbox_crop:
+        dataset = with_boxes(dataset)
     model, said = assembly.build_model(
         options, dataset.classes, uses_dist=False, img_size=options.img_size
     )

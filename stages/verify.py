@@ -12,7 +12,7 @@ from fgkd import engine, fsio, models, plan, rng, rundir, views
 from fgkd.cache import manifest
 from fgkd.cache.reader import Reader
 from fgkd.config import InspectConfig
-from fgkd.data import Dataset, open_dataset
+from fgkd.data import Dataset, open_dataset, with_boxes
 from fgkd.errors import FgkdError
 from fgkd.fetch import Fetcher, KeyedView, Request, clean_fetcher, fetch
 from fgkd.targets import Arrays, Codec
@@ -49,6 +49,8 @@ def open_images(reader: Reader, options: InspectConfig) -> Dataset:
         return reader.dataset()
     specs = options.data or rundir.load_yaml(reader.folder / "args.yaml")["data"]
     dataset = open_dataset(specs, reader.identity["dataset"]["val_fraction"])
+    if reader.identity["views"]["recipe"].get("bbox_crop"):
+        dataset = with_boxes(dataset)
     manifest.check_dataset(reader.identity, dataset, str(reader.folder))
     return dataset
 

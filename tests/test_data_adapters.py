@@ -29,7 +29,7 @@ from data_miniatures import (
 from official_miniatures import FOLDERS, OFFICIAL_WRITERS
 from PIL import Image
 
-from fgkd.data import DATASETS, open_dataset
+from fgkd.data import DATASETS, open_dataset, with_boxes
 from fgkd.data.images import decode_rgb
 from fgkd.errors import FgkdError
 
@@ -113,9 +113,10 @@ def test_cub(tmp_path: Path) -> None:
     first = "images/001.Black_footed_Albatross/Black_footed_Albatross_0000_796001.jpg"
     assert train.keys[0] == first
     assert train.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
-    assert train.boxes is not None
-    assert train.boxes.shape == (12, 4)
-    assert train.boxes[4].tolist() == [7.0, 2.0, 20.0, 25.0]  # image id 7
+    boxes = with_boxes(dataset).splits["train"].boxes
+    assert boxes is not None
+    assert boxes.shape == (12, 4)
+    assert boxes[4].tolist() == [7.0, 2.0, 20.0, 25.0]  # image id 7
     with Image.open(io.BytesIO(train.read(3))) as image:  # id 4: colour; id 5 is a test image
         assert image.mode == "RGB"
 
@@ -130,12 +131,6 @@ def test_cub_labels_follow_sorted_class_ids(tmp_path: Path) -> None:
     assert dataset.classes == list(BIRDS)
 
 
-def test_cub_without_boxes(tmp_path: Path) -> None:
-    write_cub(tmp_path)
-    (tmp_path / "bounding_boxes.txt").unlink()
-    assert DATASETS["cub"](tmp_path).splits["train"].boxes is None
-
-
 @pytest.mark.parametrize(
     ("file", "old", "new", "message"),
     [
@@ -145,7 +140,6 @@ def test_cub_without_boxes(tmp_path: Path) -> None:
         ("image_class_labels.txt", "3 1\n", "", "no line for 1 ids of images.txt, as 3"),
         ("image_class_labels.txt", "3 1\n", "3 9\n", "image id 3 has class '9'"),
         ("train_test_split.txt", "3 1\n", "3 2\n", "split '2'"),
-        ("bounding_boxes.txt", "1 1.0 2.0", "1 1.0", "expected '<id> <x> <y> <width> <height>'"),
     ],
 )
 def test_cub_damaged_list(tmp_path: Path, file: str, old: str, new: str, message: str) -> None:
@@ -186,7 +180,6 @@ def test_dogs(tmp_path: Path, lists: str) -> None:
     assert (len(dataset.splits["train"]), len(dataset.splits["test"])) == (12, 6)
     assert dataset.splits["test"].keys[0] == "Images/n02085620-Chihuahua/n02085620_10078.jpg"
     assert dataset.splits["test"].labels.tolist() == [0, 0, 1, 1, 2, 2]
-    assert dataset.splits["test"].boxes is None
     assert "ImageNet" in dataset.notes[0]
 
 

@@ -19,7 +19,16 @@ from data_miniatures import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fgkd.data import DATASETS, Dataset, Samples, icons, open_dataset, split_validation, union
+from fgkd.data import (
+    DATASETS,
+    Dataset,
+    Samples,
+    icons,
+    open_dataset,
+    split_validation,
+    union,
+    with_boxes,
+)
 
 REPO = Path(__file__).parent.parent
 
@@ -85,13 +94,15 @@ def test_carving_leaves_alone(tmp_path: Path) -> None:
 
 def test_carving_keeps_boxes_with_their_images(tmp_path: Path) -> None:
     write_cub(tmp_path)
-    whole = DATASETS["cub"](tmp_path).splits["train"]
+    whole = with_boxes(DATASETS["cub"](tmp_path)).splits["train"]
     assert whole.boxes is not None
     box_of = dict(zip(whole.keys, whole.boxes.tolist(), strict=True))
-    for split in ("train", "val"):
-        part = open_dataset([f"cub:{tmp_path}"]).splits[split]
-        assert part.boxes is not None
-        assert [box_of[key] for key in part.keys] == part.boxes.tolist()
+    part = with_boxes(open_dataset([f"cub:{tmp_path}"])).splits["train"]
+    assert part.boxes is not None
+    assert [box_of[key] for key in part.keys] == part.boxes.tolist()
+    again = part.take(np.array([2, 0]))
+    assert again.boxes is not None
+    assert again.boxes.tolist() == part.boxes[[2, 0]].tolist()
 
 
 def test_union_of_cub_and_dogs(tmp_path: Path) -> None:
@@ -106,7 +117,6 @@ def test_union_of_cub_and_dogs(tmp_path: Path) -> None:
     assert test.labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
     assert test.domains.tolist() == [0] * 6 + [1] * 6
     assert test.keys[6] == "dogs/Images/n02085620-Chihuahua/n02085620_10078.jpg"
-    assert test.boxes is None  # dogs has none
     assert both.notes == [f"dogs: {DATASETS['dogs'](tmp_path / 'dogs').notes[0]}"]
     assert {f"cub/{key}" for key in val_keys(cub)} <= val_keys(both)
     assert len(val_keys(both)) == 6
@@ -131,7 +141,7 @@ def test_union_details(tmp_path: Path, icons_dir: Path) -> None:
     write_cub(tmp_path)
     cub, birds = DATASETS["cub"](tmp_path), DATASETS["cub"](tmp_path)
     assert union([cub, icons.load(icons_dir)]).chiral
-    boxes = union([cub, birds]).splits["train"].boxes
+    boxes = with_boxes(union([cub, birds])).splits["train"].boxes
     assert boxes is not None
     assert boxes.shape == (24, 4)
     unlabelled = dataclasses.replace(cub.splits["train"], labels=np.full(12, -1))

@@ -212,7 +212,6 @@ def test_nabirds(tmp_path: Path, outer: bool) -> None:
         ("image_class_labels.txt", " 295", "", "line 1: expected a new '<id> <value>'"),
         ("train_test_split.txt", " 1", " yes", "split 'yes'"),
         ("classes.txt", "295 Black", "x Black", "classes.txt, line 4"),
-        ("bounding_boxes.txt", " 0 2 20 25", " 0 2 20", "expected '<id> <x> <y>"),
     ],
 )
 def test_nabirds_damaged_list(tmp_path: Path, file: str, old: str, new: str, message: str) -> None:

@@ -7,7 +7,6 @@ hosts or paths, so equal inputs give equal bytes.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -74,6 +73,8 @@ def check_content(key: str, then: str, data: bytes) -> None:
 def describe_samples(samples: Any, progress: Callable[[int], None] | None = None) -> dict[str, Any]:
     """Columns keys, labels, domains, sizes (bytes), hashes of a split; reads every file once.
 
+    Also boxes, where the views crop inside them.
+
     An unreadable file gets size -1 and an empty hash: capture then reports or quarantines it.
     """
 
@@ -90,7 +91,8 @@ def describe_samples(samples: Any, progress: Callable[[int], None] | None = None
             rows.append(row)
             if progress and i % 1000 == 999:
                 progress(i + 1)
-    return {
+    boxes = {} if samples.boxes is None else {"boxes": samples.boxes.tolist()}
+    return boxes | {
         "keys": list(samples.keys),
         "labels": samples.labels.tolist(),
         "domains": samples.domains.tolist(),
@@ -136,17 +138,12 @@ def check_samples(stored: dict[str, Any], samples: Any, split: str) -> None:
 
     Content hashes are compared later, as each file is first read. Raises: FgkdError old -> new.
     """
-
-    def size(path: str) -> int:
-        try:
-            return os.stat(path).st_size
-        except OSError:
-            return -1
-
     now = {"keys": list(samples.keys), "labels": samples.labels.tolist()}
+    if "boxes" in stored:
+        now["boxes"] = [] if samples.boxes is None else samples.boxes.tolist()
     wrong = explain_mismatch({k: stored[k] for k in now}, now, split)
     if not wrong:
-        sizes = [size(path) for path in samples.paths]
+        sizes = [samples.size(i) for i in range(len(samples))]
         at = [i for i, (a, b) in enumerate(zip(stored["sizes"], sizes, strict=True)) if a != b]
         wrong = [
             f"{split} size of {samples.keys[i]}: {stored['sizes'][i]} -> {sizes[i]}" for i in at
@@ -194,7 +191,8 @@ class ShardJob:
 class Shard:
     """A shard's content. arrays: name -> [V, S, ...], the encoding's plus `digests` and mixing.
 
-    rows: int64 [S], places in the split; read(i): the encoded image of sample i of the shard.
+    rows: int64 [S], places in the split; read(i): the encoded image of sample i of the shard;
+    boxes: bounding boxes, where the views crop inside them.
     """
 
     header: dict[str, Any]
@@ -204,6 +202,7 @@ class Shard:
     classes: list[str]
     arrays: dict[str, np.ndarray]
     read: Callable[[int], bytes]
+    boxes: list[list[float]] | None = None
 
 
 def load(folder: Path) -> dict[str, Any]:
@@ -261,6 +260,9 @@ def _is_identity(value: Any) -> bool:
     }
     for column in (value["train"], value["val"]):
         length = len(set(column["keys"]))
+        boxes = column.get("boxes", [[0, 0, 0, 0]] * length)
+        if not _has(boxes, [[float]]) or [len(box) for box in boxes] != [4] * length:
+            return False
         if any(len(column[name]) != length for name in COLUMNS):
             return False
         for name, (low, names) in limits.items():

@@ -9,7 +9,8 @@ import numpy as np
 
 from .. import fsio
 from ..data import Dataset, Samples
-from ..data.base import Place, read_place
+from ..data.base import Place
+from ..data.boxes import checked
 from ..errors import FgkdError
 from ..targets import Codec
 from . import manifest
@@ -125,12 +126,20 @@ class Reader:
                 shard, _ = self._shard(row)
                 for i, key in enumerate(shard.sample_keys()):
                     places[row_of[key]] = (str(shard.path), *shard.image_place(i))
-        return TarSamples(
+        return self._columns(split, [path for path, _, _ in places], list(places))
+
+    def _columns(
+        self, split: str, where: list[str], places: list[Place | None] | None = None
+    ) -> Samples:
+        column = self.identity[split]
+        boxes = checked(column["keys"], column["boxes"]) if "boxes" in column else None
+        return Samples(
             column["keys"],
             np.array(column["labels"], np.int64),
             np.array(column["domains"], np.int64),
-            [f"{path}:{key}" for (path, _, _), key in zip(places, column["keys"], strict=True)],
+            [f"{path}:{key}" for path, key in zip(where, column["keys"], strict=True)],
             places=places,
+            boxes=boxes,
         )
 
     def check(self, row: dict[str, Any]) -> None:
@@ -204,22 +213,3 @@ class Reader:
         for shard, _ in self._open.values():
             shard.close()
         self._open.clear()
-
-
-class TarSamples(Samples):
-    """Samples whose images lie inside local tars, at the offsets found when those were opened."""
-
-    def __init__(self, *columns: Any, places: list[Place]) -> None:
-        super().__init__(*columns)
-        object.__setattr__(self, "_places", places)
-
-    def take(self, rows: np.ndarray) -> TarSamples:
-        """The samples at `rows`, in that order."""
-        plain = super().take(rows)
-        columns = (plain.keys, plain.labels, plain.domains, plain.paths, plain.boxes)
-        places: list[Place] = self._places  # type: ignore[attr-defined]
-        return TarSamples(*columns, places=[places[i] for i in rows])
-
-    def read(self, i: int) -> bytes:
-        """The encoded image bytes of sample i."""
-        return read_place(self._places[i])  # type: ignore[attr-defined]

@@ -95,13 +95,7 @@ class RemoteReader(Reader):
 
     def _train_samples(self) -> Samples:
         """Columns alone: the training images arrive with their requests."""
-        column = self.identity["train"]
-        return Samples(
-            column["keys"],
-            np.array(column["labels"], np.int64),
-            np.array(column["domains"], np.int64),
-            [f"{self.url}:{key}" for key in column["keys"]],
-        )
+        return self._columns("train", [self.url] * len(self.identity["train"]["keys"]))
 
     def _damaged(self, row: dict[str, Any], why: str) -> FgkdError:
         return FgkdError(

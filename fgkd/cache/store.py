@@ -177,6 +177,7 @@ class Writer:
             classes=self.identity["dataset"]["classes"],
             arrays=arrays,
             read=lambda i: self._image(split, int(rows[i]), bad),
+            boxes=[column["boxes"][i] for i in rows] if "boxes" in column else None,
         )
         path = self.folder / name
         with fsio.replacing(path) as partial:

@@ -42,6 +42,8 @@ def write(path: Path, shard: Shard) -> None:
             label = int(shard.labels[i])
             class_name = shard.classes[label] if label >= 0 else None
             facts = {"key": key, "label": label, "class_name": class_name}
+            if shard.boxes:
+                facts["box"] = shard.boxes[i]
             suffix = PurePosixPath(key).suffix.lower() or ".jpg"
             data = shard.read(i)
             add(f"{row:08d}{suffix}", data)

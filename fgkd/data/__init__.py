@@ -8,9 +8,18 @@ from pathlib import Path
 from ..errors import FgkdError, near
 from . import cub, dogs, folder, foodx, icons, nabirds, vision
 from .base import Dataset, Samples
+from .boxes import with_boxes
 from .combine import split_validation, union
 
-__all__ = ["DATASETS", "Dataset", "Samples", "open_dataset", "split_validation", "union"]
+__all__ = [
+    "DATASETS",
+    "Dataset",
+    "Samples",
+    "open_dataset",
+    "split_validation",
+    "union",
+    "with_boxes",
+]
 
 DATASETS: dict[str, Callable[[Path], Dataset]] = {
     "folder": folder.load,

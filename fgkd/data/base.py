@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import numpy as np
 from ..errors import FgkdError
 
 Place = tuple[str, int, int]  # (file, offset, size) of an encoded image inside a larger file
+BoxReader = Callable[[list[str]], np.ndarray]  # keys -> boxes; must pickle
 
 
 def read_place(place: Place) -> bytes:
@@ -31,14 +34,18 @@ class Samples:
     """One split as columns; row i of each column is sample i. Images stay encoded on disk.
 
     keys: POSIX paths relative to the dataset root, unique; labels: int64 [N], 0-based (-1: none);
-    domains: int64 [N], indices into `Dataset.domains`; paths: absolute image paths;
-    boxes: float64 [N, 4] as x, y, width, height in source pixels, or None.
+    domains: int64 [N], indices into `Dataset.domains`; paths: absolute image paths, also for
+    errors; places: where images inside larger files lie (None: the whole file at its path);
+    box_reader: how to read bounding boxes; None: there are none; boxes: float64 [N, 4] as x, y,
+    width, height in source pixels, once `with_boxes` has read them.
     """
 
     keys: list[str]
     labels: np.ndarray
     domains: np.ndarray
     paths: list[str]
+    places: list[Place | None] | None = None
+    box_reader: BoxReader | None = None
     boxes: np.ndarray | None = None
 
     def __len__(self) -> int:
@@ -46,6 +53,8 @@ class Samples:
 
     def read(self, i: int) -> bytes:
         """The encoded image bytes of sample i."""
+        if place := self.places and self.places[i]:
+            return read_place(place)
         try:
             return Path(self.paths[i]).read_bytes()
         except OSError as error:
@@ -53,15 +62,25 @@ class Samples:
                 f"cannot read image {self.paths[i]}: {error.strerror}", f"ls -l '{self.paths[i]}'"
             ) from None
 
+    def size(self, i: int) -> int:
+        """The number of encoded bytes of sample i, without reading them; -1: it is not there."""
+        if place := self.places and self.places[i]:
+            return place[2]
+        try:
+            return os.stat(self.paths[i]).st_size
+        except OSError:
+            return -1
+
     def take(self, rows: np.ndarray) -> Samples:
         """The samples at `rows`, in that order."""
-        boxes = None if self.boxes is None else self.boxes[rows]
-        return Samples(
-            [self.keys[i] for i in rows],
-            self.labels[rows],
-            self.domains[rows],
-            [self.paths[i] for i in rows],
-            boxes,
+        return replace(
+            self,
+            keys=[self.keys[i] for i in rows],
+            labels=self.labels[rows],
+            domains=self.domains[rows],
+            paths=[self.paths[i] for i in rows],
+            places=self.places and [self.places[i] for i in rows],
+            boxes=None if self.boxes is None else self.boxes[rows],
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,6 +11,7 @@ import numpy as np
 
 from ..errors import FgkdError
 from ..rng import hash64
+from . import boxes
 from .base import Dataset, Samples
 
 
@@ -43,8 +45,8 @@ def split_validation(dataset: Dataset, fraction: float) -> Dataset:
 def union(members: Sequence[Dataset]) -> Dataset:
     """One dataset of several: labels follow one another in the order given, domains are kept apart.
 
-    Keys get the prefix "domain/"; so do all class names if two datasets share one. Boxes are kept
-    where every dataset has them. A val or test split holds the datasets that have one (a note
+    Keys get the prefix "domain/"; so do all class names if two datasets share one. A val or
+    test split holds the datasets that have one (a note
     says which have not).
     Raises: FgkdError if one has no train split.
     """
@@ -89,11 +91,13 @@ def _concatenate(named: dict[str, Dataset], split: str) -> Samples:
             labels.append(np.where(part.labels < 0, -1, part.labels + offset))
             indices.append(np.full(len(part), index, np.int64))
         offset += len(member.classes)
-    boxes = [part.boxes for part in parts.values() if part.boxes is not None]
+    readers = {domain: part.box_reader for domain, part in parts.items()}
+    places = [p for part in parts.values() for p in part.places or [None] * len(part)]
     return Samples(
         keys=[f"{domain}/{key}" for domain, part in parts.items() for key in part.keys],
         labels=np.concatenate(labels),
         domains=np.concatenate(indices),
         paths=[path for part in parts.values() for path in part.paths],
-        boxes=np.concatenate(boxes) if len(boxes) == len(parts) else None,
+        places=places if any(places) else None,
+        box_reader=functools.partial(boxes.of_union, readers) if any(readers.values()) else None,
     )

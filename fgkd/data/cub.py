@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
-import numpy as np
-
 from ..errors import FgkdError
+from . import boxes
 from .base import Dataset, Samples
 from .lists import find_file, make_samples, read_table, require_dir
 
@@ -17,7 +17,7 @@ LAYOUT = (
 
 
 def load(root: Path) -> Dataset:
-    """CUB with its official train and test split, and its bounding boxes if they are there.
+    """CUB with its official train and test split, and its bounding boxes.
 
     `root` is the folder that holds `images/`, or the one around it that the archive makes.
     Classes keep their full name ("001.Black_footed_Albatross"), in the order of their ids.
@@ -38,21 +38,18 @@ def read_lists(name: str, root: Path, layout: str, id_pattern: str = r"\d+") -> 
     class_names = _table(root, layout, "classes.txt", r"\d+")
     class_ids = _table(root, layout, "image_class_labels.txt", id_pattern, images)
     is_train = _table(root, layout, "train_test_split.txt", id_pattern, images)
-    boxes = None
-    if (root / "bounding_boxes.txt").exists():
-        boxes = _table(root, layout, "bounding_boxes.txt", id_pattern, images)
     for id_ in images:
         if class_ids[id_] not in class_names or is_train[id_] not in ("0", "1"):
             what = f"image id {id_} has class {class_ids[id_]!r} and split {is_train[id_]!r}"
             raise FgkdError(f"{what} in the lists of {root}", f"grep -n '^{id_} ' '{root}'/*.txt")
     used = sorted({class_ids[id_] for id_ in images}, key=int)
     label_of = {class_id: label for label, class_id in enumerate(used)}
+    box_reader = functools.partial(boxes.of_cub, root, layout, id_pattern)
 
     def split(flag: str) -> Samples:
         ids = [id_ for id_ in sorted(images, key=_in_order) if is_train[id_] == flag]
         keys = [f"images/{images[id_]}" for id_ in ids]
-        rows = None if boxes is None else np.array([_box(root, boxes[id_]) for id_ in ids])
-        return make_samples(root, keys, [label_of[class_ids[id_]] for id_ in ids], rows)
+        return make_samples(root, keys, [label_of[class_ids[id_]] for id_ in ids], box_reader)
 
     classes = [class_names[class_id] for class_id in used]
     return Dataset(name, classes, [name], {"train": split("1"), "test": split("0")})
@@ -77,15 +74,3 @@ def _table(
             f"wc -l '{root}'/*.txt",
         )
     return table
-
-
-def _box(root: Path, text: str) -> list[float]:
-    """x, y, width, height in pixels."""
-    try:
-        x, y, width, height = map(float, text.split())
-    except ValueError:
-        path = root / "bounding_boxes.txt"
-        raise FgkdError(
-            f"{path}: expected '<id> <x> <y> <width> <height>', found {text!r}", f"head '{path}'"
-        ) from None
-    return [x, y, width, height]

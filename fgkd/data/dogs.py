@@ -1,15 +1,17 @@
 """Stanford Dogs (Khosla et al., 2011): images.tar and lists.tar unpacked into one folder.
 
 The lists are at the root (where the tar puts them) or in `splits/`. A list is a MATLAB file with
-`file_list`, N x 1 cells of paths below `Images/`, and `labels`, N x 1, from 1. The bounding boxes
-of `Annotation/` are not read.
+`file_list`, N x 1 cells of paths below `Images/`, and `labels`, N x 1, from 1. Bounding boxes are
+in `Annotation/`, a file an image.
 """
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 from ..errors import FgkdError
+from . import boxes
 from .base import Dataset
 from .lists import find_file, make_samples, require_dir
 
@@ -40,7 +42,8 @@ def load(root: Path) -> Dataset:
                     f"of the {len(classes)} in the lists",
                     f"ls '{root}/Images' | cat -n",
                 )
-        splits[split] = make_samples(root, [f"Images/{file}" for file in files], labels)
+        keys = [f"Images/{file}" for file in files]
+        splits[split] = make_samples(root, keys, labels, functools.partial(boxes.of_dogs, root))
     return Dataset("dogs", classes, ["dogs"], splits, notes=[NOTE])
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import FgkdError
-from .base import Samples
+from .base import BoxReader, Samples
 
 
 def require_dir(path: Path, layout: str) -> None:
@@ -64,11 +64,11 @@ def bad_line(path: Path, number: int, line: str, expected: str) -> FgkdError:
 
 
 def make_samples(
-    root: Path, keys: list[str], labels: Sequence[int], boxes: np.ndarray | None = None
+    root: Path, keys: list[str], labels: Sequence[int], box_reader: BoxReader | None = None
 ) -> Samples:
     """The columns of one split of a dataset with one domain.
 
-    keys: POSIX paths relative to `root`; labels: 0-based; boxes: float64 [N, 4] or None.
+    keys: POSIX paths relative to `root`; labels: 0-based; box_reader: of `boxes`, or None.
     Raises: FgkdError for a split without images, a repeated key, or one that leaves `root`.
     """
     if not keys:
@@ -81,7 +81,7 @@ def make_samples(
         _check_key(top, key)
     domains = np.zeros(len(keys), np.int64)
     paths = [f"{top}/{key}" for key in keys]
-    return Samples(keys, np.asarray(labels, np.int64), domains, paths, boxes)
+    return Samples(keys, np.asarray(labels, np.int64), domains, paths, box_reader=box_reader)
 
 
 def _check_key(root: str, key: str) -> None:

@@ -19,7 +19,7 @@ LAYOUT = (
 
 
 def load(root: Path) -> Dataset:
-    """NABirds with its official train and test split, and its bounding boxes if they are there.
+    """NABirds with its official train and test split, and its bounding boxes.
 
     `root` is the folder that holds `images/`, or the one around it that the archive makes.
     Raises: FgkdError for a missing file or lists that do not agree.

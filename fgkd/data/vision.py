@@ -6,13 +6,17 @@ files must be those of the authors: for Flowers-102, torchvision checks the list
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..errors import FgkdError
+from . import boxes
 from .base import Dataset, Samples
 from .lists import make_samples
 
@@ -22,7 +26,7 @@ class Official:
     """One of torchvision's datasets; `load` is what `DATASETS` holds.
 
     reader: its class in torchvision.datasets; folder: what the archive unpacks to, and what
-    torchvision looks for; splits: our name -> torchvision's.
+    torchvision looks for; splits: our name -> torchvision's; boxes: (root, keys) -> boxes.
     """
 
     name: str
@@ -30,6 +34,7 @@ class Official:
     folder: str
     layout: str
     splits: dict[str, str]
+    boxes: Callable[[Path, list[str]], np.ndarray] | None = None
     notes: tuple[str, ...] = ()
 
     def load(self, root: Path) -> Dataset:
@@ -71,7 +76,8 @@ class Official:
             if not 0 <= labels[-1] < num_classes:
                 what = f"{keys[-1]} ({split}) has label {label} of {num_classes} classes"
                 raise self._error(root, what)
-        return make_samples(root, keys, labels)
+        reader_of_boxes = functools.partial(self.boxes, root) if self.boxes else None
+        return make_samples(root, keys, labels, reader_of_boxes)
 
     def _error(self, root: Path, what: str) -> FgkdError:
         return FgkdError(f"{what}; expected {self.folder}/ with {self.layout}", f"ls -R '{root}'")
@@ -93,6 +99,7 @@ AIRCRAFT = Official(
     "fgvc-aircraft-2013b",
     "data/images/*.jpg, data/variants.txt and data/images_variant_{train,val,test}.txt",
     {"train": "train", "val": "val", "test": "test"},
+    boxes.of_aircraft,
 )
 # Krause et al., 2013.
 CARS = Official(
@@ -102,6 +109,7 @@ CARS = Official(
     "cars_train/*.jpg, cars_test/*.jpg, devkit/{cars_meta,cars_train_annos}.mat and "
     "cars_test_annos_withlabels.mat",
     {"train": "train", "test": "test"},
+    boxes.of_cars,
 )
 # Parkhi et al., 2012. Some files named .jpg are PNG or GIF, and a few JPEGs are damaged.
 PETS = Official(
@@ -110,6 +118,7 @@ PETS = Official(
     "oxford-iiit-pet",
     "images/*.jpg and annotations/{trainval,test}.txt",
     {"train": "trainval", "test": "test"},
+    boxes.of_pets,
 )
 # Nilsback and Zisserman, 2008. Test is six times the size of train: 1,020, 1,020 and 6,149.
 FLOWERS = Official(
@@ -126,5 +135,5 @@ FOOD101 = Official(
     "food-101",
     "images/<class>/*.jpg and meta/{train,test}.json",
     {"train": "train", "test": "test"},
-    ("training images were not cleaned: some of their labels are wrong",),
+    notes=("training images were not cleaned: some of their labels are wrong",),
 )
