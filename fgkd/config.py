@@ -162,6 +162,10 @@ class TrainOptions:
     checkpoint_steps: int = option(
         0, "Also save every N steps; 0: at epoch ends only.", low=0, free=True
     )
+    dry_run: bool = option(
+        False, "Compute GPU memory, FLOPs and hours, without weights; write nothing.", free=True
+    )
+    json: str | None = option(None, "With --dry-run: write the costs to this file.", free=True)
 
 
 @dataclass(frozen=True, kw_only=True)

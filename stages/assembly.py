@@ -14,21 +14,25 @@ from fgkd import engine, models, optim, rng
 def build_model(
     options: Any, class_names: list[str], *, uses_dist: bool, img_size: int | None
 ) -> tuple[models.Classifier, list[str]]:
-    """The model of the options, initialised from --seed; also what to say of its weights."""
+    """The model of the options, initialised from --seed; also what to say of its weights.
+
+    A dry run loads none: costs do not depend on them, and neither hub nor file need be there.
+    """
     rng.seed_torch("init", options.seed)
-    return models.create(
+    model, said = models.create(
         options.model,
         class_names=class_names,
         kwargs=models.parse_kwargs(options.model_kwargs),
         img_size=img_size,
         crop_pct=options.crop_pct,
-        pretrained=options.pretrained,
-        initial_checkpoint=options.initial_checkpoint,
+        pretrained=options.pretrained and not options.dry_run,
+        initial_checkpoint=None if options.dry_run else options.initial_checkpoint,
         drop=options.drop,
         drop_path=options.drop_path,
         head_init_scale=options.head_init_scale,
         uses_dist=uses_dist,
     )
+    return model, ["weights are not loaded"] if options.dry_run else said
 
 
 def resolve_warmup(options: Any) -> float:
@@ -75,6 +79,19 @@ def describe_plan(options: Any, steps_per_epoch: int) -> str:
     )
 
 
+def make_optimizer(options: Any, model: models.Classifier) -> torch.optim.Optimizer:
+    """The optimizer of the options over the model's trained parameters."""
+    groups = optim.param_groups(
+        model=model.net,
+        weight_decay=options.weight_decay,
+        layer_decay=options.layer_decay,
+        layer_decay_style=options.layer_decay_style,
+    )
+    return optim.create_optimizer(
+        name=options.opt, groups=groups, lr=resolve_lr(options), momentum=options.momentum
+    )
+
+
 def make_state(options: Any, model: models.Classifier, device: torch.device) -> engine.State:
     """Optimizer, loss scaler and averaged weights around a new model."""
     from timm.utils import ModelEmaV3
@@ -82,20 +99,11 @@ def make_state(options: Any, model: models.Classifier, device: torch.device) -> 
     model.to(device)
     if options.channels_last:
         model.to(memory_format=torch.channels_last)
-    groups = optim.param_groups(
-        model=model.net,
-        weight_decay=options.weight_decay,
-        layer_decay=options.layer_decay,
-        layer_decay_style=options.layer_decay_style,
-    )
-    optimizer = optim.create_optimizer(
-        name=options.opt, groups=groups, lr=resolve_lr(options), momentum=options.momentum
-    )
-    scaled = options.amp and options.amp_dtype == "float16"
     decay = math.exp(-options.batch_size / options.model_ema_samples)
+    scaled = options.amp and options.amp_dtype == "float16"
     return engine.State(
         model,
-        optimizer,
+        make_optimizer(options, model),
         torch.amp.GradScaler(device.type, enabled=scaled),
         ModelEmaV3(model, decay=decay, use_warmup=True) if options.model_ema else None,
     )

@@ -52,6 +52,8 @@ def open_source(options: TrainStudentConfig) -> Source:
     if options.cache and options.teacher:
         raise FgkdError("--cache and --teacher exclude each other", "--cache DIR alone")
     if options.cache:
+        if options.dry_run and not is_url(options.cache) and not Path(options.cache).exists():
+            return _planned(options, options.cache)
         return _from_cache(options, options.cache)
     if options.teacher:
         return _from_teacher(options, Path(options.teacher[0]))
@@ -62,6 +64,16 @@ def open_source(options: TrainStudentConfig) -> Source:
         )
     session.require(options.data, "--data", "icons")
     return _from_data(options, options.data, options.val_fraction, None, "labels")
+
+
+def _planned(options: TrainStudentConfig, folder: str) -> Source:
+    """For a dry run before the cache is written: the data it will be of."""
+    if not options.data:
+        raise FgkdError(
+            f"no cache at {folder}", "--data NAME:PATH as well, to plan before it is written"
+        )
+    text = f"cache {folder}, which is not there yet"
+    return _from_data(options, options.data, options.val_fraction, None, text)
 
 
 def _from_cache(options: TrainStudentConfig, folder: str) -> Source:

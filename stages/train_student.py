@@ -6,6 +6,7 @@ The three differ only in where a batch's targets come from: same views, same ord
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from fgkd.config import TrainStudentConfig
 from fgkd.loader import Batch, TrainLoader
 from fgkd.rundir import RunDir, describe_process
 
-from . import assembly, session, training
+from . import assembly, dry_run, session, training
 from .source import Source, check_live_size, open_source, val_targets
 
 
@@ -30,14 +31,23 @@ def train_student(options: TrainStudentConfig) -> None:
         _train_from(source, options, device, device_line)
 
 
+def _distils(options: TrainStudentConfig) -> bool:
+    return options.distillation == "logits" and options.distill_loss_weight > 0
+
+
 def _train_from(
     source: Source, options: TrainStudentConfig, device: torch.device, device_line: str
 ) -> None:
     dataset = source.dataset
-    distils = options.distillation == "logits" and options.distill_loss_weight > 0
-    model, said = assembly.build_model(
-        options, dataset.classes, uses_dist=distils, img_size=options.img_size or source.img_size
+    distils = _distils(options)
+    build = functools.partial(
+        assembly.build_model,
+        *(options, dataset.classes),
+        uses_dist=distils,
+        img_size=options.img_size or source.img_size,
     )
+    with dry_run.imagined(options):
+        model, said = build()
     size = model.config["input_size"][-1]
     train = dataset.splits["train"]
     schedule = plan.Schedule(
@@ -45,19 +55,6 @@ def _train_from(
     )
     lr_at = assembly.schedule_lr(options, schedule.steps_per_epoch)
     check_live_size(source, size)
-
-    run = RunDir(Path(options.output), session.echo)
-    recipe = source.recipe.to_dict()
-    facts = {
-        **describe_process(sys.argv, device_line),
-        "data": source.specs,
-        "val_fraction": source.val_fraction,
-        "views": {"recipe": recipe, "seed": source.view_seed, "img_size": size},
-        "parents": source.parents,
-    }
-    resume = run.begin("train-student", options, facts)
-    if training.is_finished(run, schedule.total_steps, resume):
-        return
     loader = TrainLoader(
         samples=train,
         schedule=schedule,
@@ -72,6 +69,63 @@ def _train_from(
         shard_buffer=options.shard_buffer if options.order == "shard" else 0,
         temperature=options.temperature if distils and options.kd_loss != "hard" else None,
     )
+    banner = _describe(source, options, model, said, loader, device_line)
+    teacher = source.teacher if distils else None
+    step = make_step(options, teacher, distils, device)
+    if options.dry_run:
+        num_val, counted = (
+            len(dataset.splits.get("val", ())),
+            make_step(options, None, distils, device),
+        )
+        can_run = teacher is not None or source.cache is not None or not distils
+        planned = dry_run.Training(
+            *(options, build, loader, step if can_run else None, lr_at, num_val, size),
+            counted_step_fn=counted,
+            teacher=teacher,
+        )
+        dry_run.report(planned, banner, device)
+        return
+
+    run = RunDir(Path(options.output), session.echo)
+    recipe = source.recipe.to_dict()
+    facts = {
+        **describe_process(sys.argv, device_line),
+        "data": source.specs,
+        "val_fraction": source.val_fraction,
+        "views": {"recipe": recipe, "seed": source.view_seed, "img_size": size},
+        "parents": source.parents,
+    }
+    resume = run.begin("train-student", options, facts)
+    if training.is_finished(run, schedule.total_steps, resume):
+        return
+    for line in banner:
+        run.log(line)
+    training.train(
+        run,
+        options,
+        resume=resume,
+        model=model,
+        loader=loader,
+        step_fn=step,
+        validation=training.Validation(
+            dataset, model.config, options, device, val_targets(source, options, device)
+        ),
+        lr_at=lr_at,
+        device=device,
+    )
+    run.log(f"next: fgkd evaluate {options.output} --split test")
+
+
+def _describe(
+    source: Source,
+    options: TrainStudentConfig,
+    model: models.Classifier,
+    said: list[str],
+    loader: TrainLoader,
+    device_line: str,
+) -> list[str]:
+    """The start-up banner."""
+    distils = _distils(options)
     equation = losses.equation(
         task_weight=options.task_loss_weight,
         distill_weight=options.distill_loss_weight,
@@ -83,35 +137,20 @@ def _train_from(
         distillation=distils,
     )
     digests = "" if loader.check_pixels or not loader.cache else "; another size, pixels unchecked"
-    for line in session.banner(
+    return session.banner(
         "fgkd train-student",
         {
-            "data": session.describe_data(dataset),
+            "data": session.describe_data(source.dataset),
             "model": assembly.describe_model(options.model, model, said),
             "targets": (source.text if distils else "labels alone (the control)") + digests,
             "views": f"{source.num_views}, view e mod {source.num_views} in epoch e: "
             + session.describe_recipe(source.recipe),
             "loss": equation,
-            "plan": assembly.describe_plan(options, schedule.steps_per_epoch),
+            "plan": assembly.describe_plan(options, loader.schedule.steps_per_epoch),
             "device": assembly.describe_device(options, device_line),
             "output": options.output,
         },
-    ):
-        run.log(line)
-    training.train(
-        run,
-        options,
-        resume=resume,
-        model=model,
-        loader=loader,
-        step_fn=make_step(options, source.teacher if distils else None, distils, device),
-        validation=training.Validation(
-            dataset, model.config, options, device, val_targets(source, options, device)
-        ),
-        lr_at=lr_at,
-        device=device,
     )
-    run.log(f"next: fgkd evaluate {options.output} --split test")
 
 
 def make_step(

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 
 import torch
 
-from fgkd import losses, plan, rng
+from fgkd import engine, losses, plan, rng
 from fgkd.config import TrainTeacherConfig
 from fgkd.data import open_dataset, with_boxes
 from fgkd.loader import Batch, TrainLoader
 from fgkd.rundir import RunDir, describe_process
 
-from . import assembly, session, training
+from . import assembly, dry_run, session, training
 
 
 def train_teacher(options: TrainTeacherConfig) -> None:
@@ -26,9 +27,14 @@ def train_teacher(options: TrainTeacherConfig) -> None:
     recipe = session.resolve_recipe(options, None, dataset.chiral)
     if recipe.bbox_crop:
         dataset = with_boxes(dataset)
-    model, said = assembly.build_model(
-        options, dataset.classes, uses_dist=False, img_size=options.img_size
+    build = functools.partial(
+        assembly.build_model,
+        *(options, dataset.classes),
+        uses_dist=False,
+        img_size=options.img_size,
     )
+    with dry_run.imagined(options):
+        model, said = build()
     size = model.config["input_size"][-1]
     # Not the views that the cache will hold: a teacher is overconfident on what it trained on.
     view_seed = rng.hash64("teacher", options.seed)
@@ -37,6 +43,33 @@ def train_teacher(options: TrainTeacherConfig) -> None:
         options.seed, len(train), options.batch_size, options.epochs, options.epochs
     )
     lr_at = assembly.schedule_lr(options, schedule.steps_per_epoch)
+    loader = TrainLoader(
+        samples=train,
+        schedule=schedule,
+        recipe=recipe,
+        view_seed=view_seed,
+        size=size,
+        workers=options.workers,
+        skip_bad=options.skip_bad_images,
+        block_size=len(train),
+    )
+    banner = session.banner(
+        "fgkd train-teacher",
+        {
+            "data": session.describe_data(dataset),
+            "model": assembly.describe_model(options.model, model, said),
+            "views": f"a fresh one each epoch: {session.describe_recipe(recipe)}",
+            "loss": f"CE(head, label; smoothing {options.smoothing:g})",
+            "plan": assembly.describe_plan(options, schedule.steps_per_epoch),
+            "device": assembly.describe_device(options, device_line),
+            "output": options.output,
+        },
+    )
+    step, num_val = make_step(options), len(dataset.splits.get("val", ()))
+    if options.dry_run:
+        planned = dry_run.Training(options, build, loader, step, lr_at, num_val, size, step)
+        dry_run.report(planned, banner, device)
+        return
 
     run = RunDir(Path(options.output), session.echo)
     facts = {
@@ -49,41 +82,8 @@ def train_teacher(options: TrainTeacherConfig) -> None:
     resume = run.begin("train-teacher", options, facts)
     if training.is_finished(run, schedule.total_steps, resume):
         return
-    loader = TrainLoader(
-        samples=train,
-        schedule=schedule,
-        recipe=recipe,
-        view_seed=view_seed,
-        size=size,
-        workers=options.workers,
-        skip_bad=options.skip_bad_images,
-        block_size=len(train),
-    )
-    for line in session.banner(
-        "fgkd train-teacher",
-        {
-            "data": session.describe_data(dataset),
-            "model": assembly.describe_model(options.model, model, said),
-            "views": f"a fresh one each epoch: {session.describe_recipe(recipe)}",
-            "loss": f"CE(head, label; smoothing {options.smoothing:g})",
-            "plan": assembly.describe_plan(options, schedule.steps_per_epoch),
-            "device": assembly.describe_device(options, device_line),
-            "output": options.output,
-        },
-    ):
+    for line in banner:
         run.log(line)
-
-    def step(net: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
-        logits_BK = net(batch.image_u8_BHW3).answer_BK
-        loss = losses.task_loss(
-            logits_BK=logits_BK,
-            labels_B=batch.labels_B,
-            smoothing=options.smoothing,
-            partner_labels_B=batch.partner_labels_B,
-            lam_B=batch.lam_B,
-        )
-        return {"loss": loss}
-
     validation = training.Validation(dataset, model.config, options, device, None)
     training.train(
         run,
@@ -97,3 +97,20 @@ def train_teacher(options: TrainTeacherConfig) -> None:
         device=device,
     )
     run.log(f"next: fgkd cache-logits --teacher {options.output} --views 8 --output CACHE")
+
+
+def make_step(options: TrainTeacherConfig) -> engine.Step:
+    """The step: cross entropy to the labels."""
+
+    def step(net: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        logits_BK = net(batch.image_u8_BHW3).answer_BK
+        loss = losses.task_loss(
+            logits_BK=logits_BK,
+            labels_B=batch.labels_B,
+            smoothing=options.smoothing,
+            partner_labels_B=batch.partner_labels_B,
+            lam_B=batch.lam_B,
+        )
+        return {"loss": loss}
+
+    return step

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = (
     ("fgkd.errors", "fgkd.rng"),
-    ("fgkd.fsio", "fgkd.schema", "fgkd.distributed", "fgkd.view_ops", "fgkd.weights"),
+    ("fgkd.fsio", "fgkd.schema", "fgkd.distributed", "fgkd.view_ops", "fgkd.weights", "fgkd.costs"),
     (
         *("fgkd.plan", "fgkd.data", "fgkd.views", "fgkd.targets", "fgkd.models", "fgkd.optim"),
         *("fgkd.checkpoint", "fgkd.config", "fgkd.cache.manifest"),
@@ -26,7 +26,7 @@ LAYERS = (
     ("fgkd.engine",),
     ("stages.session", "stages.options"),
     ("stages.assembly", "stages.capture"),
-    ("stages.training",),
+    ("stages.training", "stages.dry_run"),
     ("stages.planner", "stages.verify", "stages.source", "stages.predict"),
     (
         *("stages.train_teacher", "stages.cache_logits", "stages.train_student"),
