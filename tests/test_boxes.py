@@ -216,5 +216,5 @@ def test_boxes_of_a_manifest_are_not_trusted(boxes: object, tmp_path: Path) -> N
     manifest["identity"]["train"]["boxes"] = boxes
     manifest["identity_sha256"] = fingerprint(manifest["identity"])
     (cache / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(FgkdError, match="identity is not one|the bounding box of"):
+    with pytest.raises(FgkdError, match=r"identity is not one|the bounding box of"):
         Reader(cache)._columns("train", [""] * NUM_TRAIN)
