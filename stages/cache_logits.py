@@ -24,6 +24,9 @@ EMPTY: dict[str, list[Any]] = {"keys": [], "labels": [], "domains": [], "sizes":
 def cache_logits(options: CacheLogitsConfig) -> None:
     """Create, continue or grow the cache in --output; says so when it is complete already."""
     started = session.started()
+    if options.dry_run and options.data and not any(Path(t).exists() for t in options.teacher):
+        planner.without_teacher(options)
+        return
     session.require(options.teacher, "--teacher", "runs/teacher")
     session.require(options.output, "--output", "runs/cache")
     paths = [Path(spec) for spec in options.teacher]
@@ -75,7 +78,7 @@ def cache_logits(options: CacheLogitsConfig) -> None:
     teachers.ready()
     capture = Capture(writer, teachers, dataset, recipe, options)
     if options.dry_run:
-        planner.dry_run(capture, jobs, started, options.json)
+        planner.dry_run(capture, jobs, started)
         return
     if distributed.rank() == 0:
         writer.begin()

@@ -114,9 +114,10 @@ def count(training: Training) -> dict[str, Any]:
         memory["activations"] = costs.saved_bytes(model, step)
     memory["teacher"], asked = 0, 0
     if training.teacher is not None:
-        memory["teacher"], asked = inference(
+        held, widest, asked = inference(
             training.teacher, training.micro_batch, training.size, options.dtype == "bfloat16"
         )
+        memory["teacher"] = held + widest
     ranks = distributed.world() * options.grad_accum_steps
     return {
         "batch_size": options.batch_size,
@@ -160,8 +161,8 @@ def _blank_batch(training: Training, num_classes: int) -> Batch:
     )
 
 
-def inference(model: models.Classifier, batch: int, size: int, amp: bool) -> tuple[int, int]:
-    """(bytes, FLOPs) of a model that answers a batch: its weights and its widest moment."""
+def inference(model: models.Classifier, batch: int, size: int, amp: bool) -> tuple[int, int, int]:
+    """(bytes of the weights, bytes at the widest moment, FLOPs) of a model that answers a batch."""
     device = model.mean.device.type
     with costs.imagined(device):
         images = torch.zeros(batch, size, size, 3, dtype=torch.uint8)
@@ -171,7 +172,7 @@ def inference(model: models.Classifier, batch: int, size: int, amp: bool) -> tup
                 return model(images).answer_BK
 
         peak, asked = costs.peak_bytes(ask), costs.flops(ask)
-    return costs.num_bytes([*model.parameters(), *model.buffers()]) + peak, asked
+    return costs.num_bytes([*model.parameters(), *model.buffers()]), peak, asked
 
 
 def measure(

@@ -18,10 +18,12 @@ from fgkd.cache import manifest
 from fgkd.cache.manifest import Shard, ShardJob
 from fgkd.cache.store import Writer
 from fgkd.config import ENCODING_NAMES, CacheLogitsConfig
+from fgkd.data import open_dataset
 from fgkd.fetch import Fetched, Fetcher, KeyedView, Request, clean_fetcher, fetch
 
 from . import session
 from .capture import Capture, ShardBuffer
+from .dry_run import inference
 
 MEASURE_S = 8.0  # seconds of teacher time to measure its speed by
 WARM = 3  # answers that come before the measured ones: workers starting, kernels being chosen
@@ -162,39 +164,82 @@ def _blank_shard(
     )
 
 
-def dry_run(capture: Capture, jobs: list[ShardJob], started: float, json_path: str | None) -> None:
-    """Print, and with json_path write, the plan; started: time.monotonic() of the command."""
+def dry_run(capture: Capture, jobs: list[ShardJob], started: float) -> None:
+    """Print, and with --json write, the plan; started: time.monotonic() of the command."""
     identity, options = capture.writer.identity, capture.options
     setup_s = time.monotonic() - started
     num_targets = sum(len(capture.writer.block_rows[j.block]) * (j.stop - j.start) for j in jobs)
     seconds, rate = capture_seconds(capture, jobs)
     seconds += val_seconds(capture)
     seconds += setup_s if seconds else 0.0
-    folder = Path(options.output).resolve()
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
     sizes = {name: encoding_bytes(capture.writer, options, name) for name in ENCODING_NAMES}
-    free = shutil.disk_usage(existing).free
-    report = {
-        "samples": len(identity["train"]["keys"]),
-        "views": options.views,
-        "encodings": {
-            name: {"bytes": size, "bytes_per_view": size / max(1, num_all(identity, options))}
-            for name, size in sizes.items()
-        },
-        "images_per_s": rate,
-        "hours": seconds / 3600,
-        "free_bytes": free,
-    }
+    memory, flops = teacher_costs(capture, options)
     session.echo(f"dry run: {num_targets:,} targets to write, nothing was written")
     session.echo(f"  teacher  {rate:,.0f} views/s measured here; {fsio.human_time(seconds)} in all")
+    session.echo(
+        f"  memory   {fsio.human_bytes(memory)} of a GPU at {options.batch_size} views; "
+        f"{flops / 1e9:,.3g} GFLOP a view"
+    )
+    figures = {
+        "images_per_s": rate,
+        "hours": seconds / 3600,
+        "memory_bytes": memory,
+        "flops_per_view": flops,
+    }
+    num_samples = len(identity["train"]["keys"])
+    _report(options, sizes, num_samples, identity["encoding"]["name"], figures)
+
+
+def teacher_costs(capture: Capture, options: CacheLogitsConfig) -> tuple[int, float]:
+    """(bytes of a GPU that holds the teachers and asks one after another, FLOPs a view)."""
+    amp = options.dtype == "bfloat16"
+    each = [
+        inference(model, options.batch_size, model.config["input_size"][-1], amp)
+        for model in capture.teachers.models
+    ]
+    memory = sum(held for held, _, _ in each) + max(widest for _, widest, _ in each)
+    return memory, sum(flops for _, _, flops in each) / options.batch_size
+
+
+def without_teacher(options: CacheLogitsConfig) -> None:
+    """The plan before there is a teacher: the bytes of its targets, by the formula of each."""
+    val_fraction = 0.1 if options.val_fraction is None else options.val_fraction
+    dataset = open_dataset(session.absolute_specs(options.data), val_fraction)
+    recipe = session.resolve_recipe(options, None, dataset.chiral)
+    num_samples, num_classes = len(dataset.splits["train"]), len(dataset.classes)
+    identity = {
+        "dataset": {"classes": dataset.classes},
+        "views": {"recipe": recipe.to_dict()},
+    }
+    sizes = {}
+    for name in ENCODING_NAMES:
+        encoding = targets.describe(name, options.top_k, options.temperatures, num_classes)
+        codec = targets.Codec.of({**identity, "encoding": encoding})
+        mixed = 8 + 4 + 4 * 2 if recipe.mixes else 0  # a partner, lambda and a box
+        sizes[name] = num_samples * options.views * (codec.bytes_per_view() + mixed)
+    session.echo(f"fgkd cache-logits\n  data     {session.describe_data(dataset)}\n")
+    session.echo(f"dry run: {num_samples * options.views:,} targets, nothing was written")
+    session.echo("  teacher  not there yet: no speed, no memory; keys and headers not counted")
+    unknown = dict.fromkeys(("images_per_s", "hours", "memory_bytes", "flops_per_view"))
+    _report(options, sizes, num_samples, options.encoding, unknown)
+
+
+def _report(
+    options: CacheLogitsConfig,
+    sizes: dict[str, int],
+    num_samples: int,
+    encoding: str,
+    figures: dict[str, Any],
+) -> None:
+    folder = Path(options.output).resolve()
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
     for name, size in sizes.items():
-        chosen = "  <- --encoding" if name == identity["encoding"]["name"] else ""
+        chosen = "  <- --encoding" if name == encoding else ""
         session.echo(f"  {name:<8} {fsio.human_bytes(size)}{chosen}")
     session.echo(f"  free     {fsio.human_bytes(free)} at {existing}")
-    if json_path:
-        fsio.write_json(Path(json_path), report)
-
-
-def num_all(identity: dict[str, Any], options: CacheLogitsConfig) -> int:
-    """Targets of the finished cache."""
-    return len(identity["train"]["keys"]) * options.views
+    num_targets = max(1, num_samples * options.views)
+    each = {n: {"bytes": size, "bytes_per_view": size / num_targets} for n, size in sizes.items()}
+    report = {"samples": num_samples, "views": options.views, "encodings": each, **figures}
+    if options.json:
+        fsio.write_json(Path(options.json), {**report, "free_bytes": free})

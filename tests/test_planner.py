@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from failures import exit_code
 from run_miniatures import fgkd, tree
 
@@ -57,6 +58,7 @@ def test_the_report(tiny_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert not (tmp_path / "a").exists()  # no folder, no identity.json
     assert set(report) == {
         *("samples", "views", "encodings", "images_per_s", "hours", "free_bytes"),
+        *("memory_bytes", "flops_per_view"),
     }
     assert (report["samples"], report["views"]) == (97, 2)
     for of_one in report["encodings"].values():
@@ -95,3 +97,34 @@ def test_what_a_capture_refuses_a_plan_refuses(tiny_cache: Path, tmp_path: Path)
     fgkd(*capture(tiny_cache, cache))
     assert exit_code(*capture(tiny_cache, cache, "--seed", 5, "--dry-run")) == 1
     assert exit_code(*capture(tiny_cache, cache, "--shard-range", "4:9", "--dry-run")) == 1
+
+
+def test_what_the_teacher_takes(tiny_cache: Path, tiny_teacher: Path, tmp_path: Path) -> None:
+    """Its weights, in the number type of the cache, and more with the batch; FLOPs do not."""
+    state = torch.load(tiny_teacher / "checkpoints/best.pt", weights_only=True)["model"]
+    model = sum(t.numel() for t in state.values()) + 6  # the mean and std of the pixels
+    one, two, single = (
+        plan(tmp_path, *capture(tiny_cache, tmp_path / "c", *more))
+        for more in (("--batch-size", 8), ("--batch-size", 16), ("--dtype", "float32"))
+    )
+    assert two["memory_bytes"] - 8 * model == 2 * (one["memory_bytes"] - 8 * model) > 0
+    assert one["flops_per_view"] == two["flops_per_view"] == single["flops_per_view"] > 0
+    assert single["memory_bytes"] > 4 * model
+
+
+@pytest.mark.parametrize("mix", [(), ("--mixup", 0.2)], ids=["plain", "mixed"])
+def test_before_there_is_a_teacher(
+    mix: tuple[object, ...], tiny_data: Path, tiny_cache: Path, tmp_path: Path
+) -> None:
+    """The bytes by the formulas are those that are planned with one, but for keys and headers."""
+    data = ("--data", f"folder:{tiny_data}", "--views", 200, *mix)
+    topk = ("--top-k", 3, "--temperatures", "1,2", "--encoding", "topk")
+    command = ("cache-logits", *data, *topk, "--output", tmp_path / "c")
+    absent = plan(tmp_path, *command, "--teacher", tmp_path / "absent")
+    there = plan(tmp_path, *capture(tiny_cache, tmp_path / "c", "--views", 200, *mix))
+    assert set(absent) == set(there)
+    assert absent["hours"] is absent["memory_bytes"] is None
+    for name, planned in there["encodings"].items():
+        assert absent["encodings"][name]["bytes"] == pytest.approx(planned["bytes"], rel=0.1)
+        assert absent["encodings"][name]["bytes"] < planned["bytes"]
+    assert not (tmp_path / "c").exists()
