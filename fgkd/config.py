@@ -15,6 +15,7 @@ __all__ = ["build", "check", "convert", "diff", "fingerprint", "hints", "option"
 DATASET_NAMES = (
     *("icons", "folder", "cub", "dogs", "foodx"),
     *("nabirds", "aircraft", "cars", "pets", "flowers", "food101"),
+    "webdataset",
 )
 RECIPE_NAMES = ("none", "light", "seed")
 LOSS_NAMES = ("kl", "hard", "ce", "dkd", "dist")

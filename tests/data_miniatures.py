@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import webdataset
 from PIL import Image
 
 from fgkd.data import icons, open_dataset
@@ -15,6 +16,8 @@ from fgkd.errors import FgkdError
 
 SYNSETS = ("n02085620-Chihuahua", "n02085782-Japanese_spaniel", "n02116738-African_hunting_dog")
 BIRDS = ("001.Black_footed_Albatross", "002.Laysan_Albatross", "003.Sooty_Albatross")
+TAR_NAMES = ("tit", "jay", "crow")
+TAR_SIZES = {"train": 5, "val": 2, "test": 2}
 FOODS = ("macaron", "beignet", "cruller")
 MODES = ("RGB", "L", "CMYK", "P", "RGBA", "LA", "1")  # none of them may be taken for granted
 
@@ -134,11 +137,32 @@ def write_folder(root: Path, train: int = 4, val: int = 2, test: int = 2, classe
                 write_image(root / split / f"class {label}" / name, label, unique, mode)
 
 
+def tar_sample(label: int, number: int, kind: str = "png") -> dict[str, object]:
+    """What a plain WebDataset pipeline writes of a sample."""
+    data = encode(pixels(label, number), {"jpg": "JPEG"}.get(kind, kind.upper()))
+    facts = {"photo": number}
+    return {"__key__": f"birds/{label}_{number:04d}", kind: data, "cls": label, "json": facts}
+
+
+def write_tars(root: Path, names: bool = True) -> None:
+    """Three classes in tars of four samples, by WebDataset's own writer."""
+    root.mkdir(parents=True, exist_ok=True)
+    for split, per_class in TAR_SIZES.items():
+        first = 1000 * list(TAR_SIZES).index(split)
+        with webdataset.ShardWriter(f"{root}/{split}-%06d.tar", maxcount=4, verbose=0) as writer:
+            for i in range(per_class * len(TAR_NAMES)):
+                kind = ("png", "jpg", "webp")[i % 3]
+                writer.write(tar_sample(i % len(TAR_NAMES), first + i, kind))
+    if names:
+        (root / "classes.txt").write_text("\n".join(TAR_NAMES) + "\n")
+
+
 LISTED_WRITERS = {
     "cub": write_cub,
     "dogs": write_dogs,
     "foodx": write_foodx,
     "folder": write_folder,
+    "webdataset": write_tars,
 }
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..errors import FgkdError, near
-from . import cub, dogs, folder, foodx, icons, nabirds, vision
+from . import cub, dogs, folder, foodx, icons, nabirds, tars, vision
 from .base import Dataset, Samples
 from .boxes import with_boxes
 from .combine import split_validation, union
@@ -32,6 +32,7 @@ DATASETS: dict[str, Callable[[Path], Dataset]] = {
     "pets": vision.PETS.load,
     "flowers": vision.FLOWERS.load,
     "food101": vision.FOOD101.load,
+    "webdataset": tars.load,
     "icons": icons.load,
 }
 
