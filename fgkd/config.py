@@ -23,6 +23,7 @@ FORMAT_NAMES = ("hdf5", "webdataset")
 ENCODING_NAMES = ("dense", "dense32", "int8", "topk")
 DTYPE_NAMES = ("float32", "bfloat16", "float64")
 TTA_NAMES = ("none", "flip", "five-crop", "ten-crop")
+EXPORT_NAMES = ("onnx", "torchscript", "pt2")
 SCHEDULE_NAMES = ("cosine", "linear", "step", "constant")
 
 
@@ -256,6 +257,11 @@ class EvaluateConfig:
         many="PATH...",
     )
     top: int = option(5, "Classes that --predict gives an image.", low=1)
+    export: str | None = option(
+        None, "Instead: write each RUN's model as a file of this format.", choices=EXPORT_NAMES
+    )
+    export_dir: str = option("", "Folder of the exported file. Default: RUN/export.")
+    overwrite: bool = option(False, "Move an exported file that is there aside.", free=True)
     json: str | None = option(
         None, "Write the results to this file; of --predict, one line an image."
     )

@@ -42,11 +42,11 @@ def claim(path: Path, *, overwrite: bool, may_continue: bool) -> None:
         if not (is_empty or may_continue or overwrite):
             raise FgkdError(
                 f"--output {path} exists and is not empty",
-                f"--resume to continue it, --overwrite to move it to {_aside(path)}, "
+                f"--resume to continue it, --overwrite to move it to {aside(path)}, "
                 "or another --output",
             )
         if overwrite and not is_empty:
-            os.replace(path, _aside(path))
+            os.replace(path, aside(path))
         path.mkdir(parents=True, exist_ok=True)
         if not os.access(path, os.W_OK):
             raise PermissionError(13, "permission denied")
@@ -54,11 +54,12 @@ def claim(path: Path, *, overwrite: bool, may_continue: bool) -> None:
         raise fsio.write_error(path, error) from error
 
 
-def _aside(path: Path) -> Path:
+def aside(path: Path) -> Path:
+    """The first free `NAME.oldN` beside a path, for what --overwrite moves away."""
     number = 1
-    while (aside := path.with_name(f"{path.name}.old{number}")).exists():
+    while (free := path.with_name(f"{path.name}.old{number}")).exists():
         number += 1
-    return aside
+    return free
 
 
 def load_yaml(path: Path) -> dict[str, Any]:

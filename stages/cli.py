@@ -71,12 +71,16 @@ EVALUATE = """Score runs on a split and print one table.
   fgkd evaluate runs/teacher runs/student --split test --json results.json
 
   fgkd evaluate runs/student --predict bird.jpg photos/ --json classes.jsonl
+  fgkd evaluate runs/student --export onnx
 
 With a teacher among the runs, agreement with it and KL to it are added. Accuracies have 95 %
 bootstrap intervals, pairs of runs McNemar's test.
 
 --predict takes every path up to the next option (so name the runs before it), shows each run's
 classes and probabilities, and exits with 1 if an image could not be read.
+
+--export writes RUN/export/model.onnx (or .torchscript, .pt2): float32 images [batch, 3, H, W],
+normalised by the mean and std in the file's metadata, to logits; of any batch size.
 """
 
 

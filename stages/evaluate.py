@@ -17,12 +17,17 @@ from fgkd.data import Dataset, open_dataset
 from fgkd.errors import FgkdError
 from fgkd.fetch import TTA, clean_fetcher
 
-from . import predict, session
+from . import export, predict, session
 
 
 def evaluate(options: EvaluateConfig, runs: list[str]) -> None:
     """Print one table of all runs; write it as JSON where asked."""
     session.require(runs, "RUN", "fgkd evaluate runs/student --split test")
+    if options.export and options.predict:
+        raise FgkdError("--export and --predict exclude each other", f"--export {options.export}")
+    if options.export:
+        export.export(options, runs)
+        return
     device, device_line = session.start_device(options.device)
     if options.predict:
         predict.predict(options, runs, device)

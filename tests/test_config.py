@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fgkd import config, fetch, losses, optim, rundir, targets, views
+from fgkd import config, export, fetch, losses, optim, rundir, targets, views
 from fgkd.cache import store
 from fgkd.data import DATASETS
 from fgkd.errors import FgkdError
@@ -45,6 +45,7 @@ def test_choices_are_the_registries() -> None:
     assert set(choices(cache, "encoding")) == set(targets.ENCODINGS)
     assert choices(cache, "dtype") == choices(student, "dtype") == config.DTYPE_NAMES
     assert set(choices(config.EvaluateConfig, "tta")) == set(fetch.TTA)
+    assert set(choices(config.EvaluateConfig, "export")) == set(export.FORMATS)
     assert set(config.DATASET_NAMES) == set(DATASETS)
 
 

@@ -16,7 +16,7 @@ LAYERS = (
         *("fgkd.checkpoint", "fgkd.config", "fgkd.cache.manifest"),
     ),
     (
-        *("fgkd.losses", "fgkd.metrics", "fgkd.rundir", "fgkd.fetch"),
+        *("fgkd.losses", "fgkd.metrics", "fgkd.rundir", "fgkd.fetch", "fgkd.export"),
         *("fgkd.cache.hdf5", "fgkd.cache.wds", "fgkd.cache.stats"),
     ),
     ("fgkd.cache.store", "fgkd.report", "fgkd.intervals"),
@@ -27,7 +27,7 @@ LAYERS = (
     ("stages.session", "stages.options"),
     ("stages.assembly", "stages.capture"),
     ("stages.training", "stages.dry_run"),
-    ("stages.planner", "stages.verify", "stages.source", "stages.predict"),
+    ("stages.planner", "stages.verify", "stages.source", "stages.predict", "stages.export"),
     (
         *("stages.train_teacher", "stages.cache_logits", "stages.train_student"),
         *("stages.evaluate", "stages.inspect_cache"),

@@ -1,0 +1,43 @@
+"""`evaluate --export`: a run's model as one file for other runtimes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from fgkd import distributed, fsio, models, rundir
+from fgkd import export as formats
+from fgkd.config import EvaluateConfig
+from fgkd.errors import FgkdError
+
+from . import session
+
+
+def export(options: EvaluateConfig, runs: list[str]) -> None:
+    """Write RUN/export/model.FORMAT (or into --export-dir) and say how it was checked."""
+    assert options.export
+    if options.export_dir and len(runs) > 1:
+        raise FgkdError(
+            f"--export-dir is for one RUN, not {len(runs)}",
+            f"fgkd evaluate {runs[0]} --export {options.export} --export-dir {options.export_dir}",
+        )
+    if distributed.rank() != 0:
+        return
+    for run in runs:
+        folder = session.model_folder(run)
+        path = Path(options.export_dir or Path(run) / "export") / f"model.{options.export}"
+        if path.exists() and not options.overwrite:
+            raise FgkdError(
+                f"{path} exists",
+                f"--overwrite to move it to {rundir.aside(path)}, or another --export-dir",
+            )
+        model = models.load(folder)
+        names = session.class_names(model.config, folder)
+        data, worst = formats.convert(model, options.export, names)
+        if path.exists():
+            os.replace(path, rundir.aside(path))
+        fsio.write_bytes(path, data)
+        session.echo(
+            f"{path}: {model.config['architecture']}, {len(names)} classes, "
+            f"{fsio.human_bytes(len(data))}; logits within {worst:.0e} of torch's"
+        )
