@@ -127,7 +127,18 @@ class TrainOptions:
 
     epochs: int = option(30, "Passes over the training images.", low=1)
     batch_size: int = option(64, "Images a step, over all GPUs and accumulation.", low=1)
-    grad_accum_steps: int = option(1, "Micro-batches a step.", low=1)
+    grad_accum_steps: int = option(
+        1, "Micro-batches a step; the same sum of gradients in less memory.", low=1
+    )
+    grad_checkpointing: bool = option(
+        False,
+        "Recompute activations instead of keeping them: same numbers, less memory, a third slower.",
+        free=True,
+    )
+    freeze: bool = option(
+        False,
+        "Train the heads alone: the trunk keeps its weights and statistics, and drops nothing.",
+    )
     opt: str = option("adamw", "timm optimizer name.")
     momentum: float = option(0.9, "Momentum of optimizers that have one.", low=0.0, high=1.0)
     lr: float | None = option(
@@ -155,12 +166,20 @@ class TrainOptions:
     clip_mode: str = option("norm", "What the bound is on.", choices=("norm", "value"))
     model_ema: bool = option(False, "Keep, evaluate and maybe choose averaged weights.")
     model_ema_samples: float = option(20_000.0, "Horizon of the average, in samples.", above=0.0)
-    amp: bool = option(False, "Autocast to --amp-dtype.")
+    amp: bool = option(
+        False,
+        "Autocast to --amp-dtype. float16 scales the loss and skips steps that overflow.",
+    )
     amp_dtype: str = option("bfloat16", "Autocast type.", choices=("bfloat16", "float16"))
     channels_last: bool = option(True, "Channels-last memory format.", free=True)
-    compile: bool = option(False, "torch.compile the model.", free=True)
+    compile: bool = option(
+        False, "torch.compile the model: faster after minutes, needs a C++ compiler.", free=True
+    )
     eval_batch_size: int = option(256, "Images an evaluation step.", low=1, free=True)
     log_interval: float = option(10.0, "Seconds between console lines.", above=0.0, free=True)
+    tensorboard: bool = option(
+        False, "Also write the epochs' metrics to OUTPUT/tensorboard.", free=True
+    )
     checkpoint_steps: int = option(
         0, "Also save every N steps; 0: at epoch ends only.", low=0, free=True
     )
@@ -198,7 +217,11 @@ class TrainStudentConfig(TrainOptions, ViewOptions, ModelOptions, DataOptions, R
     shard_size: int = option(
         1024, "Block that mixing pairs lie in, without a cache (as cache-logits).", low=1
     )
-    kd_loss: str = option("kl", "Distillation loss.", choices=LOSS_NAMES)
+    kd_loss: str = option(
+        "kl",
+        "Distillation loss. dist also compares rows: those of a micro-batch, over all ranks.",
+        choices=LOSS_NAMES,
+    )
     temperature: float = option(1.0, "Softmax temperature of the distillation loss.", above=0.0)
     logit_standardization: bool = option(False, "Z-score logits before the temperature.")
     distill_loss_weight: float = option(1.0, "Weight of the distillation loss.", low=0.0)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from .errors import FgkdError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 
@@ -92,6 +91,39 @@ def gather(value: Any) -> list[Any]:
 
     out: list[Any] = [None] * world()
     dist.all_gather_object(out, value)
+    return out
+
+
+def gather_rows(rows_BK: torch.Tensor) -> torch.Tensor:
+    """The rows of all ranks, in rank order; the gradient of a row is the sum of what ranks ask.
+
+    Ranks may have different numbers of rows, or none. All ranks must call it, and all or none of
+    them take its gradient.
+    """
+    if world() == 1:
+        return rows_BK
+    import torch
+    import torch.distributed as dist
+
+    class GatherRows(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, own_BK: torch.Tensor) -> torch.Tensor:
+            counts = [int(n) for n in gather(len(own_BK))]
+            ctx.start = sum(counts[: rank()])
+            ctx.stop = ctx.start + counts[rank()]
+            padded = own_BK.new_zeros(max(counts), *own_BK.shape[1:])
+            padded[: len(own_BK)] = own_BK
+            everyone = [torch.empty_like(padded) for _ in counts]
+            dist.all_gather(everyone, padded)
+            return torch.cat([part[:n] for part, n in zip(everyone, counts, strict=True)])
+
+        @staticmethod
+        def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+            grad_NK = grads[0].clone()
+            dist.all_reduce(grad_NK)
+            return grad_NK[ctx.start : ctx.stop]
+
+    out: torch.Tensor = GatherRows.apply(rows_BK)
     return out
 
 

@@ -6,7 +6,6 @@ Shape legend: B batch, N images, K classes.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -18,12 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from . import distributed, optim, rng
+from .batch import Batch
 from .errors import FgkdError
 from .fetch import CleanView, Fetcher, Request, fetch
-from .loader import Batch
 from .models import Classifier
 
 Step = Callable[[nn.Module, Batch], dict[str, Tensor]]  # (model, micro-batch) -> losses
+MIN_LOSS_SCALE = 2.0**-10  # gradients that overflow even at this loss scale are not finite at all
 
 
 @dataclass
@@ -77,6 +77,7 @@ class Report:
     losses: dict[str, float]
     lr: float
     grad_norm: float
+    skipped: bool  # float16 gradients overflowed: no update, and the loss scale is halved
     num_images: int
     stopping: bool
     bad: list[tuple[str, str]]
@@ -96,74 +97,91 @@ def fit(
     grad_accum_steps: int = 1,
     clip_grad: float | None = None,
     clip_mode: str = "norm",
+    compiled: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Report]:
     """Take one optimizer step a batch and report it; the caller evaluates, saves and stops.
 
-    step_fn(model, micro_batch) returns a dict with `loss`, a mean over the micro-batch; its other
-    entries are logged. Micro-batches count by their images, over accumulation and ranks, so that a
-    short one weighs less. Raises: FgkdError before the update when a loss is not finite.
+    step_fn(model, micro_batch) returns a dict with `loss`; its other entries are logged. Each entry
+    is the micro-batch's part of a mean over the global batch: a mean over images times
+    `image_share`, one over labelled images times `label_share`, so that any cut of a batch into
+    ranks and micro-batches adds up to the same.
+
+    Raises: FgkdError before the update when a loss or (without a scaler) a gradient is not finite.
     """
-    forward = _distribute(state.model, device)
+    net = _distribute(state.model, device)
+    forward: Any = torch.compile(net) if compiled else net
     parameters = [p for p in state.model.parameters() if p.requires_grad]
     clock = time.perf_counter()
     for batch in batches:
         wait_s = time.perf_counter() - clock
         step, epoch = batch.spec.step, batch.spec.epoch
-        total, stop = distributed.sums([float(batch.count), float(should_stop())], device)
+        images, labels, stop = distributed.sums(
+            [float(batch.count), batch.num_labelled(), float(should_stop())], device
+        )
         state.model.train()
-        losses: dict[str, float] = {}
-        parts = list(_split(batch, grad_accum_steps, device))
+        means: dict[str, float] = {}
+        parts = list(batch.split(grad_accum_steps, images, labels, device))
         for micro, part in enumerate(parts):
             rng.seed_torch("dropout", seed, step, micro, distributed.rank())
             state.model.set_drop_path_draws(seed, step, part.row_ids)
-            with _sync(forward, micro + 1 == len(parts)), _autocast(device, amp_dtype):
-                out = step_fn(forward, part)
-                weight = part.count / max(total, 1.0)
-                state.scaler.scale(out["loss"] * weight * distributed.world()).backward()
+            with _sync(net, micro + 1 == len(parts)), _autocast(device, amp_dtype):
+                out = _call(step_fn, forward, part, compiled)
+                # DistributedDataParallel takes the mean over ranks of what is to be a sum.
+                total = state.scaler.scale(out["loss"] * distributed.world())
+                with state.model.statistics_kept():
+                    total.backward()
             for name, value in out.items():
-                losses[name] = losses.get(name, 0.0) + float(value.detach()) * weight
-        sums = distributed.sums(list(losses.values()), device)
-        losses = dict(zip(losses, sums, strict=True))
-        _check_finite(losses, step, epoch)
-        lr, norm = lr_at(step), 0.0
-        if total:
+                means[name] = means.get(name, 0.0) + float(value.detach())
+        means = dict(zip(means, distributed.sums(list(means.values()), device), strict=True))
+        _check_finite(means, step, epoch)
+        lr, norm, skipped = lr_at(step), 0.0, False
+        if images:
             optim.set_lr(state.optimizer, lr)
             state.scaler.unscale_(state.optimizer)
             norm = optim.clip_grad(parameters, clip_grad, clip_mode)
-            state.scaler.step(state.optimizer)
-            state.scaler.update()
-            state.optimizer.zero_grad(set_to_none=True)
-            if state.ema:
-                state.ema.update(state.model, step=step)
+            skipped = _update(state, norm, step)
         state.step = step + 1
-        for name, mean in (losses | {"images": 1.0}).items():
-            state.sums[name] = state.sums.get(name, 0.0) + mean * total
-        now = time.perf_counter()
+        for name, mean in (means | {"images": 1.0}).items():
+            state.sums[name] = state.sums.get(name, 0.0) + mean * images
         ends = state.step % steps_per_epoch == 0
-        times = {"wait_s": wait_s, "step_s": now - clock}
+        times = {"wait_s": wait_s, "step_s": time.perf_counter() - clock}
         yield Report(
-            state.step, epoch, ends, losses, lr, norm, int(total), stop > 0, batch.bad, times
+            *(state.step, epoch, ends, means, lr, norm, skipped),
+            *(int(images), stop > 0, batch.bad, times),
         )
         clock = time.perf_counter()
 
 
-def _split(batch: Batch, num_parts: int, device: torch.device) -> Iterator[Batch]:
-    """Micro-batches of near-equal size on the device; none of an empty batch."""
-    n = len(batch.row_ids)
-    num_parts = min(num_parts, n)
-    for i in range(num_parts):
-        cut = slice(n * i // num_parts, n * (i + 1) // num_parts)
-        moved = {}
-        for name in ("image_u8_BHW3", "labels_B", "teacher_BK", "partner_labels_B", "lam_B"):
-            tensor = getattr(batch, name)
-            if tensor is not None:
-                tensor = tensor[cut]
-                if device.type == "cuda":
-                    tensor = tensor.pin_memory().to(device, non_blocking=True)
-            moved[name] = tensor
-        count = (cut.stop - cut.start) if batch.count else 0
-        yield dataclasses.replace(batch, count=count, row_ids=batch.row_ids[cut], **moved)
+def _update(state: State, norm: float, step: int) -> bool:
+    """Move the weights and their average; True if float16 gradients overflowed and none moved."""
+    if not (state.scaler.is_enabled() or math.isfinite(norm)):
+        raise _not_finite(f"the gradient is not finite at step {step} (norm {norm})")
+    scale = state.scaler.get_scale()
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.optimizer.zero_grad(set_to_none=True)
+    skipped = state.scaler.get_scale() < scale
+    if skipped and scale < MIN_LOSS_SCALE:
+        raise _not_finite(f"the gradient is not finite at step {step}, at a loss scale of {scale}")
+    if state.ema and not skipped:
+        state.ema.update(state.model, step=step + 1)  # timm counts updates from 1
+    return skipped
+
+
+def _call(step_fn: Step, model: Any, part: Batch, compiled: bool) -> dict[str, Tensor]:
+    if not compiled:
+        return step_fn(model, part)
+    from torch._dynamo.exc import TorchDynamoException
+
+    try:
+        return step_fn(model, part)
+    except TorchDynamoException as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
+        raise FgkdError(
+            f"--compile: torch cannot compile this model here: {reason[:300]}",
+            "the same command without --compile, or install a C++ compiler: apt-get install g++",
+        ) from error
 
 
 def _distribute(model: nn.Module, device: torch.device) -> nn.Module:
@@ -185,12 +203,16 @@ def _autocast(
     return torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
 
 
-def _check_finite(losses: dict[str, float], step: int, epoch: int) -> None:
-    if not all(map(math.isfinite, losses.values())):
-        raise FgkdError(
-            f"the loss is not finite at step {step} (epoch {epoch}): {losses}; no update was made",
-            "start anew with a lower --lr, with --clip-grad 1, or without --amp",
-        )
+def _check_finite(means: dict[str, float], step: int, epoch: int) -> None:
+    if not all(map(math.isfinite, means.values())):
+        raise _not_finite(f"the loss is not finite at step {step} (epoch {epoch}): {means}")
+
+
+def _not_finite(what: str) -> FgkdError:
+    return FgkdError(
+        f"{what}; no update was made",
+        "start anew with a lower --lr, with --clip-grad 1, or without --amp",
+    )
 
 
 def logits_of(

@@ -10,12 +10,12 @@ import functools
 import itertools
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from . import distributed, plan, rng, views
+from .batch import Batch
 from .cache import manifest, store
 from .cache.reader import Reader
 from .cache.remote import Stream
@@ -25,24 +25,6 @@ from .fetch import Fetched, Fetcher, KeyedView, Request, fetch
 from .plan import BatchSpec, Schedule
 
 CHECK_EVERY = 100  # one training view in so many is compared with the cache's digest
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One rank's part of a training step, in main memory.
-
-    count: how many of its rows to learn from; 0 marks a stand-in row of a rank without a share.
-    """
-
-    spec: BatchSpec
-    count: int
-    row_ids: np.ndarray  # uint64 [B], the keys of per-sample draws
-    image_u8_BHW3: torch.Tensor
-    labels_B: torch.Tensor
-    teacher_BK: torch.Tensor | None  # float32, from the cache
-    partner_labels_B: torch.Tensor | None  # of mixed views, else None
-    lam_B: torch.Tensor | None
-    bad: list[tuple[str, str]]
 
 
 class TrainLoader:

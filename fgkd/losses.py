@@ -17,6 +17,8 @@ from torch import Tensor
 
 from .errors import FgkdError, near
 
+Gather = Callable[[Tensor], Tensor]  # rows of one rank -> rows of all
+
 
 def _wide(logits_BK: Tensor) -> Tensor:
     """`logits_BK` in float32, or float64 if it is: a softmax in half precision loses its tail."""
@@ -30,6 +32,18 @@ def _kl(student_BK: Tensor, teacher_BK: Tensor) -> Tensor:
     return F.kl_div(log_p_BK, log_q_BK, reduction="batchmean", log_target=True)
 
 
+def labelled(
+    *, labels_B: Tensor, partner_labels_B: Tensor | None = None, lam_B: Tensor | None = None
+) -> Tensor:
+    """bool [B]: rows of which every image that is seen has a label.
+
+    Of a pair that was not mixed (lam 1, or a cut-out that covers all: lam 0) one image is seen.
+    """
+    if partner_labels_B is None or lam_B is None:
+        return labels_B >= 0
+    return ((labels_B >= 0) | (lam_B == 0)) & ((partner_labels_B >= 0) | (lam_B == 1))
+
+
 def task_loss(
     *,
     logits_BK: Tensor,
@@ -40,8 +54,8 @@ def task_loss(
 ) -> Tensor:
     """Mean cross entropy to the true labels over the rows that have one; 0 if none has.
 
-    A row of a mixed batch is lam * CE(label) + (1 - lam) * CE(partner label), and has a label only
-    if both images have. `labels_B` and `partner_labels_B` are int64, -1 where unknown; `lam_B` is
+    A row of a mixed batch is lam * CE(label) + (1 - lam) * CE(partner label); which rows have a
+    label says `labelled`. `labels_B` and `partner_labels_B` are int64, -1 where unknown; `lam_B` is
     in [0, 1]; `smoothing` in [0, 1) is the share spread evenly over all K classes, as in torch.
     """
 
@@ -54,10 +68,10 @@ def task_loss(
             label_smoothing=smoothing,
         )
 
-    loss_B, known_B = ce(labels_B), labels_B >= 0
+    loss_B = ce(labels_B)
     if partner_labels_B is not None and lam_B is not None:
         loss_B = lam_B * loss_B + (1 - lam_B) * ce(partner_labels_B)
-        known_B = known_B & (partner_labels_B >= 0)
+    known_B = labelled(labels_B=labels_B, partner_labels_B=partner_labels_B, lam_B=lam_B)
     return (loss_B * known_B).sum() / known_B.sum().clamp(min=1)
 
 
@@ -125,22 +139,26 @@ def dist(
     temperature: float,
     beta: float = 1.0,
     gamma: float = 1.0,
+    gather: Gather | None = None,
 ) -> Tensor:
     """T^2 (beta inter + gamma intra): 1 - Pearson correlation of student and teacher.
 
     Of their softened probabilities: inter along the classes of each row, intra along the batch of
-    each class, so the value depends on who shares the batch (of one micro-batch, on one rank).
-    `labels_B` is not read. Huang et al., "Knowledge Distillation from A Stronger Teacher",
-    NeurIPS 2022.
+    each class, so the value depends on who shares the batch: `gather` brings the other ranks' rows
+    in, differentiably. `labels_B` is not read. Huang et al.,
+    "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022.
     """
     p_BK, q_BK = (logits_BK / temperature).softmax(1), (teacher_BK / temperature).softmax(1)
 
-    def distance(dim: int) -> Tensor:
+    def distance(p_BK: Tensor, q_BK: Tensor, dim: int) -> Tensor:
         p, q = p_BK - p_BK.mean(dim, keepdim=True), q_BK - q_BK.mean(dim, keepdim=True)
         # The paper's own epsilon: it also quiets classes of which the batch shows next to nothing.
         return 1 - ((p * q).sum(dim) / (p.norm(dim=dim) * q.norm(dim=dim) + 1e-8)).mean()
 
-    return temperature**2 * (beta * distance(1) + gamma * distance(0))
+    inter = distance(p_BK, q_BK, 1)
+    if gather:
+        p_BK, q_BK = gather(p_BK), gather(q_BK)
+    return temperature**2 * (beta * inter + gamma * distance(p_BK, q_BK, 0))
 
 
 Loss = Callable[..., Tensor]  # (*, logits_BK, teacher_BK, labels_B, temperature) -> scalar
@@ -152,6 +170,8 @@ FORMULAS: dict[str, str] = {  # as `equation` prints them
     "dkd": "T^2 (TCKD + 8 NCKD)(teacher || {head}; T={T:g})",
     "dist": "T^2 DIST({head}, teacher; T={T:g})",
 }
+# These compare rows with each other, so they are given the rows of all ranks.
+ACROSS_ROWS: frozenset[str] = frozenset({"dist"})
 # These need the logit of every class: a truncated target (`topk`) cannot feed them.
 NEEDS_ALL_LOGITS: frozenset[str] = frozenset({"dkd", "dist"})
 
@@ -173,10 +193,12 @@ def distill_loss(
     labels_B: Tensor,
     temperature: float,
     standardize: bool = False,
+    gather: Gather | None = None,
 ) -> Tensor:
     """Mean over the batch of the distillation loss `name`, unlabelled rows included.
 
     `labels_B` is int64, -1 where unknown. `standardize` compares the z-scores of both sides.
+    `gather` gives the rows of all ranks for those of one (`ACROSS_ROWS` call it).
 
     Raises FgkdError for a name that is not in `LOSSES`.
     """
@@ -188,9 +210,9 @@ def distill_loss(
     teacher_BK = teacher_BK.to(student_BK.dtype)
     if standardize:
         student_BK, teacher_BK = z_scores(student_BK), z_scores(teacher_BK)
-    return LOSSES[name](
-        logits_BK=student_BK, teacher_BK=teacher_BK, labels_B=labels_B, temperature=temperature
-    )
+    batch = {"logits_BK": student_BK, "teacher_BK": teacher_BK, "labels_B": labels_B}
+    more = {"gather": gather} if name in ACROSS_ROWS else {}
+    return LOSSES[name](**batch, temperature=temperature, **more)
 
 
 def equation(

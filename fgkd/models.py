@@ -6,6 +6,7 @@ Shape legend: B batch, H, W pixels, K classes, L drop-path layers.
 from __future__ import annotations
 
 import ast
+import contextlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import fsio, rng, weights
+from . import fsio, rng, trunk, weights
 from .errors import FgkdError, near
 
 
@@ -65,6 +66,7 @@ class Classifier(nn.Module):
             value = torch.tensor(self.config[name]).view(1, 3, 1, 1)
             self.register_buffer(name, value, persistent=False)
         self.drop_paths = _key_drop_paths(net)
+        self.is_frozen = self.recomputes = False
 
     @property
     def config(self) -> dict[str, Any]:
@@ -81,6 +83,27 @@ class Classifier(nn.Module):
         tokens = net.head_drop(net.forward_features(x)[:, :2])
         dist = net.head_dist(tokens[:, 1]) if self.uses_dist else None
         return Logits(net.head(tokens[:, 0]), dist)
+
+    def freeze(self) -> None:
+        """Train the heads alone; see `trunk`."""
+        self.is_frozen = True
+        trunk.freeze(self.net)
+
+    def train(self, mode: bool = True) -> Classifier:
+        """As torch's, but a frozen trunk stays in evaluation."""
+        super().train(mode)
+        if mode and self.is_frozen:
+            trunk.hold_still(self.net)
+        return self
+
+    def recompute_activations(self, name: str) -> None:
+        """Keep few activations for the backward pass and compute the rest again: less memory."""
+        trunk.recompute(self.net, name)
+        self.recomputes = True
+
+    def statistics_kept(self) -> contextlib.AbstractContextManager[None]:
+        """Around a backward pass, which must not move what the forward pass has moved."""
+        return trunk.statistics_kept(self.net) if self.recomputes else contextlib.nullcontext()
 
     def set_drop_path_draws(self, seed: int, step: int, row_ids: np.ndarray) -> None:
         """Key this step's stochastic depth by (seed, step, sample), whatever the batch."""
@@ -193,10 +216,9 @@ def create(
 
 def _head_layers(net: Any) -> list[nn.Module]:
     """The linear (or 1 x 1 convolution) layers of the heads; LeViT wraps them in a norm."""
-    heads = net.get_classifier()
     return [
         layer
-        for head in (heads if isinstance(heads, tuple) else (heads,))
+        for head in trunk.heads(net)
         for layer in head.modules()
         if isinstance(layer, nn.Linear | nn.Conv2d)
     ]

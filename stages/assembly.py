@@ -32,6 +32,10 @@ def build_model(
         head_init_scale=options.head_init_scale,
         uses_dist=uses_dist,
     )
+    if options.freeze:
+        model.freeze()
+    if options.grad_checkpointing:
+        model.recompute_activations(options.model)
     return model, ["weights are not loaded"] if options.dry_run else said
 
 
@@ -109,14 +113,23 @@ def make_state(options: Any, model: models.Classifier, device: torch.device) -> 
     )
 
 
-def describe_model(name: str, model: models.Classifier, said: list[str]) -> str:
-    """Name, size in parameters, input side, and how its weights began."""
+def describe_model(options: Any, model: models.Classifier, said: list[str]) -> str:
+    """Name, size in parameters, what of it is trained, input side, and how its weights began."""
     millions = sum(p.numel() for p in model.parameters()) / 1e6
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6
     size = model.config["input_size"][-1]
-    return f"{name}, {millions:.2f} M parameters, {size} px; {'; '.join(said)}"
+    frozen = f" ({trained:.2f} M trained: the heads alone, --freeze)" if options.freeze else ""
+    return f"{options.model}, {millions:.2f} M parameters{frozen}, {size} px; {'; '.join(said)}"
 
 
 def describe_device(options: Any, device_line: str) -> str:
-    """Device, number type and workers."""
-    dtype = f"autocast {options.amp_dtype}" if options.amp else "float32"
-    return f"{device_line}; {dtype}; {options.workers} workers"
+    """Device, number type, layout, workers: what was chosen and why."""
+    dtype = f"autocast {options.amp_dtype} (--amp)" if options.amp else "float32 (no --amp)"
+    if options.amp and options.amp_dtype == "float16":
+        dtype += " with loss scaling"
+    given = "default, fastest for convolutions" if options.channels_last else "--no-channels-last"
+    layout = f"{'channels last' if options.channels_last else 'channels first'} ({given})"
+    extra = "; compiled (--compile)" if options.compile else ""
+    extra += "; activations recomputed (--grad-checkpointing)" if options.grad_checkpointing else ""
+    where = f"{options.workers} processes" if options.workers else "this process"
+    return f"{device_line}; {dtype}; {layout}{extra}; images loaded by {where} (--workers)"

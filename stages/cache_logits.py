@@ -84,9 +84,9 @@ def cache_logits(options: CacheLogitsConfig) -> None:
         writer.begin()
         rundir.save_args(folder / "args.yaml", resolved(options, specs))
     distributed.barrier()
-    with session.StopSignal() as stop:
+    with session.StopSignal(resume=False) as stop:
         capture.write_train(jobs[distributed.rank() :: distributed.world()], stop)
-        stop.check(resume=False)
+        stop.check()
         if writer.needs_val() and shard_range(options)[0] == 0:
             capture.write_val()
     distributed.barrier()

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from fgkd import distributed, peers
 from fgkd.config import (
     CacheLogitsConfig,
     EvaluateConfig,
@@ -143,27 +144,45 @@ def main(argv: list[str] | None = None) -> None:
     """Run a command; exit 0, 1 (an error, explained), 2 (usage) or 128 + signal (work saved)."""
     try:
         fgkd.main(args=argv, prog_name="fgkd", standalone_mode=False)
+        peers.part()
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
-    except FgkdError as error:
-        if os.environ.get("FGKD_DEBUG"):
-            raise
-        click.echo(f"error: {error}", err=True)
-        sys.exit(1)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("stopped", err=True)
-        sys.exit(130)
+    except (click.Abort, KeyboardInterrupt) as error:
+        _stop_at_once(error)
     except Exception as error:
         _end_if_interrupted(error)
-        raise
+        _fail(error)
+
+
+def _fail(error: Exception) -> None:
+    """End with an error in words, or a bug with its traceback; of several processes, one speaks."""
+    known = error if isinstance(error, FgkdError) else peers.lost(error)
+    is_first = peers.first_to_fail()
+    if known and is_first:
+        click.echo(f"error: {known}", err=True)
+    peers.part(failed=True)
+    if not known or os.environ.get("FGKD_DEBUG"):
+        raise error
+    sys.exit(1)
+
+
+def _stop_at_once(error: BaseException) -> None:
+    from .session import StoppedAtOnce
+
+    command = f". To continue:\n  {error.command}" if isinstance(error, StoppedAtOnce) else ""
+    if distributed.rank() == 0:
+        click.echo(f"stopped{command}", err=True)
+    sys.exit(128 + (error.number if isinstance(error, StoppedAtOnce) else 2))
 
 
 def _end_if_interrupted(error: Exception) -> None:
     from .session import Interrupted
 
     if isinstance(error, Interrupted):
-        click.echo(f"saved. To continue:\n  {error.command}")
+        if distributed.rank() == 0:
+            click.echo(f"saved. To continue:\n  {error.command}")
+        peers.part()
         sys.exit(128 + error.number)

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from fgkd import costs, distributed, engine, fsio, models
-from fgkd.loader import Batch, TrainLoader
+from fgkd.batch import Batch
+from fgkd.loader import TrainLoader
 
 from . import assembly, session
 
@@ -200,6 +201,7 @@ def measure(
             grad_accum_steps=options.grad_accum_steps,
             clip_grad=options.clip_grad,
             clip_mode=options.clip_mode,
+            compiled=options.compile,
         ):
             taken.append((done.num_images, done.times["wait_s"] + done.times["step_s"]))
             if sum(seconds for _, seconds in taken) > MEASURE_S:

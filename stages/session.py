@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from fgkd import distributed, fsio
+from fgkd import distributed, fsio, peers
 from fgkd.errors import FgkdError
 
 
@@ -25,11 +25,22 @@ class Interrupted(Exception):
         self.number, self.command = number, command
 
 
-class StopSignal:
-    """While entered, SIGINT and SIGTERM set a flag; a second one ends the process at once."""
+class StoppedAtOnce(KeyboardInterrupt):
+    """A second signal came before work was saved; `command` continues from what was saved last."""
 
-    def __init__(self) -> None:
-        self.number = 0
+    def __init__(self, number: int, command: str) -> None:
+        super().__init__(number, command)
+        self.number, self.command = number, command
+
+
+class StopSignal:
+    """While entered, SIGINT and SIGTERM set a flag; a second one ends the process at once.
+
+    resume: whether the command that continues needs --resume.
+    """
+
+    def __init__(self, resume: bool) -> None:
+        self.number, self.resume = 0, resume
 
     def __enter__(self) -> StopSignal:
         self._old = {n: signal.signal(n, self._handle) for n in (signal.SIGINT, signal.SIGTERM)}
@@ -41,7 +52,7 @@ class StopSignal:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.number:
-            raise KeyboardInterrupt
+            raise StoppedAtOnce(number, own_command(self.resume))
         self.number = number
         echo("stopping after this step (once more to stop at once)")
 
@@ -49,10 +60,10 @@ class StopSignal:
         """Whether a signal has come."""
         return self.number > 0
 
-    def check(self, resume: bool) -> None:
+    def check(self) -> None:
         """Raise Interrupted with the command that continues, if a signal has come."""
         if self.number:
-            raise Interrupted(self.number, own_command(resume))
+            raise Interrupted(self.number, own_command(self.resume))
 
 
 def own_command(resume: bool) -> str:
@@ -61,8 +72,16 @@ def own_command(resume: bool) -> str:
 
     name = Path(sys.argv[0]).name
     program = "python -m stages" if name == "__main__.py" else name
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        program = f"torchrun {_torchrun_options()} {program.removeprefix('python ')}"
     args = [a for a in sys.argv[1:] if a not in ("--resume", "--overwrite")]
     return " ".join([program, *map(shlex.quote, args), *(["--resume"] if resume else [])])
+
+
+def _torchrun_options() -> str:
+    local, world = int(os.environ["LOCAL_WORLD_SIZE"]), distributed.world()
+    nodes = f"--nnodes {world // local} --node-rank N --master-addr HOST " if world > local else ""
+    return f"{nodes}--nproc-per-node {local}"
 
 
 def echo(line: str) -> None:
@@ -82,6 +101,7 @@ def start_device(name: str) -> tuple[Any, str]:
 
     device, why = distributed.pick_device(name)
     distributed.start(device)
+    peers.watch()
     # float32 means float32: autocast is the way to ask for less.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False

@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 
-from fgkd import engine, losses, models, plan
+from fgkd import distributed, engine, losses, models, plan
+from fgkd.batch import Batch
 from fgkd.cache.remote import is_url
 from fgkd.config import TrainStudentConfig
-from fgkd.loader import Batch, TrainLoader
+from fgkd.loader import TrainLoader
 from fgkd.rundir import RunDir, describe_process
 
 from . import assembly, dry_run, session, training
@@ -141,7 +142,7 @@ def _describe(
         "fgkd train-student",
         {
             "data": session.describe_data(source.dataset),
-            "model": assembly.describe_model(options.model, model, said),
+            "model": assembly.describe_model(options, model, said),
             "targets": (source.text if distils else "labels alone (the control)") + digests,
             "views": f"{source.num_views}, view e mod {source.num_views} in epoch e: "
             + session.describe_recipe(source.recipe),
@@ -172,6 +173,9 @@ def make_step(
             return teacher(images).answer_BK.float()
 
     def step(net: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        def gather(rows_BK: torch.Tensor) -> torch.Tensor:
+            return distributed.gather_rows(rows_BK[: batch.count])  # no rows that stand in
+
         out = net(batch.image_u8_BHW3)
         task = losses.task_loss(
             logits_BK=out.head_BK,
@@ -180,6 +184,7 @@ def make_step(
             partner_labels_B=batch.partner_labels_B,
             lam_B=batch.lam_B,
         )
+        task = task * batch.label_share
         if not distils:
             return {"loss": options.task_loss_weight * task}
         teacher_BK = batch.teacher_BK if teacher is None else ask(batch.image_u8_BHW3)
@@ -191,7 +196,9 @@ def make_step(
             labels_B=batch.labels_B,
             temperature=options.temperature,
             standardize=options.logit_standardization,
+            gather=gather if distributed.world() > 1 and not options.dry_run else None,
         )
+        distill = distill * batch.image_share
         loss = options.task_loss_weight * task + options.distill_loss_weight * distill
         return {"loss": loss, "task_loss": task, "distill_loss": distill}
 

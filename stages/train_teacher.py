@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 
 from fgkd import engine, losses, plan, rng
+from fgkd.batch import Batch
 from fgkd.config import TrainTeacherConfig
 from fgkd.data import open_dataset, with_boxes
-from fgkd.loader import Batch, TrainLoader
+from fgkd.loader import TrainLoader
 from fgkd.rundir import RunDir, describe_process
 
 from . import assembly, dry_run, session, training
@@ -57,7 +58,7 @@ def train_teacher(options: TrainTeacherConfig) -> None:
         "fgkd train-teacher",
         {
             "data": session.describe_data(dataset),
-            "model": assembly.describe_model(options.model, model, said),
+            "model": assembly.describe_model(options, model, said),
             "views": f"a fresh one each epoch: {session.describe_recipe(recipe)}",
             "loss": f"CE(head, label; smoothing {options.smoothing:g})",
             "plan": assembly.describe_plan(options, schedule.steps_per_epoch),
@@ -111,6 +112,6 @@ def make_step(options: TrainTeacherConfig) -> engine.Step:
             partner_labels_B=batch.partner_labels_B,
             lam_B=batch.lam_B,
         )
-        return {"loss": loss}
+        return {"loss": loss * batch.label_share}
 
     return step

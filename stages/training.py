@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from fgkd import checkpoint, engine, metrics, models
-from fgkd.config import TrainOptions
 from fgkd.data import Dataset
 from fgkd.fetch import clean_fetcher
 from fgkd.loader import TrainLoader
@@ -79,11 +78,11 @@ def train(
         run.log(f"resumed at step {state.step} of {schedule.total_steps}")
     pace = session.Pace(schedule.total_steps, options.log_interval)
     epoch_start = time.monotonic()
-    with session.StopSignal() as stop:
+    with session.StopSignal(resume=True) as stop:
         for report in engine.fit(
             state,
             batches=loader.batches(state.step),
-            step_fn=_compiled(step_fn, options),
+            step_fn=step_fn,
             steps_per_epoch=schedule.steps_per_epoch,
             lr_at=lr_at,
             seed=options.seed,
@@ -92,6 +91,7 @@ def train(
             grad_accum_steps=options.grad_accum_steps,
             clip_grad=options.clip_grad,
             clip_mode=options.clip_mode,
+            compiled=options.compile,
             should_stop=stop.requested,
         ):
             run.add_bad_images(report.bad)
@@ -110,21 +110,9 @@ def train(
             if report.stopping and report.step < schedule.total_steps:
                 pace.close()
                 stop.number = stop.number or 2  # another rank's signal stops this one too
-                stop.check(resume=True)
+                stop.check()
     pace.close()
     run.log(_closing_line(run, state.best))
-
-
-def _compiled(step_fn: engine.Step, options: TrainOptions) -> engine.Step:
-    if not options.compile:
-        return step_fn
-    compiled: dict[int, Any] = {}
-
-    def step(model: torch.nn.Module, batch: Any) -> dict[str, torch.Tensor]:
-        fast = compiled.setdefault(id(model), torch.compile(model))
-        return step_fn(fast, batch)
-
-    return step
 
 
 def _console_line(report: engine.Report, options: Any, total_steps: int, pace: str) -> str:

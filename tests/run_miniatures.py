@@ -188,16 +188,21 @@ def kill_after(since: str, calls: int, *args: object) -> None:
     assert run_children([(_profiled, since, max(calls, 1), args)]) == [-signal.SIGKILL]
 
 
-def run_ranks(world: int, *args: object) -> None:
-    """Run a command as torchrun would, in `world` processes on this machine."""
+def start_ranks(world: int, function: Callable[..., None], *args: object) -> list[BaseProcess]:
+    """A function in `world` processes on this machine, as torchrun would start them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    ranks = [
-        start(fgkd, *args, env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+    return [
+        start(function, *args, env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(world)
     ]
+
+
+def run_ranks(world: int, *args: object) -> None:
+    """Run a command as torchrun would, in `world` processes on this machine."""
+    ranks = start_ranks(world, fgkd, *args)
     for child in ranks:
         child.join(120)
     assert [child.exitcode for child in ranks] == [0] * world

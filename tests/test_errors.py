@@ -14,8 +14,9 @@ from failures import Fails, copy_data, exit_code, first_image, make_fails
 from run_miniatures import STUDENT, TEACHER, fgkd, rows
 
 from fgkd import fsio
+from fgkd.batch import Batch
 from fgkd.errors import FgkdError, near
-from fgkd.loader import Batch, TrainLoader
+from fgkd.loader import TrainLoader
 from fgkd.rng import hash64
 
 ROOT = Path(__file__).parent.parent

@@ -10,16 +10,19 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = (
     ("fgkd.errors", "fgkd.rng"),
-    ("fgkd.fsio", "fgkd.schema", "fgkd.distributed", "fgkd.view_ops", "fgkd.weights", "fgkd.costs"),
+    (
+        *("fgkd.fsio", "fgkd.schema", "fgkd.distributed", "fgkd.view_ops", "fgkd.weights"),
+        *("fgkd.costs", "fgkd.trunk"),
+    ),
     (
         *("fgkd.plan", "fgkd.data", "fgkd.views", "fgkd.targets", "fgkd.models", "fgkd.optim"),
-        *("fgkd.checkpoint", "fgkd.config", "fgkd.cache.manifest"),
+        *("fgkd.checkpoint", "fgkd.config", "fgkd.peers", "fgkd.cache.manifest"),
     ),
     (
         *("fgkd.losses", "fgkd.metrics", "fgkd.rundir", "fgkd.fetch", "fgkd.export"),
         *("fgkd.cache.hdf5", "fgkd.cache.wds", "fgkd.cache.stats"),
     ),
-    ("fgkd.cache.store", "fgkd.report", "fgkd.intervals"),
+    ("fgkd.cache.store", "fgkd.report", "fgkd.intervals", "fgkd.batch"),
     ("fgkd.cache.reader",),
     ("fgkd.cache.remote",),
     ("fgkd.loader",),

@@ -25,11 +25,12 @@ from run_miniatures import (
 )
 
 from fgkd import plan, views
+from fgkd.batch import Batch
 from fgkd.cache.reader import Reader
 from fgkd.config import TrainStudentConfig
 from fgkd.data import open_dataset
 from fgkd.data.images import decode_rgb
-from fgkd.loader import Batch, TrainLoader
+from fgkd.loader import TrainLoader
 from fgkd.models import Logits
 from stages.train_student import make_step
 

@@ -1,0 +1,98 @@
+"""When one of several processes dies or fails, all end soon, and one of them says why."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from run_miniatures import STUDENT, assert_same_run, fgkd, rows, run_ranks, saved, start_ranks
+
+from fgkd import distributed, optim
+from fgkd.errors import FgkdError
+
+RUN = ("--epochs", 3, "--batch-size", 16, "--workers", 0, "--opt", "sgd", "--lr", 0.05)
+
+
+def _misbehave(said: Path, how: str, who: tuple[int, ...], args: tuple[object, ...]) -> None:
+    """Run a command, its words to a file of this rank; on some ranks the 10th update fails."""
+    rank = distributed.rank()
+    words = os.open(said / f"{rank}.txt", os.O_WRONLY | os.O_CREAT)
+    os.dup2(words, 1)
+    os.dup2(words, 2)
+    real, calls = optim.clip_grad, iter(range(100))
+
+    def clip_grad(*a: Any, **k: Any) -> float:
+        if rank in who and next(calls) == 9:
+            if how == "is killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise FgkdError(f"rank {rank} cannot go on", "another disk")
+        return real(*a, **k)
+
+    optim.clip_grad = clip_grad
+    fgkd(*args)
+
+
+def misbehave(world: int, said: Path, *args: Any) -> list[tuple[int | None, str]]:
+    """Exit code and words of each rank, which must come to an end within a minute."""
+    said.mkdir()
+    ranks = start_ranks(world, _misbehave, said, *args)
+    for child in ranks:
+        child.join(60)
+    texts = [(said / f"{rank}.txt").read_text() for rank in range(world)]
+    return [(child.exitcode, text) for child, text in zip(ranks, texts, strict=True)]
+
+
+@pytest.fixture
+def command(tiny_cache: Path, tmp_path: Path) -> tuple[object, ...]:
+    """A train-student of 3 epochs x 7 steps."""
+    options = ("--checkpoint-steps", 4, "--output", tmp_path / "run")
+    return ("train-student", "--cache", tiny_cache, *STUDENT, *RUN, *options)
+
+
+@pytest.mark.parametrize("who", [0, 1])
+def test_the_survivor_of_a_killed_rank_says_so_and_the_run_continues(
+    who: int, command: tuple[object, ...], tmp_path: Path
+) -> None:
+    """Continued by as many processes the files are those of an unbroken run, bit for bit."""
+    found = misbehave(2, tmp_path / "said", "is killed", (who,), command)
+    assert found[who][0] == -signal.SIGKILL
+    code, text = found[1 - who]
+    assert code == 1
+    assert text.count("error: ") == 1
+    assert f"error: process {1 - who} of 2 lost another one" in text
+    assert "Traceback" not in text
+    assert "frame #" not in text  # as C++ tells of exceptions
+    assert saved(tmp_path / "run")["step"] == 8
+    run_ranks(2, *command, "--resume")
+    run_ranks(2, *command[:-1], tmp_path / "unbroken")
+    assert_same_run(tmp_path / "run", tmp_path / "unbroken")
+
+
+@pytest.mark.parametrize("who", [(0,), (1,), (0, 1)], ids=str)
+def test_an_error_of_a_rank_ends_all_and_is_said_once(
+    who: tuple[int, ...], command: tuple[object, ...], tmp_path: Path
+) -> None:
+    found = misbehave(2, tmp_path / "said", "raises", who, command)
+    assert [code for code, _ in found] == [1, 1]
+    text = "".join(text for _, text in found)
+    assert text.count("error: ") == 1
+    assert "cannot go on\nTry: another disk" in text
+    assert "Traceback" not in text
+    assert "frame #" not in text  # as C++ tells of exceptions
+
+
+def test_a_run_continues_on_another_number_of_ranks(
+    command: tuple[object, ...], tmp_path: Path
+) -> None:
+    """Two processes, then one: what one alone would have trained, but for rounding."""
+    misbehave(2, tmp_path / "said", "is killed", (0, 1), command)
+    fgkd(*command, "--resume")
+    fgkd(*command[:-1], tmp_path / "one")
+    assert [row["step"] for row in rows(tmp_path / "run")] == [7, 14, 21]
+    got, want = (saved(tmp_path / name)["model"] for name in ("run", "one"))
+    for name in want:
+        torch.testing.assert_close(got[name], want[name], rtol=1e-4, atol=1e-5, msg=name)
