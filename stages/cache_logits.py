@@ -65,7 +65,7 @@ def cache_logits(options: CacheLogitsConfig) -> None:
     for line in session.banner(
         "fgkd cache-logits",
         {
-            "data": session.describe_data(dataset),
+            "data": session.describe_data(session.with_leaks(dataset)),
             "teacher": describe_teachers(identity, teachers),
             "views": f"{options.views} of each image at {size} px: "
             + session.describe_recipe(recipe),

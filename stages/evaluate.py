@@ -88,6 +88,7 @@ def score(path: Path, options: EvaluateConfig, device: torch.device) -> dict[str
     return {
         "path": path,
         "stage": run["stage"],
+        "specs": (*(options.data or run["data"]), run["val_fraction"]),
         "parents": run["parents"],
         "model": architecture,
         "dataset": dataset,
@@ -184,6 +185,7 @@ def footnotes(
                 f"images, {fsio.human_bytes(reader.num_bytes)}"
                 + ("" if took is None else f", {took:.1f} minutes")
             )
-    for note in dict.fromkeys(note for s in scored for note in s["dataset"].notes):
-        lines.append(f"note: {note}")
+    distinct = {s["specs"]: s["dataset"] for s in scored}.values()
+    notes = [note for dataset in distinct for note in session.with_leaks(dataset).notes]
+    lines += map(session.note_line, dict.fromkeys(notes))
     return lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import sys
@@ -118,8 +119,22 @@ def banner(title: str, lines: dict[str, str]) -> list[str]:
 def describe_data(dataset: Any) -> str:
     """`icons: 85 classes; 5,114 train, 715 val, 1,433 test images`."""
     counts = ", ".join(f"{len(s):,} {name}" for name, s in dataset.splits.items())
-    notes = "".join(f"\n           note: {note}" for note in dataset.notes)
+    notes = "".join(f"\n           {note_line(note)}" for note in dataset.notes)
     return f"{dataset.name}: {len(dataset.classes)} classes; {counts} images{notes}"
+
+
+def note_line(note: str) -> str:
+    """A note of a dataset as a line; a warning says so itself."""
+    return note if note.startswith("warning: ") else f"note: {note}"
+
+
+def with_leaks(dataset: Any) -> Any:
+    """The dataset with notes on images that its splits share; rank 0 alone looks, as it prints."""
+    from fgkd.data import leaks
+
+    if distributed.rank():
+        return dataset
+    return dataclasses.replace(dataset, notes=[*dataset.notes, *leaks.warnings(dataset)])
 
 
 def describe_recipe(recipe: Any) -> str:
@@ -146,8 +161,6 @@ def absolute_specs(specs: Sequence[str]) -> list[str]:
 
 def view_overrides(options: Any) -> dict[str, Any]:
     """The single view options that were given."""
-    import dataclasses
-
     from fgkd.config import ViewOptions
 
     names = [f.name for f in dataclasses.fields(ViewOptions) if f.name != "aug_recipe"]

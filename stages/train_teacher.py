@@ -57,7 +57,7 @@ def train_teacher(options: TrainTeacherConfig) -> None:
     banner = session.banner(
         "fgkd train-teacher",
         {
-            "data": session.describe_data(dataset),
+            "data": session.describe_data(session.with_leaks(dataset)),
             "model": assembly.describe_model(options, model, said),
             "views": f"a fresh one each epoch: {session.describe_recipe(recipe)}",
             "loss": f"CE(head, label; smoothing {options.smoothing:g})",
