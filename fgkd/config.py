@@ -288,6 +288,7 @@ class EvaluateConfig:
     json: str | None = option(
         None, "Write the results to this file; of --predict, one line an image."
     )
+    report: str | None = option(None, "Write a page of plots and examples into this folder.")
     skip_bad_images: bool = option(False, "Leave unreadable images out of the count, and say so.")
     batch_size: int = option(256, "Images a step.", low=1)
     device: str = option("auto", "auto, cpu, cuda or cuda:N. auto takes CUDA if present.")
@@ -304,4 +305,5 @@ class InspectConfig:
     data: tuple[str, ...] = option((), "NAME:PATH where the data lies now.")
     teacher: tuple[str, ...] = option((), "Run folder of the teacher, to ask it again.")
     json: str | None = option(None, "Write the report to this file.")
+    gallery: str | None = option(None, "Write a page of views and targets into this folder.")
     device: str = option("auto", "auto, cpu, cuda or cuda:N. auto takes CUDA if present.")

@@ -61,10 +61,11 @@ def results_table(results: Sequence[dict[str, Any]]) -> str:
 
 
 def _cells(values: dict[str, Any], names: list[str]) -> list[str]:
-    return [f"{values['num_images']:,}", *(_number(name, values) for name in names)]
+    return [f"{values['num_images']:,}", *(formatted(name, values) for name in names)]
 
 
-def _number(name: str, values: dict[str, Any]) -> str:
+def formatted(name: str, values: dict[str, Any]) -> str:
+    """A metric of a result, with half the width of its 95 % interval where there is one."""
     value = values.get(name)
     if value is None:
         return ""

@@ -70,12 +70,13 @@ EVALUATE = """Score runs on a split and print one table.
 
 \b
   fgkd evaluate runs/teacher runs/student --split test --json results.json
-
+  fgkd evaluate runs/teacher runs/control runs/student --report runs/report
   fgkd evaluate runs/student --predict bird.jpg photos/ --json classes.jsonl
   fgkd evaluate runs/student --export onnx
 
 With a teacher among the runs, agreement with it and KL to it are added. Accuracies have 95 %
-bootstrap intervals, pairs of runs McNemar's test.
+bootstrap intervals, pairs of runs McNemar's test. --report writes one index.html that holds all
+it shows: curves, classes, confusions, calibration, example images.
 
 --predict takes every path up to the next option (so name the runs before it), shows each run's
 classes and probabilities, and exits with 1 if an image could not be read.
@@ -90,9 +91,11 @@ INSPECT = """Show what a cache knows of its teacher, and check that it still hol
 \b
   fgkd inspect runs/cache
   fgkd inspect runs/cache --verify --teacher runs/teacher
+  fgkd inspect runs/cache --gallery runs/gallery
 
 --verify checks every shard's sha256, renders a sample of views again and compares pixel digests,
-and with --teacher compares the targets. Exit code 1 if anything is wrong.
+and with --teacher compares the targets. Exit code 1 if anything is wrong. --gallery writes one
+index.html with views as the student will see them, the teacher's answers, and doubtful labels.
 """
 
 

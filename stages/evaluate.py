@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fgkd import distributed, engine, fsio, intervals, metrics, models, report, rundir
+from fgkd import distributed, engine, fsio, intervals, metrics, models, page, report, rundir
 from fgkd.cache import manifest
 from fgkd.cache.reader import Reader
 from fgkd.config import EvaluateConfig
@@ -33,6 +33,8 @@ def evaluate(options: EvaluateConfig, runs: list[str]) -> None:
         predict.predict(options, runs, device)
         return
     session.echo(f"evaluating {len(runs)} run(s) on the {options.split} split; {device_line}")
+    if options.report:
+        page.claim(Path(options.report), "--report")
     scored = [score(Path(path), options, device) for path in runs]
     teacher = next((s for s in scored if s["stage"] == "train-teacher"), None)
     results = [summarize(s, teacher, options.split) for s in scored]
@@ -43,11 +45,18 @@ def evaluate(options: EvaluateConfig, runs: list[str]) -> None:
         session.echo(line)
     if options.tta != "none":
         session.echo(f"--tta {options.tta}: logits are means over views, not timm's centre crop")
-    for line in footnotes(scored, results, teacher):
+    notes = footnotes(scored, results, teacher)
+    for line in notes:
         session.echo(line)
     if options.json and distributed.rank() == 0:
         fsio.write_json(Path(options.json), results)
         session.echo(f"written to {options.json}")
+    if options.report and distributed.rank() == 0:
+        from . import report_page
+
+        known = [teacher_logits(s, teacher, options.split) for s in scored]
+        path = report_page.write(Path(options.report), scored, results, known, notes)
+        session.echo(f"report: {path}")
 
 
 def score(path: Path, options: EvaluateConfig, device: torch.device) -> dict[str, Any]:
@@ -103,19 +112,13 @@ def score(path: Path, options: EvaluateConfig, device: torch.device) -> dict[str
 def summarize(scored: dict[str, Any], teacher: dict[str, Any] | None, split: str) -> dict[str, Any]:
     """A run's metrics and intervals; agreement where the teacher's logits are known."""
     dataset: Dataset = scored["dataset"]
-    teacher_NK = None
-    if scored["stage"] != "train-teacher":
-        if teacher is not None and teacher["keys"] == scored["keys"]:
-            teacher_NK = teacher["logits"]
-        elif teacher is None and split == "val":
-            teacher_NK = stored_targets(scored)
     logits_NK, labels_N = scored["logits"], torch.from_numpy(scored["labels"])
     found = metrics.summarize(
         logits_NK=logits_NK,
         labels_N=labels_N,
         domains_N=torch.from_numpy(scored["domains"]),
         domain_names=dataset.domains,
-        teacher_NK=teacher_NK,
+        teacher_NK=teacher_logits(scored, teacher, split),
     )
     found["ci95"] = intervals.accuracy_ci95(logits_NK=logits_NK, labels_N=labels_N)
     for name, part in found["domains"].items():
@@ -151,6 +154,17 @@ def mcnemar(this: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
         hits.append(hit_N.numpy())
     against = {"against": str(other["path"])}
     return against | intervals.mcnemar(hit_N=hits[0], other_hit_N=hits[1])
+
+
+def teacher_logits(
+    scored: dict[str, Any], teacher: dict[str, Any] | None, split: str
+) -> torch.Tensor | None:
+    """What the teacher says of a student's images, where that is known."""
+    if scored["stage"] == "train-teacher":
+        return None
+    if teacher is not None:
+        return teacher["logits"] if teacher["keys"] == scored["keys"] else None
+    return stored_targets(scored) if split == "val" else None
 
 
 def stored_targets(scored: dict[str, Any]) -> torch.Tensor | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fgkd import fsio
+from fgkd import fsio, page
 from fgkd.cache import manifest, stats
 from fgkd.config import InspectConfig
 from fgkd.errors import FgkdError
@@ -19,12 +19,14 @@ from . import session
 def inspect(options: InspectConfig, caches: list[str]) -> None:
     """Print each cache; with --verify check it, and exit with 1 if anything is wrong."""
     session.require(caches, "CACHE", "fgkd inspect runs/cache")
+    if options.gallery:
+        page.claim(Path(options.gallery), "--gallery")
     reports, failed = [], False
     for path in map(Path, caches):
         held = manifest.load(path)
         report = describe(path, held)
         reports.append(report)
-        for line in lines(report):
+        for line in [*lines(report), *suspect_lines(report)]:
             session.echo(line)
         if options.verify:
             from .verify import verify
@@ -37,6 +39,11 @@ def inspect(options: InspectConfig, caches: list[str]) -> None:
                 session.echo("verified: every shard is whole, and the sampled views are the same")
     if options.json:
         fsio.write_json(Path(options.json), reports)
+    if options.gallery:
+        from . import gallery
+
+        shown = [(report, lines(report)) for report in reports]
+        session.echo(f"gallery: {gallery.write(Path(options.gallery), shown, options)}")
     if failed:
         sys.exit(1)
 
@@ -78,7 +85,7 @@ def describe(path: Path, held: dict[str, Any]) -> dict[str, Any]:
 
 
 def lines(report: dict[str, Any]) -> list[str]:
-    """The report as text."""
+    """The report as text, but for its suspects."""
     teacher, encoding = report["teacher"], report["encoding"]
     per_view = report["bytes"] / max(1, report["samples"] * report["views"])
     topk = f", top {encoding['top_k']}, T in {encoding['temperatures']}" * bool(encoding["top_k"])
@@ -116,9 +123,15 @@ def lines(report: dict[str, Any]) -> list[str]:
     out.append(f"  encoding  KL(teacher || stored) in nats  {kls or 'not on this grid'}")
     if report["bad_images"]:
         out.append(f"  left out  {len(report['bad_images'])} unreadable images")
-    if teacher["suspects"]:
+    return out
+
+
+def suspect_lines(report: dict[str, Any]) -> list[str]:
+    """The doubtful labels as text."""
+    suspects, out = report["teacher"]["suspects"][:10], []
+    if suspects:
         out.append("  labels that the teacher denies in every view, most confident first:")
-    for suspect in teacher["suspects"][:10]:
+    for suspect in suspects:
         out.append(
             f"    {suspect['key']}: labelled {suspect['label']}, teacher says {suspect['answer']} "
             f"(at least {100 * suspect['confidence']:.1f} %)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from fgkd import engine, fsio, models, plan, rng, rundir, views
 from fgkd.cache import manifest
 from fgkd.cache.reader import Reader
 from fgkd.config import InspectConfig
-from fgkd.data import Dataset, open_dataset, with_boxes
+from fgkd.data import Dataset, Samples, open_dataset, with_boxes
 from fgkd.errors import FgkdError
 from fgkd.fetch import Fetcher, KeyedView, Request, clean_fetcher, fetch
 from fgkd.targets import Arrays, Codec
@@ -60,23 +61,16 @@ def compare_sample(reader: Reader, dataset: Dataset, options: InspectConfig) -> 
     identity = reader.identity
     described = identity["views"]
     samples = dataset.splits["train"]
-    recipe = views.ViewRecipe.from_dict(described["recipe"])
     draw = rng.stream("verify", options.seed)
-    bad = reader.bad_keys
-    usable = np.array([i for i, key in enumerate(samples.keys) if key not in bad], np.int64)
-    rows = usable[draw.permutation(len(usable))[: options.samples]]
+    rows = sample_rows(reader, samples, options.samples, draw)
     chosen = np.sort(draw.permutation(reader.views)[:VIEWS_CHECKED]).tolist()
     teachers = open_teachers(identity, options)
     sizes = teachers.sizes if teachers else [described["img_size"]]
-    keyed = KeyedView(samples, recipe, described["seed"])
-    fetcher = Fetcher(keyed, sizes, identity["train"]["hashes"])
-    blocks = plan.blocks(described["seed"], len(samples), identity["shard_size"])
+    fetcher, partner_of = view_fetcher(reader, samples, sizes)
     problems = []
     for view in chosen:
-        partner = plan.partners(described["seed"], view, blocks) if recipe.mixes else None
-        partners = None
-        if partner is not None:
-            partners = np.where(np.isin(partner[rows], usable), partner[rows], rows)[:, None]
+        partner = partner_of(view)
+        partners = None if partner is None else readable(reader, samples, partner)[rows][:, None]
         request = Request(rows, [view], partners, check_content=True)
         answer = next(fetch(fetcher, [request], 0))
         slab = reader.slab(view)
@@ -95,6 +89,38 @@ def compare_sample(reader: Reader, dataset: Dataset, options: InspectConfig) -> 
     checked = len(rows) * len(chosen)
     session.echo(f"rendered {checked} views again: {len(problems)} differences")
     return problems
+
+
+def has_target(reader: Reader, samples: Samples) -> np.ndarray:
+    """bool [N]: capture could read the image."""
+    bad = reader.bad_keys
+    return np.array([key not in bad for key in samples.keys], bool)
+
+
+def sample_rows(reader: Reader, samples: Samples, count: int, draw: rng.Stream) -> np.ndarray:
+    """At most `count` training rows that have a target, drawn by a keyed stream."""
+    usable = np.flatnonzero(has_target(reader, samples))
+    return usable[draw.permutation(len(usable))[:count]]
+
+
+def readable(reader: Reader, samples: Samples, partner_N: np.ndarray) -> np.ndarray:
+    """The partner that each row is mixed with: itself where its own could not be read."""
+    return np.where(has_target(reader, samples)[partner_N], partner_N, np.arange(len(partner_N)))
+
+
+def view_fetcher(
+    reader: Reader, samples: Samples, sizes: Sequence[int]
+) -> tuple[Fetcher, Callable[[int], np.ndarray | None]]:
+    """What renders a cache's views again, and whom each row is mixed with in a view, if at all."""
+    described = reader.identity["views"]
+    recipe = views.ViewRecipe.from_dict(described["recipe"])
+    keyed = KeyedView(samples, recipe, described["seed"])
+    blocks = plan.blocks(described["seed"], len(samples), reader.identity["shard_size"])
+
+    def partner_of(view: int) -> np.ndarray | None:
+        return plan.partners(described["seed"], view, blocks) if recipe.mixes else None
+
+    return Fetcher(keyed, sizes, reader.identity["train"]["hashes"]), partner_of
 
 
 def open_teachers(identity: dict[str, Any], options: InspectConfig) -> Teachers | None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from run_miniatures import TEACHER, fgkd
+from run_miniatures import STUDENT, TEACHER, fgkd
 
 from fgkd.data import icons
 
@@ -81,3 +81,33 @@ def any_flowers(monkeypatch: pytest.MonkeyPatch) -> None:
 
     files = {name: (file, None) for name, (file, _) in Flowers102._file_dict.items()}
     monkeypatch.setattr(Flowers102, "_file_dict", files)
+
+
+@pytest.fixture(scope="session")
+def tiny_runs(
+    tiny_teacher: Path, tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """The teacher, a student of its cache, and the control on the same views."""
+    root = tmp_path_factory.mktemp("runs")
+    for name, how in (("control", ("--distillation", "none")), ("student", ())):
+        fgkd(
+            *("train-student", "--cache", tiny_cache, *STUDENT, *how, "--output", root / name),
+            *("--epochs", 8, "--batch-size", 16, "--lr", 5e-3, "--workers", 0),
+        )
+    return {"teacher": tiny_teacher, "control": root / "control", "student": root / "student"}
+
+
+@pytest.fixture(scope="session")
+def tiny_report(tiny_runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of `evaluate --report` on the three runs."""
+    folder = tmp_path_factory.mktemp("report")
+    fgkd("evaluate", *tiny_runs.values(), "--report", folder, "--workers", 0)
+    return folder / "index.html"
+
+
+@pytest.fixture(scope="session")
+def tiny_gallery(tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of `inspect --gallery` on the tiny cache."""
+    folder = tmp_path_factory.mktemp("gallery")
+    fgkd("inspect", tiny_cache, "--gallery", folder)
+    return folder / "index.html"

@@ -1,0 +1,24 @@
+// Tables sort by the column whose heading is pressed; unknown values stay last.
+for (const table of document.querySelectorAll("table")) {
+  const heads = [...table.tHead.rows[0].cells];
+  const body = table.tBodies[0];
+  const sort = (head, column) => {
+    const numeric = head.classList.contains("num");
+    const now = head.getAttribute("aria-sort");
+    const first = numeric ? "descending" : "ascending";
+    const other = numeric ? "ascending" : "descending";
+    const order = now === first ? other : first;
+    const sign = order === "ascending" ? 1 : -1;
+    const keyed = [...body.rows].map((row) => [row.cells[column].dataset.key, row]);
+    keyed.sort(([a], [b]) => {
+      if (a === undefined || b === undefined) return (a === undefined) - (b === undefined);
+      return sign * (numeric ? a - b : a.localeCompare(b));
+    });
+    for (const each of heads) each.setAttribute("aria-sort", "none");
+    head.setAttribute("aria-sort", order);
+    body.append(...keyed.map(([, row]) => row));
+  };
+  heads.forEach((head, column) => {
+    head.querySelector("button").addEventListener("click", () => sort(head, column));
+  });
+}

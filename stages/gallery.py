@@ -1,0 +1,143 @@
+"""`inspect --gallery`: views as a student will see them, and what the teacher said of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fgkd import page, rng
+from fgkd.cache.reader import Reader
+from fgkd.cache.stats import log_softmax
+from fgkd.config import InspectConfig
+from fgkd.data import Samples
+from fgkd.fetch import Request, fetch
+from fgkd.page import Card, Group, Line, Section, Table, number, text
+from fgkd.targets import Codec
+from fgkd.thumbs import Thumbs
+
+from .verify import open_images, readable, sample_rows, view_fetcher
+
+NUM_IMAGES, NUM_VIEWS, TOP = 8, 8, 5
+
+
+def write(
+    folder: Path, caches: Sequence[tuple[dict[str, Any], list[str]]], options: InspectConfig
+) -> Path:
+    """Write the page of some caches, each with its report as data and as lines."""
+    thumbs, sections = Thumbs(), list[Section]()
+    for report, lines in caches:
+        reader = Reader(Path(report["cache"]))
+        samples = open_images(reader, options).splits["train"]
+        prefix = f"{reader.name}: " if len(caches) > 1 else ""
+        mark = f"-{len(sections)}"
+        views = views_section(reader, samples, options.seed, thumbs)
+        doubts = suspects_section(report["teacher"]["suspects"], samples, thumbs)
+        sections += [
+            Section(f"cache{mark}", f"{prefix}Cache", notes=[as_note(x) for x in lines]),
+            Section(f"views{mark}", f"{prefix}Views", **views),
+            Section(f"labels{mark}", f"{prefix}Doubtful labels", **doubts),
+        ]
+        reader.close()
+    lead = "Training views and the teacher's stored answers: what a student learns from."
+    return page.write(folder, page.render("Cache gallery", lead, sections))
+
+
+def as_note(line: str) -> str:
+    """A line of the console's aligned columns as a sentence: `term: text`."""
+    term, _, said = line.strip().partition("  ")
+    return f"{term}: {said.strip()}" if said else term
+
+
+def views_section(reader: Reader, samples: Samples, seed: int, thumbs: Thumbs) -> dict[str, Any]:
+    """A keyed sample of images in some views each, rendered as training renders them."""
+    draw = rng.stream("gallery", seed)
+    rows = sample_rows(reader, samples, NUM_IMAGES, draw)
+    views = np.sort(draw.permutation(reader.views)[:NUM_VIEWS]).tolist()
+    fetcher, partner_of = view_fetcher(reader, samples, [reader.identity["views"]["img_size"]])
+    found = [p for p in map(partner_of, views) if p is not None]
+    mates = [readable(reader, samples, partner)[rows] for partner in found]
+    partners = np.stack(mates, axis=1) if mates else None
+    answer = next(fetch(fetcher, [Request(rows, views, partners, check_content=True)], 0))
+    temperature = shown_temperature(reader.codec)
+    cards: list[list[Card]] = [[original(samples, row, reader, thumbs)] for row in rows.tolist()]
+    same = 0
+    for j, view in enumerate(views):
+        slab = reader.slab(view)
+        same += int((answer.digests_BV[:, j] == slab["digests"][rows]).sum())
+        arrays = {name: array[rows] for name, array in slab.items() if name != "digests"}
+        log_p_BK = log_softmax(reader.codec.decode(arrays, temperature) / temperature)
+        for i, row in enumerate(rows.tolist()):
+            partner = row if partners is None else int(partners[i, j])
+            lam = float(answer.lams_BV[i, j])
+            lines = mixed(reader, samples, row, partner, lam) if partner != row else []
+            labels = {int(samples.labels[row]), int(samples.labels[partner])}
+            lines += top_answers(reader, np.exp(log_p_BK[i]), labels)
+            picture = thumbs.of_pixels(answer.images[0][i, j].numpy(), f"view {view}")
+            cards[i].append(Card(f"view {view}", picture, lines))
+    said = (
+        f"{len(rows)} images in {len(views)} of {reader.views} views, with the teacher's first "
+        f"answers (softmax at T = {temperature:g}; ✓: the label). The pixels of {same} of "
+        f"{len(rows) * len(views)} views are those the teacher saw, by their digests."
+    )
+    keys = [samples.keys[row] for row in rows.tolist()]
+    return {"text": said, "groups": [Group(k, "", c) for k, c in zip(keys, cards, strict=True)]}
+
+
+def shown_temperature(codec: Codec) -> float:
+    """1 where the encoding gives it, else the lowest it is exact at."""
+    return 1.0 if codec.name != "topk" or 1.0 in codec.temperatures else codec.temperatures[0]
+
+
+def original(samples: Samples, row: int, reader: Reader, thumbs: Thumbs) -> Card:
+    """The image file itself, with its label."""
+    picture = thumbs.of_file(samples.read(row), samples.keys[row])
+    return Card("the image", picture, [Line("label", label_of(samples, row, reader))])
+
+
+def label_of(samples: Samples, row: int, reader: Reader) -> str:
+    """The name of an image's class."""
+    label = int(samples.labels[row])
+    return reader.identity["dataset"]["classes"][label] if label >= 0 else "none"
+
+
+def mixed(reader: Reader, samples: Samples, row: int, partner: int, lam: float) -> list[Line]:
+    """What a mixed view is made of."""
+    shares = ((row, lam), (partner, 1 - lam))
+    return [
+        Line("of", f"{label_of(samples, r, reader)} ({100 * share:.0f}\u00a0%)")
+        for r, share in shares
+    ]
+
+
+def top_answers(reader: Reader, p_K: np.ndarray, labels: set[int]) -> list[Line]:
+    """The classes of highest probability; of `topk`, those that are known for certain."""
+    classes, codec = reader.identity["dataset"]["classes"], reader.codec
+    most = min(TOP, codec.top_k if codec.name == "topk" else codec.num_classes)
+    best = np.argsort(-p_K, kind="stable")[:most].tolist()
+    return [Line("", classes[k], "right" if k in labels else "", float(p_K[k])) for k in best]
+
+
+def suspects_section(
+    suspects: Sequence[dict[str, Any]], samples: Samples, thumbs: Thumbs
+) -> dict[str, Any]:
+    """The images whose label the teacher denies in every view, by the least of its confidences."""
+    if not suspects:
+        return {"text": "The teacher denies no label in every view."}
+    row_of = {key: row for row, key in enumerate(samples.keys)}
+    cards, rows = [], []
+    for one in suspects:
+        key, share = one["key"], one["confidence"]
+        picture = thumbs.of_file(samples.read(row_of[key]), key) if key in row_of else None
+        lines = [Line("label", one["label"]), Line("teacher", one["answer"], "", share)]
+        cards.append(Card(key, picture, lines))
+        said = (text(key), text(one["label"]), text(one["answer"]))
+        rows.append([*said, number(100 * share, "{:.1f}")])
+    columns = ["image", "label", "teacher's answer", "confidence %"]
+    return {
+        "text": "Images whose label the teacher denies in every view. Confidence: its least.",
+        "tables": [Table("The most doubtful labels.", columns, rows)],
+        "groups": [Group("The images", "", cards)],
+    }

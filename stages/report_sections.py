@@ -1,0 +1,277 @@
+"""The sections of a report: what the runs' answers show, as tables, plots and example images.
+
+Shape legend: N labelled images, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fgkd import findings, fsio, plots, quality, report, rng
+from fgkd.data import Samples
+from fgkd.findings import Answers
+from fgkd.page import Cell, Figure, Group, Section, Table, number, text
+
+from .examples import Examples
+
+MAX_MEASURED = 3000  # images whose quality is measured
+MAX_PAIRS, MAX_TAUGHT = 6, 12
+CONFUSED_CLASSES = 10  # in the matrix
+INTERVALS = "bars are 95 % intervals (bootstrap)."
+CURVES = (  # column of metrics.jsonl, title, axis, caption
+    (
+        *("loss", "Training loss", "nats"),
+        "Mean training loss of each epoch. Losses of different equations are not comparable.",
+    ),
+    (
+        *("val_top1_pct", "Top-1 on validation", "top-1, %"),
+        "Images of the validation split whose top answer is right, after each epoch.",
+    ),
+    (
+        *("val_nll", "NLL on validation", "nats"),
+        "Negative log-likelihood of the validation labels: lower is better; a rise is "
+        "overconfidence.",
+    ),
+    (
+        *("val_agreement_pct", "Agreement with the teacher", "same top answer, %"),
+        "Validation images for which student and teacher choose the same class.",
+    ),
+    (
+        *("val_kl_to_teacher", "KL to the teacher", "nats"),
+        "Mean KL(teacher || student) on validation, at temperature 1.",
+    ),
+    ("lr", "Learning rate", "learning rate", "At the end of each epoch."),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A run as the page shows it: its figures and its answers on the labelled images."""
+
+    name: str
+    role: str  # teacher, student or control
+    scored: dict[str, Any]
+    result: dict[str, Any]
+    labels_N: np.ndarray
+    known_N: np.ndarray  # of the evaluated images, those with a label
+    answers: Answers
+
+    def same_images(self, other: Run) -> bool:
+        """Whether answers may be compared image by image."""
+        return (
+            self.scored["keys"] == other.scored["keys"]
+            and self.scored["dataset"].classes == other.scored["dataset"].classes
+        )
+
+
+def samples_of(run: Run) -> Samples:
+    """The labelled images of a run, in the order of its answers."""
+    samples = run.scored["dataset"].splits[run.result["split"]]
+    return samples.take(run.scored["rows"][run.known_N])
+
+
+def overview(runs: Sequence[Run], notes: Sequence[str]) -> Section:
+    """The tables of the runs and of the tests between them, and accuracies with intervals."""
+    shown = {k: v for k, v in report.COLUMNS.items() if any(k in r.result for r in runs)}
+    rows = []
+    for run in runs:
+        values = run.result
+        cells = [Cell(report.formatted(name, values), values.get(name)) for name in shown]
+        took = number(values.get("minutes"), "{:.1f}")
+        images, model = number(values["num_images"]), text(values["model"])
+        rows.append([text(run.name), images, *cells, took, text(run.role), model])
+    columns = ["run", "images", *shown.values(), "minutes", "role", "model"]
+    tables = [Table("All runs; ± is half a 95 % interval.", columns, rows), *mcnemar_table(runs)]
+    series = {"top-1": "top1_pct", "top-5": "top5_pct"}
+    points = {
+        run.name: {name: interval(run.result, key) for name, key in series.items()} for run in runs
+    }
+    caption = f"Images whose label is the first answer, or among the first five; {INTERVALS}"
+    figures = [plots.shares(points, "Accuracy", caption), *domains(runs)]
+    return Section("results", "Results", notes=notes, tables=tables, figures=figures)
+
+
+def mcnemar_table(runs: Sequence[Run]) -> list[Table]:
+    """McNemar's tests between runs on the same images."""
+    names = {run.result["run"]: run.name for run in runs}
+    rows = [
+        [
+            *(text(run.name), text(names[test["against"]]), number(test["only_this"])),
+            *(number(test["only_other"]), number(test["p_value"], "{:.2g}"), text(test["test"])),
+        ]
+        for run in runs
+        for test in run.result["mcnemar"]
+    ]
+    caption = "McNemar's test of top-1: images that only one of two runs has right, and p."
+    columns = ["run", "against", "only run right", "only other right", "p", "test"]
+    return [Table(caption, columns, rows)] if rows else []
+
+
+def domains(runs: Sequence[Run]) -> list[Figure]:
+    """Top-1 by domain, where there are several."""
+    rows: dict[str, dict[str, tuple[float, float, float]]] = {}
+    for run in runs:
+        for name, part in run.result["domains"].items():
+            if np.isfinite(part["top1_pct"]):  # nan: no image there has a label
+                rows.setdefault(name, {})[run.name] = interval(part, "top1_pct")
+    caption = f"Top-1 on each part of a combined dataset, over all its classes; {INTERVALS}"
+    return [plots.shares(rows, "Top-1 by domain", caption)] if len(rows) > 1 else []
+
+
+def interval(values: dict[str, Any], name: str) -> tuple[float, float, float]:
+    """An accuracy and the ends of its interval, in percent."""
+    return values[name], *values["ci95"][name]
+
+
+def training(runs: Sequence[Run]) -> Section:
+    """The curves of the runs' metrics.jsonl."""
+    rows = {run.name: fsio.read_lines(run.scored["path"] / "metrics.jsonl") for run in runs}
+    figures = [plots.curves(rows, column, *words) for column, *words in CURVES]
+    return Section("training", "Training", figures=[f for f in figures if f])
+
+
+def by_class(focus: Run, peers: Sequence[Run]) -> Section:
+    """Accuracy of every class, and of every domain, as tables; and as a curve."""
+    names, labels_N = focus.scored["dataset"].classes, focus.labels_N
+    classes = np.unique(labels_N)
+    images_K = np.bincount(labels_N)[classes]
+    pct = {
+        run.name: 100 * np.bincount(labels_N, run.answers.hit_N)[classes] / images_K
+        for run in peers
+    }
+    rows = []
+    for i, k in enumerate(classes.tolist()):
+        wrong = focus.answers.answers_N[(labels_N == k) & ~focus.answers.hit_N]
+        other = names[np.bincount(wrong).argmax()] if len(wrong) else ""
+        cells = [number(run_pct[i], "{:.1f}") for run_pct in pct.values()]
+        rows.append([text(names[k]), number(int(images_K[i])), *cells, text(other)])
+    top1 = [f"{name} top-1 %" for name in pct]
+    columns = ["class", "images", *top1, f"{focus.name} most often takes it for"]
+    tables = [*domain_table(focus, peers), Table("Top-1 by class.", columns, rows)]
+    return Section("classes", "Classes", tables=tables, figures=[plots.class_curve(pct)])
+
+
+def domain_table(focus: Run, peers: Sequence[Run]) -> list[Table]:
+    """Top-1 and top-5 by domain, where there are several."""
+    parts, shown = focus.result["domains"], ("top1_pct", "top5_pct")
+    rows = [
+        [
+            *(text(domain), number(part["num_images"])),
+            *(
+                Cell(report.formatted(name, values), values[name])
+                for values in (run.result["domains"][domain] for run in peers)
+                for name in shown
+            ),
+        ]
+        for domain, part in parts.items()
+    ]
+    names = [f"{run.name} {report.COLUMNS[name]}" for run in peers for name in shown]
+    columns = ["domain", "images", *names]
+    return [Table("Accuracy by domain.", columns, rows)] if len(parts) > 1 else []
+
+
+def confusions(focus: Run, examples: Examples) -> Section:
+    """The pairs of classes taken for each other most often, with images of both."""
+    names: list[str] = focus.scored["dataset"].classes
+    labels_N, answers_N = focus.labels_N, focus.answers.answers_N
+
+    def taken(true: int, other: int) -> int:
+        return int(((labels_N == true) & (answers_N == other)).sum())
+
+    pairs = findings.confused_pairs(labels_N, answers_N, 20)
+    if not pairs:
+        return Section("confusions", "Confusions")
+    rows, groups = list[list[Cell]](), list[Group]()
+    for a, b in pairs:
+        there, back = taken(a, b), taken(b, a)
+        rows.append([text(names[a]), text(names[b]), *map(number, (there, back, there + back))])
+        if len(groups) < MAX_PAIRS:
+            said = f"Taken for {names[b]}: {there} images of {names[a]}; the other way: {back}."
+            cards = examples.pair(focus.answers, a, b)
+            groups.append(Group(f"{names[a]} and {names[b]}", said, cards))
+    columns = ["class", "other", "class taken for other", "other taken for class", "both ways"]
+    few = list(dict.fromkeys(k for pair in pairs for k in pair))[:CONFUSED_CLASSES]
+    counts_KK = np.array([[taken(a, b) for b in few] for a in few])
+    return Section(
+        "confusions",
+        "Confusions",
+        f"Which classes {focus.name} takes for each other.",
+        tables=[Table("The most confused pairs of classes, in images.", columns, rows)],
+        figures=[plots.confusion(focus.name, [names[k] for k in few], counts_KK)],
+        groups=groups,
+    )
+
+
+def confidence(runs: Sequence[Run], peers: Sequence[Run]) -> Section:
+    """Whether the probabilities mean what they say."""
+    figures = [
+        plots.reliability(r.name, i, r.answers, r.result["ece_pct"]) for i, r in enumerate(runs)
+    ]
+    figures += [plots.confidences(run.name, run.answers) for run in runs]
+    figures.append(plots.coverage({run.name: run.answers for run in peers}))
+    return Section("confidence", "Confidence", figures=figures)
+
+
+def by_quality(focus: Run, peers: Sequence[Run]) -> Section:
+    """Accuracy by what the image files say of themselves, measured on a keyed sample."""
+    samples = samples_of(focus)
+    rows = np.sort(rng.stream("quality").permutation(len(samples))[:MAX_MEASURED])
+    found = [quality.measure(samples.read(row), samples.keys[row]) for row in rows.tolist()]
+    answers = {run.name: run.answers.take(rows) for run in peers}
+    figures = []
+    for name, unit in quality.QUALITIES.items():
+        values_N = np.array([one.get(name, np.nan) for one in found])
+        figures.append(plots.by_value(unit, values_N, answers))
+    said = (
+        f"Measured on {len(rows):,} of {len(samples):,} images; "
+        "a property that all images share is left out."
+    )
+    return Section("quality", "Image quality", said, figures=[f for f in figures if f])
+
+
+def taught(
+    focus: Run, peers: Sequence[Run], teacher: Answers | None, examples: Examples
+) -> Section:
+    """Where the student is right with its teacher, and the control without one is wrong."""
+    if teacher is None or focus.role == "teacher":
+        return Section("taught", "What the teacher taught")
+    others = {"teacher": teacher, focus.role: focus.answers}
+    control = next((run for run in peers if run.role == "control" and run is not focus), None)
+    if control is not None:
+        others["control"] = control.answers
+    figures = [plots.outcomes(who_is_right({name: a.hit_N for name, a in others.items()}))]
+    if control is None:
+        return Section("taught", "Teacher and student", figures=figures)
+    examples.add("control", control.answers)
+    gained_N = teacher.hit_N & focus.answers.hit_N & ~control.answers.hit_N
+    lost_N = ~focus.answers.hit_N & control.answers.hit_N
+    gained = np.flatnonzero(gained_N)
+    best = gained[np.argsort(-focus.answers.confidence_N[gained], kind="stable")][:MAX_TAUGHT]
+    said = (
+        f"On {gained_N.sum():,} images teacher and student are right and the control, trained on "
+        f"labels alone, is wrong. The other way, the control is right and the student wrong on "
+        f"{lost_N.sum():,}, of which the teacher is right on {(lost_N & teacher.hit_N).sum():,}."
+    )
+    title, which = "Right with the teacher, wrong without", "The student's most confident answers."
+    groups = [Group(title, which, examples.cards(best))] if len(best) else []
+    return Section("taught", "What the teacher taught", said, figures=figures, groups=groups)
+
+
+def who_is_right(hits: dict[str, np.ndarray]) -> dict[str, int]:
+    """Images by the set of those who are right on them, largest set first."""
+    names = list(hits)
+    code_N = sum(hit_N.astype(int) << i for i, hit_N in enumerate(hits.values()))
+    counts = np.bincount(np.asarray(code_N), minlength=1 << len(names))
+    sets = sorted(range(len(counts)), key=lambda code: -code.bit_count())
+
+    def called(code: int) -> str:
+        inside = [name for i, name in enumerate(names) if code >> i & 1]
+        if len(inside) in (0, len(names)):
+            return "all" if inside else "nobody"
+        return " + ".join(inside) + " only" * (len(inside) == 1)
+
+    return {called(code): int(counts[code]) for code in sets}
