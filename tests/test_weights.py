@@ -94,6 +94,31 @@ def test_export_carries_the_configuration(tmp_path: Path) -> None:
     assert loaded.config["crop_pct"] == 0.8
 
 
+@pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
+@pytest.mark.parametrize("use_test_size", [False, True])
+def test_timm_resolves_the_export_to_what_evaluate_does(
+    crop_mode: str, use_test_size: bool, tmp_path: Path
+) -> None:
+    """Every field, also where the source has a size and a crop of its own for tests."""
+    kwargs = {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8]}
+    name = "convnext_tiny.fb_in22k_ft_in1k"  # its timm config tests at 288 px with crop 1.0
+    model = build(name, kwargs=kwargs, img_size=64, crop_pct=0.8)
+    assert model.config["test_input_size"] == (3, 288, 288)
+    model.net.pretrained_cfg |= {"crop_mode": crop_mode, "interpolation": "bilinear"}
+    models.export(model, tmp_path)
+    net = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    assert timm.data.resolve_model_data_config(net, use_test_size=use_test_size) == {
+        "input_size": (3, 64, 64),
+        "crop_pct": 0.8,
+        "crop_mode": crop_mode,
+        "interpolation": "bilinear",
+        "mean": list(model.config["mean"]),
+        "std": list(model.config["std"]),
+    }
+    assert net.pretrained_cfg["label_names"] == CLASSES
+    assert net.num_classes == net.pretrained_cfg["num_classes"] == len(CLASSES)
+
+
 def test_export_is_deterministic(tmp_path: Path) -> None:
     trained(tmp_path / "a")
     trained(tmp_path / "b")
