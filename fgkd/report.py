@@ -81,9 +81,9 @@ def mcnemar_lines(results: Sequence[dict[str, Any]]) -> list[str]:
         for test in result["mcnemar"]:
             p = test["p_value"]
             lines.append(
-                f"McNemar {result['run']} against {test['against']}: alone right on "
+                f"{result['run']} against {test['against']}: alone right on "
                 f"{test['only_this']:,} and {test['only_other']:,} images, "
                 + ("p < 0.001" if p < 0.001 else f"p = {p:.3f}")
-                + f" ({test['test']})"
+                + (" (exact McNemar)" if test["test"] == "exact" else " (McNemar)")
             )
     return lines

@@ -100,6 +100,7 @@ def score(path: Path, options: EvaluateConfig, device: torch.device) -> dict[str
         "specs": (*(options.data or run["data"]), run["val_fraction"]),
         "parents": run["parents"],
         "model": architecture,
+        "tta": options.tta,
         "dataset": dataset,
         "keys": [samples.keys[row] for row in rows],
         "labels": samples.labels[rows],
@@ -126,7 +127,8 @@ def summarize(scored: dict[str, Any], teacher: dict[str, Any] | None, split: str
         part["ci95"] = intervals.accuracy_ci95(
             logits_NK=logits_NK[here_N], labels_N=labels_N[here_N]
         )
-    head = {"run": str(scored["path"]), "split": split, "model": scored["model"]}
+    head = {"run": str(scored["path"]), "split": split}
+    head |= {name: scored[name] for name in ("model", "tta")}
     return head | {"minutes": report.minutes(scored["path"])} | found | {"mcnemar": []}
 
 

@@ -22,7 +22,7 @@ FIELDS = {
     *("run", "split", "num_images", "top1_pct", "top5_pct", "mean_class_pct", "nll", "ece_pct"),
     *("agreement_pct", "kl_to_teacher", "domains", "ci95", "mcnemar"),
 }
-SHOWN_TOO = {"model", "minutes"}
+SHOWN_TOO = {"model", "minutes", "tta"}
 
 
 @pytest.fixture(scope="module")

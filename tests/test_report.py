@@ -68,8 +68,8 @@ def test_mcnemar_lines() -> None:
     small = {"only_this": 3, "only_other": 5, "test": "exact", "p_value": 0.7266}
     against = [{"against": "a", **test}, {"against": "b", **small}]
     assert report.mcnemar_lines([result("a"), result("c", mcnemar=against)]) == [
-        "McNemar c against a: alone right on 1,200 and 12 images, p < 0.001 (chi-square)",
-        "McNemar c against b: alone right on 3 and 5 images, p = 0.727 (exact)",
+        "c against a: alone right on 1,200 and 12 images, p < 0.001 (McNemar)",
+        "c against b: alone right on 3 and 5 images, p = 0.727 (exact McNemar)",
     ]
 
 
