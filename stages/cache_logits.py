@@ -32,7 +32,7 @@ def cache_logits(options: CacheLogitsConfig) -> None:
     paths = [Path(spec) for spec in options.teacher]
     runs = [describe_run(path) for path in paths]
     device, device_line = session.start_device(options.device)
-    known = [models.load(model_folder(path)) for path in paths]
+    known = [models.load(session.model_folder(path)) for path in paths]
     own = runs[0]
     val_fraction = options.val_fraction
     if val_fraction is None:
@@ -126,11 +126,6 @@ def describe_run(path: Path) -> dict[str, Any]:
     return rundir.read(path)
 
 
-def model_folder(path: Path) -> Path:
-    """Where a run keeps its model; a bare local-dir folder is one itself."""
-    return path if (path / "config.json").exists() else path / "model"
-
-
 def describe_identity(
     options: CacheLogitsConfig,
     teachers: Teachers,
@@ -166,7 +161,7 @@ def describe_teacher(model: models.Classifier, path: Path) -> dict[str, Any]:
     config = model.config
     return {
         "architecture": config["architecture"],
-        "weights_sha256": fsio.sha256(model_folder(path) / "model.safetensors"),
+        "weights_sha256": fsio.sha256(session.model_folder(path) / "model.safetensors"),
         "img_size": config["input_size"][-1],
         "mean": list(config["mean"]),
         "std": list(config["std"]),

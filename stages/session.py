@@ -225,7 +225,7 @@ def require(value: Any, option: str, example: str) -> None:
         raise FgkdError(f"{option} is required", f"{option} {example}")
 
 
-def model_folder(run: str) -> Path:
+def model_folder(run: str | Path) -> Path:
     """The folder of a run's model; a timm local-dir folder is its own."""
     path = Path(run)
     return path if (path / "config.json").is_file() else path / "model"

@@ -128,8 +128,7 @@ def open_teachers(identity: dict[str, Any], options: InspectConfig) -> Teachers 
     if not options.teacher:
         return None
     device, _ = session.start_device(options.device)
-    paths = [Path(spec) for spec in options.teacher]
-    folders = [p if (p / "config.json").exists() else p / "model" for p in paths]
+    folders = [session.model_folder(spec) for spec in options.teacher]
     known = [models.load(folder) for folder in folders]
     hashes = [fsio.sha256(folder / "model.safetensors") for folder in folders]
     manifest.refuse(
@@ -141,7 +140,7 @@ def open_teachers(identity: dict[str, Any], options: InspectConfig) -> Teachers 
     )
     size = identity["views"]["img_size"]
     ensemble = identity["ensemble"] or "logits"
-    teachers = Teachers(known, paths, ensemble, size, device, identity["dtype"], 64)
+    teachers = Teachers(known, folders, ensemble, size, device, identity["dtype"], 64)
     teachers.ready()
     return teachers
 
