@@ -14,6 +14,7 @@ LAYERS = (
         *("fgkd.fsio", "fgkd.schema", "fgkd.distributed", "fgkd.view_ops", "fgkd.weights"),
         *("fgkd.costs", "fgkd.trunk"),
     ),
+    ("fgkd.results_config",),
     (
         *("fgkd.plan", "fgkd.data", "fgkd.views", "fgkd.targets", "fgkd.models", "fgkd.optim"),
         *("fgkd.checkpoint", "fgkd.config", "fgkd.peers", "fgkd.page", "fgkd.cache.manifest"),
