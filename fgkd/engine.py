@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from . import distributed, optim, rng
 from .batch import Batch
 from .errors import FgkdError
-from .fetch import CleanView, Fetcher, Request, fetch
+from .fetch import CleanView, Fetcher, Request
 from .models import Classifier
+from .workers import fetch
 
 Step = Callable[[nn.Module, Batch], dict[str, Tensor]]  # (model, micro-batch) -> losses
 MIN_LOSS_SCALE = 2.0**-10  # gradients that overflow even at this loss scale are not finite at all

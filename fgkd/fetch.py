@@ -6,14 +6,12 @@ Shape legend: B batch, V views, H, W pixels, 3 channels.
 from __future__ import annotations
 
 import functools
-import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from . import views
@@ -21,7 +19,7 @@ from .cache import manifest
 from .data import Samples
 from .data.base import Place, read_place
 from .data.boxes import in_pixels
-from .data.images import decode_rgb
+from .data.images import decode_pil, decode_rgb
 from .errors import FgkdError, WrongDataError
 
 
@@ -71,6 +69,7 @@ class KeyedView:
     samples: Samples
     recipe: views.ViewRecipe
     seed: int
+    decode = staticmethod(decode_rgb)
 
     def __post_init__(self) -> None:
         if self.recipe.bbox_crop and self.samples.boxes is None:
@@ -121,6 +120,11 @@ class CleanView:
             use_prefetcher=True,
         )
 
+    @staticmethod
+    def decode(data: bytes, name: str) -> np.ndarray:
+        """uint8 [H, W, 3] by Pillow, as timm's own evaluation decodes."""
+        return np.asarray(decode_pil(data, name))
+
     def mix(self, row: int, partner: int, view: int, size: int) -> None:
         """Clean views are never mixed."""
 
@@ -164,16 +168,24 @@ class Fetcher(TorchDataset[Any]):
 
     def __getitem__(self, request: Request) -> Fetched | FgkdError:
         try:
-            return self._fetch(request)
+            return self.fetch(
+                request, [np.empty(shape, np.uint8) for shape in self.shapes(request)]
+            )
         except FgkdError as error:
             return error
 
-    def _fetch(self, request: Request) -> Fetched:
+    def shapes(self, request: Request) -> list[tuple[int, ...]]:
+        """[B, V, H, W, 3] of a request's images, for each size."""
         shape = (len(request.rows), len(request.views))
-        images = [np.empty((*shape, size, size, 3), np.uint8) for size in self.sizes]
+        return [(*shape, size, size, 3) for size in self.sizes]
+
+    def fetch(self, request: Request, images: list[np.ndarray]) -> Fetched:
+        """The answer to a request; `images` are what to write it into, of its `shapes`."""
+        shape = (len(request.rows), len(request.views))
         digests, lams = np.zeros(shape, np.uint64), np.ones(shape, np.float32)
         boxes = np.zeros((*shape, 4), np.int16)
-        image_of = functools.cache(functools.partial(self._decode, request))
+        # An image and its partner; to keep more costs a page fault for every 4 KiB of pixels.
+        image_of = functools.lru_cache(2)(functools.partial(self._decode, request))
         good, bad = [], []
         for i, row in enumerate(request.rows.tolist()):
             partners = [row] * shape[1] if request.partners is None else request.partners[i]
@@ -223,7 +235,7 @@ class Fetcher(TorchDataset[Any]):
         data = read_place(request.places[row]) if request.places else self.samples.read(row)
         if request.check_content and self.hashes and self.hashes[row]:
             manifest.check_content(self.samples.keys[row], self.hashes[row], data)
-        return decode_rgb(data, self.samples.paths[row])
+        return self.view.decode(data, self.samples.paths[row])
 
 
 def clean_fetcher(
@@ -232,27 +244,3 @@ def clean_fetcher(
     """A fetcher of the evaluation views that a model's config asks for, `tta` of each image."""
     view = CleanView(samples, model_config, tta)
     return Fetcher(view, [view.size], skip_bad=skip_bad)
-
-
-def fetch(fetcher: Fetcher, requests: Iterable[Request], workers: int) -> Iterator[Fetched]:
-    """Answers in the order of the requests, from `workers` processes (0: this one)."""
-    loader: Any = DataLoader(
-        fetcher,
-        sampler=requests,
-        batch_size=None,
-        num_workers=workers,
-        collate_fn=_as_is,
-        worker_init_fn=_ignore_interrupt,
-    )
-    for answer in loader:
-        if isinstance(answer, FgkdError):
-            raise answer
-        yield answer
-
-
-def _as_is(answer: Any) -> Any:
-    return answer
-
-
-def _ignore_interrupt(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle

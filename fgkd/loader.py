@@ -21,8 +21,9 @@ from .cache.reader import Reader
 from .cache.remote import Stream
 from .data import Samples
 from .errors import FgkdError
-from .fetch import Fetched, Fetcher, KeyedView, Request, fetch
+from .fetch import Fetched, Fetcher, KeyedView, Request
 from .plan import BatchSpec, Schedule
+from .workers import fetch
 
 CHECK_EVERY = 100  # one training view in so many is compared with the cache's digest
 

@@ -64,21 +64,20 @@ def crop_resize_flip(
     The values are those of torchvision's `resized_crop` and `horizontal_flip`.
     """
     import torch  # here and not above: torch takes a second to import
-    from torchvision.transforms import InterpolationMode
-    from torchvision.transforms.v2 import functional
 
     x, y, w, h = box
-    # A contiguous crop keeps torch on its channels-last kernels (a strided one costs 140 us more);
-    # a writable one keeps torch from warning about images that Pillow owns.
-    crop_HWC = np.require(image_HWC[y : y + h, x : x + w], requirements=["C", "W"])
+    # A contiguous crop keeps torch on its channels-last kernels (a strided one costs 140 us more).
+    crop_HWC = image_HWC[y : y + h, x : x + w].copy()
     assert crop_HWC.shape == (h, w, 3), f"box {box} in an image {image_HWC.shape}"
-    view_CHW = torch.from_numpy(crop_HWC).permute(2, 0, 1)
-    mode = InterpolationMode(interpolation)
-    view_CHW = functional.resize(view_CHW, [size, size], mode, antialias=True)
+    view_1CHW = torch.nn.functional.interpolate(
+        torch.from_numpy(crop_HWC)[None].permute(0, 3, 1, 2),
+        (size, size),
+        mode=interpolation,
+        antialias=True,
+    )
     if flip:
-        view_CHW = functional.horizontal_flip(view_CHW)
-    # The copy matters: a resize to the same size returns the caller's own memory.
-    return np.array(view_CHW.permute(1, 2, 0).numpy(), order="C")
+        view_1CHW = view_1CHW.flip(-1)
+    return np.ascontiguousarray(view_1CHW[0].permute(1, 2, 0).numpy())
 
 
 class Op(NamedTuple):

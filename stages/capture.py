@@ -20,7 +20,8 @@ from fgkd.cache.manifest import ShardJob
 from fgkd.cache.store import Captured, Writer
 from fgkd.config import CacheLogitsConfig
 from fgkd.data import Dataset
-from fgkd.fetch import Fetched, Fetcher, KeyedView, Request, clean_fetcher, fetch
+from fgkd.fetch import Fetched, Fetcher, KeyedView, Request, clean_fetcher
+from fgkd.workers import fetch
 
 from . import session
 

@@ -13,10 +13,11 @@ from fgkd.cache.reader import Reader
 from fgkd.cache.stats import log_softmax
 from fgkd.config import InspectConfig
 from fgkd.data import Samples
-from fgkd.fetch import Request, fetch
+from fgkd.fetch import Request
 from fgkd.page import Card, Group, Line, Section, Table, number, text
 from fgkd.targets import Codec
 from fgkd.thumbs import Thumbs
+from fgkd.workers import fetch
 
 from .verify import open_images, readable, sample_rows, view_fetcher
 

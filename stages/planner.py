@@ -19,7 +19,8 @@ from fgkd.cache.manifest import Shard, ShardJob
 from fgkd.cache.store import Writer
 from fgkd.config import ENCODING_NAMES, CacheLogitsConfig
 from fgkd.data import open_dataset
-from fgkd.fetch import Fetched, Fetcher, KeyedView, Request, clean_fetcher, fetch
+from fgkd.fetch import Fetched, Fetcher, KeyedView, Request, clean_fetcher
+from fgkd.workers import fetch
 
 from . import session
 from .capture import Capture, ShardBuffer

@@ -15,8 +15,9 @@ from fgkd.cache.reader import Reader
 from fgkd.config import InspectConfig
 from fgkd.data import Dataset, Samples, open_dataset, with_boxes
 from fgkd.errors import FgkdError
-from fgkd.fetch import Fetcher, KeyedView, Request, clean_fetcher, fetch
+from fgkd.fetch import Fetcher, KeyedView, Request, clean_fetcher
 from fgkd.targets import Arrays, Codec
+from fgkd.workers import fetch
 
 from . import session
 from .capture import Teachers

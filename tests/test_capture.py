@@ -99,8 +99,8 @@ def test_a_capture_killed_at_twenty_random_moments_ends_as_the_unbroken_one(
     draw, cache = random.Random(f"kills of {name}"), tmp_path / "cache"
     command = capture(tiny_teacher, cache, *more)
     for _ in range(NUM_KILLS):
-        # Half of these come before the first shard, the others within the next six.
-        kill_after(since, draw.randrange(total // 4), *command)
+        # Many of these come before the first shard, the others within the next few.
+        kill_after(since, draw.randrange(total // 6), *command)
         assert not (cache / "manifest.json").exists()
     assert len(journalled(cache)) > 2
     assert run_children([(fgkd, *command)]) == [0]

@@ -18,7 +18,8 @@ from PIL import Image
 from fgkd import distributed
 from fgkd.data import Samples
 from fgkd.errors import FgkdError
-from fgkd.fetch import Request, clean_fetcher, fetch
+from fgkd.fetch import Request, clean_fetcher
+from fgkd.workers import fetch
 
 SHAPES = [(40, 30), (30, 40), (64, 64), (33, 97), (200, 51), (9, 11), (32, 32)]  # width, height
 

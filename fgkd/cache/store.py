@@ -18,7 +18,7 @@ from . import hdf5, manifest, stats, wds
 from .manifest import Shard, ShardJob
 
 BACKENDS: dict[str, Any] = {"hdf5": hdf5, "webdataset": wds}
-LIBRARIES = ("torch", "torchvision", "timm", "pillow", "numpy", "h5py")
+LIBRARIES = ("torch", "torchvision", "timm", "pillow", "simplejpeg", "numpy", "h5py")
 
 
 def library_versions() -> dict[str, str]:

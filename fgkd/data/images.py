@@ -1,5 +1,7 @@
-"""Encoded image bytes -> RGB pixels, with Pillow.
+"""Encoded image bytes -> RGB pixels, with libjpeg-turbo for plain JPEGs and Pillow for the rest.
 
+The two give the same pixels (Pillow decodes JPEGs with libjpeg-turbo, too); straight from the
+library they cost no second copy, a fifth of Pillow's time. Evaluation decodes with Pillow alone.
 For 8-bit images the pixels are those of `Image.open(...).convert("RGB")`, which is what timm's
 readers do; like them it ignores the EXIF orientation. Pillow clips 16-bit grey at 255; here it is
 scaled (the high byte, which is what Pillow itself does to 16-bit RGB).
@@ -10,6 +12,7 @@ from __future__ import annotations
 import io
 
 import numpy as np
+import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import FgkdError
@@ -21,11 +24,24 @@ MAX_PIXELS = 89_478_485  # Pillow's own threshold for a "decompression bomb"
 
 
 def decode_rgb(data: bytes, name: str) -> np.ndarray:
-    """uint8 [H, W, 3] pixels of an encoded image; `name` is for the error.
+    """uint8 [H, W, 3] pixels of an encoded image, writable; `name` is for the error.
 
     Raises: FgkdError if the data are empty, truncated, not an image, or too large.
     """
-    return np.array(decode_pil(data, name))
+    pixels_HWC = _decode_jpeg(data) if data[:2] == b"\xff\xd8" else None
+    return np.array(decode_pil(data, name)) if pixels_HWC is None else pixels_HWC
+
+
+def _decode_jpeg(data: bytes) -> np.ndarray | None:
+    """The pixels of a sound JPEG in grey or colour; None leaves the judgement to Pillow."""
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        if colours in ("YCbCr", "Gray", "RGB") and height * width <= MAX_PIXELS:
+            pixels_HWC: np.ndarray = simplejpeg.decode_jpeg(data, "RGB")
+            return pixels_HWC
+    except ValueError:  # damaged, or of a kind that its interface cannot express
+        pass
+    return None
 
 
 def decode_pil(data: bytes, name: str) -> Image.Image:

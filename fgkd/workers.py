@@ -1,0 +1,131 @@
+"""Requests to answers through worker processes, in memory that is leased again and again.
+
+Tensors that workers return lie in new shared memory each time, and its fresh pages cost a tenth of
+rendering the images they hold. So workers write into slots of one pool, made before they are.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import signal
+import weakref
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from .errors import FgkdError
+from .fetch import Fetched, Fetcher, Request
+
+
+def fetch(fetcher: Fetcher, requests: Iterable[Request], workers: int) -> Iterator[Fetched]:
+    """Answers in the order of the requests, from `workers` processes (0: this one)."""
+    if workers:
+        yield from _from_workers(fetcher, iter(requests), workers)
+        return
+    for request in requests:
+        yield _sound(fetcher[request])
+
+
+def _from_workers(fetcher: Fetcher, requests: Iterator[Request], workers: int) -> Iterator[Fetched]:
+    first = next(requests, None)
+    if first is None:
+        return
+    # Two requests a worker are under way; one answer is in use, one going out, one coming in.
+    pool = Pool(2 * workers + 3, sum(map(math.prod, fetcher.shapes(first))))
+    sent: deque[tuple[Request, int | None]] = deque()
+
+    def leased() -> Iterator[tuple[Request, int | None]]:
+        for request in itertools.chain([first], requests):
+            sent.append((request, pool.lease(fetcher.shapes(request))))
+            yield sent[-1]
+
+    loader: Any = DataLoader(
+        _Pooled(fetcher, pool),
+        sampler=leased(),
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_as_is,
+        worker_init_fn=_ignore_interrupt,
+    )
+    for answer in loader:
+        request, slot = sent.popleft()
+        if slot is not None:
+            images = pool.tensors(slot, fetcher.shapes(request))
+            if not isinstance(answer, FgkdError) and not answer.images:
+                answer = replace(answer, images=images)
+            del images
+        yield _sound(answer)
+        del answer
+
+
+def _sound(answer: Fetched | FgkdError) -> Fetched:
+    if isinstance(answer, FgkdError):
+        raise answer
+    return answer
+
+
+def _as_is(answer: Any) -> Any:
+    return answer
+
+
+def _ignore_interrupt(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
+
+
+class _Pooled(TorchDataset[Any]):
+    """A fetcher that writes into leased memory, and answers without the images that are there."""
+
+    def __init__(self, fetcher: Fetcher, pool: Pool) -> None:
+        self.fetcher, self.pool = fetcher, pool
+
+    def __getitem__(self, asked: tuple[Request, int | None]) -> Fetched | FgkdError:
+        request, slot = asked
+        if slot is None:
+            return self.fetcher[request]
+        try:
+            arrays = self.pool.arrays(slot, self.fetcher.shapes(request))
+            answer = self.fetcher.fetch(request, arrays)
+        except FgkdError as error:
+            return error
+        return answer if answer.bad else replace(answer, images=())
+
+
+class Pool:
+    """A fixed number of slots, made before the workers are, which get it whole.
+
+    A slot is free again when no tensor of it is left in the main process, however it was sliced.
+    """
+
+    def __init__(self, num_slots: int, slot_bytes: int) -> None:
+        storage = torch.UntypedStorage._new_shared(num_slots * slot_bytes)  # touches no page
+        flat = torch.empty(0, dtype=torch.uint8).set_(storage)
+        self._memory, self.slot_bytes = flat.view(num_slots, slot_bytes), slot_bytes
+        self._free = list(range(num_slots))
+
+    def lease(self, shapes: Sequence[tuple[int, ...]]) -> int | None:
+        """A free slot for uint8 arrays of these shapes; None if all are in use or too small."""
+        fits = sum(map(math.prod, shapes)) <= self.slot_bytes
+        return self._free.pop() if fits and self._free else None
+
+    def arrays(self, slot: int, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+        """The arrays of a leased slot, one after another."""
+        return _cut(self._memory[slot].numpy(), shapes)
+
+    def tensors(self, slot: int, shapes: Sequence[tuple[int, ...]]) -> tuple[torch.Tensor, ...]:
+        """The arrays as tensors, the last of which to go frees the slot."""
+        whole = self._memory[slot].numpy()
+        weakref.finalize(whole, self._free.append, slot)  # views and tensors keep `whole`
+        return tuple(map(torch.from_numpy, _cut(whole, shapes)))
+
+
+def _cut(whole: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+    ends = np.cumsum([math.prod(shape) for shape in shapes]).tolist()
+    starts = [0, *ends[:-1]]
+    return [whole[a:b].reshape(shape) for a, b, shape in zip(starts, ends, shapes, strict=True)]

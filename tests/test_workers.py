@@ -1,0 +1,83 @@
+"""Answers through worker processes: leased memory is not written while something still reads it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from data_miniatures import write_image
+
+from fgkd.data import Samples
+from fgkd.errors import FgkdError
+from fgkd.fetch import Fetcher, KeyedView, Request
+from fgkd.views import ViewRecipe
+from fgkd.workers import Pool, fetch
+
+RECIPE = ViewRecipe(crop_scale=(0.3, 1.0), hflip=0.5)
+
+
+@pytest.fixture(scope="module")
+def fetcher(tmp_path_factory: pytest.TempPathFactory) -> Fetcher:
+    """Ten images at two sizes, of which the eighth cannot be read."""
+    root = tmp_path_factory.mktemp("images")
+    paths = [root / f"{i}.{'png' if i % 3 else 'jpg'}" for i in range(10)]
+    for i, path in enumerate(paths):
+        write_image(path, i % 4, i)
+    paths[7].write_bytes(b"no image")
+    zeros = np.zeros(10, np.int64)
+    samples = Samples([path.name for path in paths], zeros, zeros, [str(path) for path in paths])
+    return Fetcher(KeyedView(samples, RECIPE, 0), [16, 24], skip_bad=True)
+
+
+def requests() -> list[Request]:
+    """The first is the smallest, so that some do not fit its slot; the last two have one row."""
+    rows = [[0], [1, 2], [3], [4], [7], [5], [6, 7, 8], [9], [0], [1]]
+    return [Request(np.array(part), range(2)) for part in rows]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("kept", ["none", "all", "slices"])
+def test_the_images_are_those_of_one_process(fetcher: Fetcher, workers: int, kept: str) -> None:
+    """Whether a consumer lets answers go, keeps them all, or keeps parts of their tensors."""
+    expected = [fetcher[request] for request in requests()]
+    held = []
+    for answer, want in zip(fetch(fetcher, requests(), workers), expected, strict=True):
+        assert answer.at.tolist() == want.at.tolist()
+        assert answer.digests_BV.tolist() == want.digests_BV.tolist()
+        assert [key for key, _ in answer.bad] == [key for key, _ in want.bad]
+        assert all(map(torch.equal, answer.images, want.images))
+        if kept != "none":
+            held.append(answer.images if kept == "all" else tuple(i[:, 1:] for i in answer.images))
+    for images, want in zip(held, expected, strict=False):
+        cut = slice(None) if kept == "all" else slice(1, None)
+        assert all(torch.equal(a, b[:, cut]) for a, b in zip(images, want.images, strict=True))
+    assert len(held) in (0, 10)
+
+
+def test_an_error_crosses_a_worker_whole(fetcher: Fetcher) -> None:
+    strict = Fetcher(fetcher.view, fetcher.sizes)
+    answers = fetch(strict, requests(), 1)
+    for _ in range(4):
+        next(answers)
+    with pytest.raises(FgkdError, match=r"cannot decode image .*7\.png"):
+        next(answers)
+    assert list(fetch(fetcher, [], 2)) == []
+
+
+def test_a_slot_is_free_when_nothing_of_it_is_left() -> None:
+    pool = Pool(1, 100)
+    shapes = [(2, 5, 3), (4, 10)]
+    assert pool.lease([(101,)]) is None  # too large
+    slot = pool.lease(shapes)
+    assert slot is not None
+    for array, value in zip(pool.arrays(slot, shapes), (1, 2), strict=True):
+        array[:] = value
+    first, second = pool.tensors(slot, shapes)
+    assert first.tolist() == np.full((2, 5, 3), 1).tolist()
+    assert second.tolist() == np.full((4, 10), 2).tolist()
+    part = second[1:2, ::3].numpy()[0, :1]
+    del first, second
+    assert pool.lease(shapes) is None
+    assert part.tolist() == [2]
+    del part
+    assert pool.lease(shapes) == slot
