@@ -67,6 +67,16 @@ def plot(title: str, caption: str, draw: Draw, height: float = 2.9, columns: int
     )
 
 
+def _legend(ax: Any) -> None:
+    """Name the runs or series, if there are several."""
+    if len(ax.get_legend_handles_labels()[1]) > 1:
+        ax.legend()
+
+
+def _whole_numbers(ax: Any) -> None:
+    ax.xaxis.get_major_locator().set_params(integer=True)
+
+
 def curves(
     runs: Mapping[str, Sequence[Row]], column: str, title: str, unit: str, caption: str
 ) -> Figure | None:
@@ -81,8 +91,8 @@ def curves(
             if rows:
                 ax.plot(x, y, color=colour(i), label=label(name), marker="o", markersize=2.5)
         ax.set(xlabel="epoch", ylabel=unit)
-        ax.xaxis.get_major_locator().set_params(integer=True)
-        ax.legend()
+        _whole_numbers(ax)
+        _legend(ax)
 
     return plot(title, caption, draw)
 
@@ -115,8 +125,7 @@ def shares(
         ax.set_ylim(len(rows) - 0.4, -0.6)
         ax.set_xlabel("images, %")
         ax.grid(axis="y", visible=False)
-        if len(series) > 1:
-            ax.legend()
+        _legend(ax)
 
     return plot(
         title, caption, draw, height=max(2.0, 1.0 + 0.42 * len(rows) * max(1, len(series) / 2))
@@ -169,7 +178,7 @@ def coverage(runs: Mapping[str, Answers]) -> Figure:
         ax.set(
             xlabel="images answered, most confident first, %", ylabel="accuracy, %", xlim=(0, 100)
         )
-        ax.legend()
+        _legend(ax)
 
     caption = "Accuracy if only the most confident answers are kept: the right end is top-1 of all."
     return plot("Accuracy against coverage", caption, draw)
@@ -187,7 +196,8 @@ def class_curve(runs: Mapping[str, np.ndarray]) -> Figure:
             ylabel="top-1, %",
             ylim=(-2, 102),
         )
-        ax.legend()
+        _whole_numbers(ax)
+        _legend(ax)
 
     caption = "Top-1 of every class, sorted: how many classes are hopeless, and how many solved."
     return plot("Classes from hard to easy", caption, draw)
@@ -250,7 +260,7 @@ def by_value(unit: str, values_N: np.ndarray, runs: Mapping[str, Answers]) -> Fi
         ax.set_xticks(range(len(spans)), [s.replace(" to ", "\nto ") for s in spans])
         ax.set(xlabel=unit, ylabel="top-1, %")
         ax.grid(axis="x", visible=False)
-        ax.legend()
+        _legend(ax)
 
     counts = next(iter(parts.values()))[:, 3]
     caption = (
