@@ -11,9 +11,9 @@ from data_miniatures import pixels
 from page_outline import Outline, assert_stands_alone, outline
 from run_miniatures import TEACHER, fgkd
 
-from fgkd import models
+from fgkd import engine, models
 from fgkd.data import Dataset, open_dataset
-from fgkd.fetch import Request, clean_fetcher, fetch
+from fgkd.fetch import clean_fetcher
 from stages import evaluate as stage
 
 SIZES = ((100, 75), (120, 88), (90, 80))
@@ -47,11 +47,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def answers(run: Path, dataset: Dataset) -> np.ndarray:
     """The model's answers on the test split."""
-    model, samples = models.load(run / "model"), dataset.splits["test"]
-    request = Request(np.arange(len(samples)), [0])
-    (got,) = fetch(clean_fetcher(samples, model.config, False), [request], 0)
-    with torch.no_grad():
-        return model(got.images[0][:, 0]).answer_BK.argmax(1).numpy()
+    model = models.load(run / "model")
+    fetcher = clean_fetcher(dataset.splits["test"], model.config, False)
+    device = torch.device("cpu")
+    _, logits_NK, _ = engine.evaluate(model, fetcher, batch_size=64, workers=0, device=device)
+    return logits_NK.argmax(1).numpy()
 
 
 def dataset_of(run: Path) -> Dataset:
