@@ -20,13 +20,14 @@ from fgkd.config import TrainStudentConfig
 from fgkd.loader import TrainLoader
 from fgkd.rundir import RunDir, describe_process
 
-from . import assembly, dry_run, session, training
+from . import assembly, board, dry_run, session, training
 from .source import Source, check_live_size, open_source, val_targets
 
 
 def train_student(options: TrainStudentConfig) -> None:
     """Train; leaves RUN/model."""
     session.require(options.model, "--model", "deit_base_distilled_patch16_384.fb_in1k")
+    board.check(options.tensorboard)
     device, device_line = session.start_device(options.device)
     with contextlib.closing(open_source(options)) as source:
         _train_from(source, options, device, device_line)

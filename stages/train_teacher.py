@@ -15,13 +15,14 @@ from fgkd.data import open_dataset, with_boxes
 from fgkd.loader import TrainLoader
 from fgkd.rundir import RunDir, describe_process
 
-from . import assembly, dry_run, session, training
+from . import assembly, board, dry_run, session, training
 
 
 def train_teacher(options: TrainTeacherConfig) -> None:
     """Train; leaves RUN/model, whose folder tells cache-logits all it needs."""
     session.require(options.data, "--data", "icons")
     session.require(options.model, "--model", "convnext_base.fb_in22k_ft_in1k")
+    board.check(options.tensorboard)
     device, device_line = session.start_device(options.device)
     val_fraction = 0.1 if options.val_fraction is None else options.val_fraction
     dataset = open_dataset(options.data, val_fraction)

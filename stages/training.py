@@ -16,6 +16,7 @@ from fgkd.loader import TrainLoader
 from fgkd.rundir import RunDir
 
 from . import assembly, session
+from .board import Board
 
 
 class Validation:
@@ -76,6 +77,7 @@ def train(
         state.restore(checkpoint.load(run.last, device))
         run.cut_back(state.step)
         run.log(f"resumed at step {state.step} of {schedule.total_steps}")
+    board = Board(run.path, options.tensorboard, state.step)
     pace = session.Pace(schedule.total_steps, options.log_interval)
     epoch_start = time.monotonic()
     with session.StopSignal(resume=True) as stop:
@@ -102,21 +104,24 @@ def train(
                 run.log(_console_line(report, options, schedule.total_steps, due))
             if report.epoch_ends:
                 train_s = time.monotonic() - epoch_start
-                _end_epoch(run, state, report, validation, train_s)
+                board.add(_end_epoch(run, state, report, validation, train_s))
                 epoch_start = time.monotonic()
             every = options.checkpoint_steps
             if report.epoch_ends or report.stopping or (every and report.step % every == 0):
                 run.save(run.last, state.save())
             if report.stopping and report.step < schedule.total_steps:
                 pace.close()
+                board.close()
                 stop.number = stop.number or 2  # another rank's signal stops this one too
                 stop.check()
     pace.close()
+    board.close()
     run.log(_closing_line(run, state.best))
 
 
 def _console_line(report: engine.Report, options: Any, total_steps: int, pace: str) -> str:
     parts = "  ".join(f"{name} {value:.4f}" for name, value in report.losses.items())
+    parts += "  (float16 overflow: no update)" if report.skipped else ""
     return (
         f"epoch {report.epoch + 1}/{options.epochs}  step {report.step}/{total_steps}  "
         f"{parts}  lr {report.lr:.2e}  {pace}"
@@ -125,8 +130,8 @@ def _console_line(report: engine.Report, options: Any, total_steps: int, pace: s
 
 def _end_epoch(
     run: RunDir, state: engine.State, report: engine.Report, validate: Validation, train_s: float
-) -> None:
-    """Evaluate, keep the best, write the epoch's row; ties keep the earlier epoch."""
+) -> dict[str, Any]:
+    """Evaluate, keep the best, write and return the epoch's row; ties keep the earlier epoch."""
     started = time.monotonic()
     images = state.sums.pop("images", 0.0)
     means = {name: total / max(images, 1.0) for name, total in state.sums.items()}
@@ -157,6 +162,7 @@ def _end_epoch(
             f"val top-1 {found['val_top1_pct']:.2f} %  top-5 {found['val_top5_pct']:.2f} %"
             f"{agreement}{best}"
         )
+    return row
 
 
 def _closing_line(run: RunDir, best: dict[str, Any]) -> str:

@@ -36,7 +36,7 @@ LAYERS = (
     ("fgkd.loader",),
     ("fgkd.engine",),
     ("stages.session", "stages.options"),
-    ("stages.assembly", "stages.capture"),
+    ("stages.assembly", "stages.board", "stages.capture"),
     ("stages.training", "stages.dry_run"),
     (
         *("stages.planner", "stages.verify", "stages.source", "stages.predict", "stages.export"),
