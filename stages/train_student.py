@@ -138,6 +138,8 @@ def _describe(
         has_dist_head=model.uses_dist,
         distillation=distils,
     )
+    if options.kd_loss in losses.ACROSS_ROWS and distils and options.grad_accum_steps > 1:
+        equation += "; DIST compares rows within a micro-batch (of all ranks), not a whole batch"
     digests = "" if loader.check_pixels or not loader.cache else "; another size, pixels unchecked"
     return session.banner(
         "fgkd train-student",
