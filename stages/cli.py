@@ -175,6 +175,7 @@ def _fail(error: Exception) -> None:
 def _stop_at_once(error: BaseException) -> None:
     from .session import StoppedAtOnce
 
+    error = error.__cause__ or error  # click makes an Abort of every KeyboardInterrupt
     command = f". To continue:\n  {error.command}" if isinstance(error, StoppedAtOnce) else ""
     if distributed.rank() == 0:
         click.echo(f"stopped{command}", err=True)
