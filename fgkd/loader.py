@@ -1,15 +1,18 @@
 """Views and targets to batches: the keyed order of a run, joined with the cache's slabs.
 
-Workers render whole batches; the main process only slices the epoch's slab of targets.
+Workers render whole batches; the main process slices the epoch's slab of targets, and a thread of
+it reads the next one.
 Shape legend: B batch, V views, H, W pixels, 3 channels, K classes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -97,18 +100,14 @@ class TrainLoader:
                     sent.append((spec, rows, spent[i]))
                     yield self._request(spec, asked[i], e == epoch)
 
-        slab: dict[str, np.ndarray] = {}
-        slab_view = -1
-        for answer in fetch(self.fetcher, requests(), self.workers):
-            spec, rows, spent_blocks = sent.popleft()
-            if self.stream:
-                yield self._join(spec, answer, self.stream.slab(spec.epoch), len(rows))
-                self.stream.done(spec.epoch, spent_blocks)
-                continue
-            if self.cache and spec.view != slab_view:
-                # One epoch's targets in memory, never two: the allocator might keep both.
-                slab, slab_view = self.cache.slab(spec.view, slab), spec.view
-            yield self._join(spec, answer, slab, len(rows))
+        with contextlib.closing(Slabs(self.cache, self.schedule)) as slabs:
+            for answer in fetch(self.fetcher, requests(), self.workers):
+                spec, rows, spent_blocks = sent.popleft()
+                if self.stream:
+                    yield self._join(spec, answer, self.stream.slab(spec.epoch), len(rows))
+                    self.stream.done(spec.epoch, spent_blocks)
+                else:
+                    yield self._join(spec, answer, slabs.of(spec), len(rows))
 
     def _order(self, epoch: int) -> np.ndarray:
         """The rows of an epoch: all mixed, or shard by shard."""
@@ -204,6 +203,36 @@ class TrainLoader:
                 f"(library versions: {', '.join(drift) or 'unchanged'})",
                 "install the versions of the cache's manifest.json, or write the cache anew here",
             )
+
+
+class Slabs:
+    """The targets of the epoch in hand; those of the next are read while they are used.
+
+    Two slabs in memory, never three: each is written over in turn. Empty without a cache.
+    """
+
+    def __init__(self, cache: Reader | None, schedule: Schedule) -> None:
+        self.cache, self.schedule = cache, schedule
+        self._pool = ThreadPoolExecutor(1)
+        self._view = -1
+        self._slab: dict[str, np.ndarray] = {}
+        self._coming: Future[dict[str, np.ndarray]] | None = None
+
+    def of(self, spec: BatchSpec) -> dict[str, np.ndarray]:
+        """The slab of a batch's view. Raises: FgkdError for a damaged shard."""
+        if self.cache is not None and spec.view != self._view:
+            spare = self._slab
+            coming = self._coming or self._pool.submit(self.cache.slab, spec.view)
+            self._slab, self._view = coming.result(), spec.view
+            following = (spec.epoch + 1) % self.schedule.views
+            more = spec.epoch + 1 < self.schedule.epochs and following != spec.view
+            args = (following, spare) if spare else (following,)
+            self._coming = self._pool.submit(self.cache.slab, *args) if more else None
+        return self._slab
+
+    def close(self) -> None:
+        """Wait for what is being read: the shards may be closed next."""
+        self._pool.shutdown(cancel_futures=True)
 
 
 def _last_uses(needs: list[list[int]]) -> list[list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ..targets import Codec
 from . import manifest
 from .store import BACKENDS, val_codec
 
+HASHERS = 4  # threads
 MAX_OPEN = 512  # shards: each holds a file descriptor, of which a process may have 1,024
 
 
@@ -37,6 +39,7 @@ class Reader:
         self._backend = BACKENDS[self.identity["format"]]
         self._open: dict[str, tuple[Any, np.ndarray]] = {}
         self._whole: set[str] = set()  # shards whose sha256 was checked
+        self._hashes: dict[str, str] = {}  # sha256 found ahead of a shard's check
 
     @property
     def holds_images(self) -> bool:
@@ -61,15 +64,23 @@ class Reader:
         """
         out = out or self.empty_slab()
         missing = np.ones(len(self._row_of), bool)
-        for row in self.manifest["shards"]:
-            if row["start"] <= view < row["stop"]:
-                missing[self.read_into(out, row, view)] = False
+        rows = [r for r in self.manifest["shards"] if r["start"] <= view < r["stop"]]
+        self._hash_ahead([row["name"] for row in rows])
+        for row in rows:
+            missing[self.read_into(out, row, view)] = False
         if missing.any():
             raise FgkdError(
                 f"cache {self.name} lists no shard with view {view} of {missing.sum()} images",
                 f"ls {self.name}/shards   # restore manifest.json, or write the cache anew",
             )
         return out
+
+    def _hash_ahead(self, names: list[str]) -> None:
+        """Hash the shards not checked yet in a few threads: at first, this is all of a cache."""
+        paths = {name: self.folder / name for name in names if name not in self._whole}
+        todo = {name: path for name, path in paths.items() if path.is_file()}
+        with ThreadPoolExecutor(HASHERS) as pool:
+            self._hashes |= dict(zip(todo, pool.map(fsio.sha256, todo.values()), strict=True))
 
     def empty_slab(self) -> dict[str, np.ndarray]:
         """Uninitialised arrays for one view of the training split."""
@@ -178,8 +189,10 @@ class Reader:
             raise self._damaged(row, "it is missing")
         if (size := path.stat().st_size) != row["bytes"]:
             raise self._damaged(row, f"it has {size} bytes, not {row['bytes']}")
-        if row["name"] not in self._whole and fsio.sha256(path) != row["sha256"]:
-            raise self._damaged(row, "its sha256 is not the manifest's")
+        if row["name"] not in self._whole:
+            found = self._hashes.pop(row["name"], None) or fsio.sha256(path)
+            if found != row["sha256"]:
+                raise self._damaged(row, "its sha256 is not the manifest's")
         self._whole.add(row["name"])
         shard = self._backend.Reader(path)
         if shard.header.get("identity_sha256") != self.manifest["identity_sha256"]:
