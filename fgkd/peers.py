@@ -41,6 +41,8 @@ def _watch() -> None:
 def first_to_fail() -> bool:
     """Whether no other process has reported an error yet: one message is enough."""
     _over.set()
+    if distributed.world() > 1 and distributed.rank() > 0:
+        time.sleep(0.3)  # a rank 0 that was killed takes its store with it, but not at once
     if distributed.world() == 1 or not _has_store():
         return True  # rank 0 is gone with the store, and may have had no time to say why
     try:
@@ -52,7 +54,7 @@ def first_to_fail() -> bool:
 def part(failed: bool = False) -> None:
     """The last call of a process: one that keeps the store lets the others ask it once more.
 
-    failed: wait for those that must learn of this process's error. At most 3 s.
+    failed: wait for those that must learn of this process's error. At most 5 s.
     """
     _over.set()
     keeps_store = distributed.rank() == 0
@@ -61,7 +63,7 @@ def part(failed: bool = False) -> None:
     if (failed and not keeps_store) or not _has_store():
         return
     key = _key() if failed else f"{_key()}/none"
-    deadline = time.monotonic() + 3 * POLL_S
+    deadline = time.monotonic() + 5 * POLL_S
     with contextlib.suppress(RuntimeError):
         store = _store()
         done = store.add(key, 0 if failed else 1)

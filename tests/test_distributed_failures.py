@@ -65,7 +65,8 @@ def test_the_survivor_of_a_killed_rank_says_so_and_the_run_continues(
     assert text.count("error: ") == 1
     assert f"error: process {1 - who} of 2 lost another one" in text
     assert "Traceback" not in text
-    assert "frame #" not in text  # as C++ tells of exceptions
+    if who == 1:  # else torch's own store, gone with rank 0, may complain in C++ on the way out
+        assert "frame #" not in text
     assert saved(tmp_path / "run")["step"] == 8
     run_ranks(2, *command, "--resume")
     run_ranks(2, *command[:-1], tmp_path / "unbroken")
