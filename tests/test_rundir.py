@@ -196,5 +196,5 @@ def test_free_options_are_those_that_change_no_number() -> None:
     assert free == {
         *("output", "resume", "overwrite", "device", "workers", "data", "skip_bad_images"),
         *("initial_checkpoint", "channels_last", "compile", "eval_batch_size"),
-        *("log_interval", "checkpoint_steps"),
+        *("log_interval", "checkpoint_steps", "dry_run", "json"),
     }
