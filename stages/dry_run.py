@@ -100,7 +100,6 @@ def count(training: Training) -> dict[str, Any]:
         model = training.build()[0]
         step = _make_step(training, model, "cpu", None)
         once = costs.flops(lambda: step()["loss"].backward())
-        forward = costs.flops(step)
         held = costs.num_bytes([*model.parameters(), *model.buffers()])
         memory = {
             "parameters": held,
@@ -112,7 +111,11 @@ def count(training: Training) -> dict[str, Any]:
     with costs.imagined("cuda"):
         model = training.build()[0].train()
         step = _make_step(training, model, "cuda", amp_dtype)
-        memory["activations"] = costs.saved_bytes(model, step)
+        saved: list[int] = []
+        forward = costs.flops(lambda: saved.append(costs.saved_bytes(model, step)))
+        memory["activations"] = saved[0]
+        if options.freeze:  # then the widest moment of the forward pass is more than what is kept
+            memory["activations"] = max(memory["activations"], costs.peak_bytes(step))
     memory["teacher"], asked = 0, 0
     if training.teacher is not None:
         held, widest, asked = inference(
