@@ -1,0 +1,187 @@
+"""What the measurements share: rows of the table, pictures, made-up caches, interleaving."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from fgkd import (  # noqa: E402
+    fsio,
+    targets,
+    views,
+)
+from fgkd.cache import hdf5, manifest  # noqa: E402
+from fgkd.cache.manifest import Shard, ShardJob  # noqa: E402
+from fgkd.cache.store import Writer  # noqa: E402
+from fgkd.data import Samples  # noqa: E402
+from fgkd.fetch import Fetcher, KeyedView, Request  # noqa: E402
+
+LIGHT = views.RECIPES["light"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. bar None: for comparison only; spread: quartiles over repeats."""
+
+    what: str
+    against: str
+    value: float | None
+    bar: float | None = None
+    at_most: bool = False
+    spread: tuple[float, float] | None = None
+    note: str = ""
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether the bar is met; what was not measured does not meet it."""
+        if self.bar is None:
+            return None
+        if self.value is None:
+            return False
+        return self.value <= self.bar if self.at_most else self.value >= self.bar
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"holds": self.holds}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where to work, and how much: `quick` shows that everything runs, and measures nothing."""
+
+    folder: Path
+    quick: bool
+    workers: int = 2
+
+    def pick(self, full: int, quick: int) -> int:
+        return quick if self.quick else full
+
+
+def interleave(measures: dict[str, Callable[[], float]], repeats: int) -> dict[str, np.ndarray]:
+    """Seconds (or whatever they return) of each, taken in turn, so that drift touches all alike."""
+    found: dict[str, list[float]] = {name: [] for name in measures}
+    for _ in range(repeats):
+        for name, measure in measures.items():
+            found[name].append(measure())
+    return {name: np.array(values) for name, values in found.items()}
+
+
+def ratio(over: np.ndarray, under: np.ndarray) -> tuple[float, tuple[float, float]]:
+    """Median and quartiles of paired ratios."""
+    low, middle, high = np.percentile(over / under, [25, 50, 75]).tolist()
+    return middle, (low, high)
+
+
+def photo(seed: int, width: int = 500, height: int = 375) -> bytes:
+    """A JPEG with the 1/f spectrum of photographs: about 99 KB, CUB-200's average is 97 KB."""
+    from PIL import Image
+
+    draw = np.random.default_rng(seed)
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
+    frequency[0, 0] = 1 / width
+
+    def field(power: float) -> np.ndarray:
+        noise = draw.normal(size=(2, *frequency.shape))
+        image = np.fft.irfft2((noise[0] + 1j * noise[1]) / frequency**power, (height, width))
+        return (image - image.mean()) / image.std()
+
+    planes = [128 + 50 * field(1.15), 128 + 18 * field(1.5), 128 + 18 * field(1.5)]
+    pixels = np.stack(planes, -1).clip(0, 255).astype(np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels, "YCbCr").convert("RGB").save(out, "JPEG", quality=90)
+    return out.getvalue()
+
+
+def samples_of(folder: Path, num: int, files: int, width: int = 500, height: int = 375) -> Samples:
+    """`num` samples over `files` different pictures."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{i:03d}.jpg" for i in range(files)]
+    for i, path in enumerate(paths):
+        if not path.exists():
+            path.write_bytes(photo(i, width, height))
+    zeros = np.zeros(num, np.int64)
+    keys = [f"{i:07d}.jpg" for i in range(num)]
+    return Samples(keys, zeros, zeros, [str(paths[i % files]) for i in range(num)])
+
+
+def identity_of(samples: Samples, num_classes: int, shard_size: int, size: int) -> dict[str, Any]:
+    """A cache's identity; without content hashes, which a synthetic data set does not need."""
+    n = len(samples)
+    column = {"labels": samples.labels.tolist(), "domains": [0] * n, "sizes": [0] * n}
+    return {
+        "format_version": manifest.FORMAT_VERSION,
+        "format": "hdf5",
+        "encoding": targets.describe("dense", 0, (), num_classes),
+        "shard_size": shard_size,
+        "dtype": "float32",
+        "teachers": [{"architecture": "made up", "weights_sha256": "", "img_size": size}],
+        "ensemble": None,
+        "views": {"recipe": LIGHT.to_dict(), "seed": 0, "img_size": size},
+        "dataset": {
+            "name": "made up",
+            "classes": [str(i) for i in range(num_classes)],
+            "domains": ["made up"],
+            "chiral": False,
+            "val_fraction": 0.0,
+        },
+        "train": {"keys": list(samples.keys), **column, "hashes": [""] * n},
+        "val": {"keys": [], "labels": [], "domains": [], "sizes": [], "hashes": []},
+    }
+
+
+def write_cache(
+    folder: Path, samples: Samples, num_views: int, num_classes: int, size: int, digests: bool
+) -> Path:
+    """A complete cache of random logits in shards of 1,024 samples; the same logits in each."""
+    writer = Writer(
+        folder, identity_of(samples, num_classes, 1024, size), num_views, lambda s, i: b""
+    )
+    writer.begin()
+    full = np.random.default_rng(0).normal(size=(num_views, 1024, num_classes)).astype(np.float16)
+    fetcher = Fetcher(KeyedView(samples, LIGHT, 0), [size])
+    for job in writer.jobs():
+        rows = writer.block_rows[job.block]
+        found = np.zeros((num_views, len(rows)), np.uint64)
+        if digests:
+            found = fetcher[Request(rows, range(num_views))].digests_BV.T
+        _publish(writer, job, {"logits": full[:, : len(rows)], "digests": found})
+    writer.finish()
+    return folder
+
+
+def _publish(writer: Writer, job: ShardJob, arrays: dict[str, np.ndarray]) -> None:
+    """What Writer.publish does, without the statistics of a teacher that there is not."""
+    rows, path = writer.block_rows[job.block], writer.folder / "shards" / job.name
+    header = {"identity_sha256": writer.identity_sha256, "block": job.block}
+    keys = [writer.identity["train"]["keys"][i] for i in rows]
+    labels = np.zeros(len(rows), np.int64)
+    shard = Shard(header, keys, labels, rows, [], arrays, lambda i: b"")
+    with fsio.replacing(path) as partial:
+        hdf5.write(partial, shard)
+    row = {"name": f"shards/{job.name}", "block": job.block, "start": job.start, "stop": job.stop}
+    row |= {"samples": len(rows), "bytes": path.stat().st_size, "sha256": fsio.sha256(path)}
+    fsio.append_line(writer.folder / "shards.jsonl", row | {"bad": [], "stats": {}})
+
+
+def peak_mib() -> float:
+    """Peak resident MiB of this process (getrusage would count the parent's before exec, too)."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+
+
+def child(*args: object) -> float:
+    """The number that `bench.py --child ...` prints last, from a process of its own."""
+    command = [sys.executable, str(ROOT / "scripts/bench.py"), "--child", *map(str, args)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}:\n{done.stderr[-2000:]}")
+    return float(done.stdout.splitlines()[-1])

@@ -1,0 +1,179 @@
+"""What ten times the samples or views cost, what stage two holds in memory, what starting costs."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from bench_common import (
+    LIGHT,
+    ROOT,
+    Plan,
+    Row,
+    child,
+    interleave,
+    peak_mib,
+    samples_of,
+    write_cache,
+)
+
+from fgkd import plan as plans
+from fgkd.cache.reader import Reader
+from fgkd.data import Samples
+from fgkd.fetch import Fetcher, KeyedView, Request
+from fgkd.loader import TrainLoader
+
+CLASSES, VIEWS, SIZE, BATCH = 100, 2, 32, 256
+SLACK = 18  # MiB, as in tests/test_stage_two.py: HDF5 itself, open shards, a batch of targets
+
+
+def loader_of(samples: Samples, cache: Reader | None, epochs: int, workers: int) -> TrainLoader:
+    """Stage two's batches; the made-up cache has no digests to compare pixels with."""
+    loader = TrainLoader(
+        samples=samples,
+        schedule=plans.Schedule(0, len(samples), BATCH, epochs, VIEWS),
+        recipe=LIGHT,
+        view_seed=0,
+        size=SIZE,
+        workers=workers,
+        skip_bad=False,
+        block_size=1024,
+        cache=cache,
+    )
+    loader.check_pixels = False
+    return loader
+
+
+def rows(plan: Plan) -> list[Row]:
+    """The lines of the table about growth, memory and start-up."""
+    sizes = [plan.pick(full, quick) for full, quick in ((1000, 20), (10_000, 200), (100_000, 600))]
+    tiny = plan.folder / "photos/tiny"
+    caches = {
+        n: write_cache(
+            *(plan.folder / f"growth{n}", samples_of(tiny, n, 4, 48, 48)),
+            *(VIEWS, CLASSES, SIZE, False),
+        )
+        for n in sizes
+    }
+    found = [*memory(caches, sizes, plan.quick), start_up(plan, tiny)]
+
+    def epoch(n: int) -> Callable[[], float]:
+        def measure() -> float:
+            clock = time.perf_counter()
+            cache = Reader(caches[n])
+            loader = loader_of(samples_of(tiny, n, 4, 48, 48), cache, 1, plan.workers)
+            num = sum(batch.count for batch in loader.batches(0))
+            assert num == n
+            return time.perf_counter() - clock
+
+        return measure
+
+    took = interleave({str(n): epoch(n) for n in sizes}, plan.pick(3, 1))
+    seconds = [took[str(n)] for n in sizes]
+    for less, more, few, many in zip(seconds, seconds[1:], sizes, sizes[1:], strict=False):
+        tenfold = more / less * (10 * few / many)
+        low, middle, high = np.percentile(tenfold, [25, 50, 75]).tolist()
+        note = f"an epoch of stage two, opening the cache included: {np.median(more):.2f} s"
+        against = f"{few:,} to {many:,} samples"
+        found.append(Row("time of 10x samples", against, middle, 10.5, True, (low, high), note))
+    return [*found, of_views(plan), help_time(plan)]
+
+
+def of_views(plan: Plan) -> Row:
+    """Rendering for capture: an image is decoded once for all its views."""
+    samples = samples_of(plan.folder / "photos/a", 8, plan.pick(64, 4))
+    fetcher = Fetcher(KeyedView(samples, LIGHT, 0), [224])
+    many = plan.pick(64, 4)
+
+    def render(views: int) -> Callable[[], float]:
+        def measure() -> float:
+            clock = time.perf_counter()
+            for row in range(8):
+                fetcher[Request(np.array([row]), range(views))]
+            return time.perf_counter() - clock
+
+        return measure
+
+    took = interleave({"one": render(1), "many": render(many)}, plan.pick(7, 1))
+    shares = took["many"] / took["one"] / many
+    low, middle, high = np.percentile(shares, [25, 50, 75]).tolist()
+    note = f"{np.median(took['many']) / 8 / many * 1e6:.0f} us a view, its digest included"
+    against = f"as many times one view, {many} views an image"
+    return Row("time of rendering more views", against, middle, 1.05, True, (low, high), note)
+
+
+def memory(caches: dict[int, Path], sizes: list[int], quick: bool) -> list[Row]:
+    """Resident memory of stage two's loop with and without the cache, over an epoch's end."""
+
+    def measure(n: int, how: str) -> float:
+        return (
+            peak_memory(how, str(caches[n]), str(n))
+            if quick
+            else child("memory", how, caches[n], n)
+        )
+
+    used = {n: {how: measure(n, how) for how in ("labels", "cache")} for n in sizes[1:]}
+    slabs = {n: 2 * n * (2 * CLASSES + 8) / 2**20 for n in sizes}
+    many, few = sizes[-1], sizes[-2]
+    more = used[many]["cache"] - used[many]["labels"]
+    rest = used[many]["cache"] - used[few]["cache"] - (slabs[many] - slabs[few])
+    columns = used[many]["labels"] - used[few]["labels"]
+    return [
+        Row(
+            *("memory of stage two, MiB more", "the labels-only loop", more),
+            *(slabs[many] + SLACK, True),
+            note=f"two slabs are {slabs[many]:.1f} MiB; {many:,} samples, {CLASSES} classes",
+        ),
+        Row(
+            *("memory of 10x samples but for the slabs, MiB more", f"{few:,} samples"),
+            *(rest, SLACK, True),
+            note=f"of which the labels-only loop grows by {columns:.1f}: keys and labels",
+        ),
+    ]
+
+
+def peak_memory(how: str, cache: str, num: str) -> float:
+    """Peak resident MiB of the last batches of one epoch and the first of the next."""
+    samples = samples_of(Path(cache).parent / "photos/tiny", int(num), 4, 48, 48)
+    loader = loader_of(samples, Reader(Path(cache)) if how == "cache" else None, 2, 0)
+    for _ in itertools.islice(loader.batches(max(0, loader.schedule.steps_per_epoch - 3)), 6):
+        pass
+    return peak_mib()
+
+
+def start_up(plan: Plan, tiny: Path) -> Row:
+    """Opening a cache of ten million views: the manifest, every shard's sha256, the first slab."""
+    num, views = plan.pick(100_000, 200), plan.pick(100, 4)
+    samples = samples_of(tiny, num, 4, 48, 48)
+    cache = write_cache(plan.folder / "large", samples, views, CLASSES, SIZE, digests=False)
+
+    def opened() -> float:
+        clock = time.perf_counter()
+        Reader(cache).slab(0)
+        return time.perf_counter() - clock
+
+    took = interleave({"open": opened}, plan.pick(3, 1))["open"]
+    low, middle, high = np.percentile(took, [25, 50, 75]).tolist()
+    gib = Reader(cache).num_bytes / 2**30
+    note = f"{gib:.2f} GiB of {CLASSES} classes, files in memory"
+    against = f"{num * views:,} views"
+    return Row("start-up of stage two, s", against, middle, 5.0, True, (low, high), note)
+
+
+def help_time(plan: Plan) -> Row:
+    """`fgkd --help`, from the shell."""
+    command = [sys.executable, "-m", "stages", "--help"]
+
+    def called() -> float:
+        clock = time.perf_counter()
+        subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
+        return time.perf_counter() - clock
+
+    took = interleave({"help": called}, plan.pick(7, 1))["help"]
+    low, middle, high = np.percentile(took, [25, 50, 75]).tolist()
+    return Row("fgkd --help, s", "", middle, 0.3, True, (low, high))

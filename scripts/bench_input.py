@@ -1,0 +1,127 @@
+"""Images to batches, against timm's loader, the bare decoder, and Pillow."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import simplejpeg
+import torch
+from bench_common import LIGHT, Plan, Row, interleave, ratio, samples_of
+from torch.utils.data import DataLoader, Dataset
+
+from fgkd import plan as plans
+from fgkd import views
+from fgkd.data import Samples
+from fgkd.loader import TrainLoader
+
+BATCH, SIZE = 64, 224
+
+
+def per_image(batches: Iterable[Any], skip: int, count: int) -> float:
+    """Seconds an image in the steady state: the workers' start and first batches do not count."""
+    stream = iter(batches)
+    for _ in range(skip):
+        next(stream)
+    clock = time.perf_counter()
+    for _ in range(count):
+        next(stream)
+    return (time.perf_counter() - clock) / count / BATCH
+
+
+def ours(samples: Samples, recipe: views.ViewRecipe, workers: int) -> Iterable[Any]:
+    """Batches of the project's own loader."""
+    loader = TrainLoader(
+        samples=samples,
+        schedule=plans.Schedule(0, len(samples), BATCH, 1, 1),
+        recipe=recipe,
+        view_seed=0,
+        size=SIZE,
+        workers=workers,
+        skip_bad=False,
+        block_size=len(samples),
+    )
+    return loader.batches(0)
+
+
+def timms(samples: Samples, recipe: views.ViewRecipe, workers: int, folder: str) -> Iterable[Any]:
+    """uint8 batches of timm's loader: its prefetcher's transforms and fast_collate."""
+    from timm.data import ImageDataset, create_loader
+
+    dataset = ImageDataset(folder)
+    dataset.reader.samples = [(path, 0) for path in samples.paths]
+    loader = create_loader(
+        dataset,
+        (3, SIZE, SIZE),
+        BATCH,
+        is_training=True,
+        scale=recipe.crop_scale,
+        ratio=recipe.crop_ratio,
+        hflip=recipe.hflip,
+        color_jitter=0.0,
+        auto_augment="rand-m9-mstd0.5-inc1" if recipe.rand_aug_ops else None,
+        interpolation="bicubic",
+        num_workers=workers,
+        device=torch.device("cpu"),
+        pin_memory=False,
+    )
+    return loader.loader  # before the prefetcher's conversion to float
+
+
+class Decoded(Dataset[int]):
+    """Batches that are decoded, and dropped."""
+
+    def __init__(self, samples: Samples) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples) // BATCH
+
+    def __getitem__(self, i: int) -> int:
+        for row in range(i * BATCH, (i + 1) * BATCH):
+            simplejpeg.decode_jpeg(self.samples.read(row), "RGB")
+        return i
+
+
+def rows(plan: Plan) -> list[Row]:
+    """The input pipeline's lines of the table."""
+    skip, count = plan.pick(3, 1), plan.pick(16, 1)
+    folder = plan.folder / "photos"
+    num = BATCH * (skip + count + 2 * plan.workers)
+    samples = samples_of(folder / "a", num, plan.pick(64, 4))
+    everything = views.ViewRecipe.from_dict(views.RECIPES["seed"].to_dict() | {"erasing": 0.0})
+
+    def bare() -> float:
+        return per_image(DataLoader(Decoded(samples), None, num_workers=plan.workers), skip, count)
+
+    def measure(make: Callable[..., Iterable[Any]], *args: Any) -> Callable[[], float]:
+        return lambda: per_image(make(samples, *args), skip, count)
+
+    measures = {"bare": bare}
+    for name, recipe in (("light", LIGHT), ("seed", everything)):
+        measures[f"ours {name}"] = measure(ours, recipe, plan.workers)
+        measures[f"timm {name}"] = measure(timms, recipe, plan.workers, str(folder))
+    seconds = interleave(measures, plan.pick(7, 1))
+    rate = {name: float(1 / np.median(values)) for name, values in seconds.items()}
+    value, spread = ratio(seconds["timm light"], seconds["ours light"])
+    of_bare, bare_spread = ratio(seconds["bare"], seconds["ours light"])
+    all_ops, ops_spread = ratio(seconds["timm seed"], seconds["ours seed"])
+    what, against = "input pipeline, 500x375 JPEG to uint8 at 224", "timm create_loader, uint8"
+    return [
+        Row(
+            *(what, against, value, 1.8, False, spread),
+            f"{rate['ours light']:,.0f} images/s against {rate['timm light']:,.0f}, "
+            f"{plan.workers} workers",
+        ),
+        Row(
+            *(what, "libjpeg-turbo alone", of_bare, 0.5, False, bare_spread),
+            f"{rate['bare']:,.0f} images/s decoded",
+        ),
+        Row(f"{what}, from the image store", against, None, 4.0, note="there is no image store"),
+        Row(
+            *(f"{what}, RandAugment too", against, all_ops, None, False, ops_spread),
+            "both move pixels with Pillow's bicubic affine",
+        ),
+    ]
