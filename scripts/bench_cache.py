@@ -13,7 +13,7 @@ from bench_common import Plan, Row, interleave, ratio, samples_of, write_cache
 
 from fgkd.cache.reader import Reader
 
-CLASSES, VIEWS, BATCH, TOP = 320, 3, 256, 100
+CLASSES, VIEWS, BATCH, TOP = 320, 8, 256, 100  # cache-logits' own default is 8 views
 
 
 def per_sample_files(folder: Path, num: int) -> Callable[[np.ndarray], None]:
