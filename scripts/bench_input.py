@@ -48,8 +48,13 @@ def ours(samples: Samples, recipe: views.ViewRecipe, workers: int) -> Iterable[A
 
 def timms(samples: Samples, recipe: views.ViewRecipe, workers: int, folder: str) -> Iterable[Any]:
     """uint8 batches of timm's loader: its prefetcher's transforms and fast_collate."""
-    from timm.data import ImageDataset, create_loader
+    from PIL import ImageOps
+    from timm.data import ImageDataset, auto_augment, create_loader
 
+    # timm asks for 0 bits at times, which Pillow refuses since version 13.
+    auto_augment.NAME_TO_OP["PosterizeIncreasing"] = lambda image, bits, **how: ImageOps.posterize(
+        image, max(1, min(8, bits))
+    )
     dataset = ImageDataset(folder)
     dataset.reader.samples = [(path, 0) for path in samples.paths]
     loader = create_loader(
