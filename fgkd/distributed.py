@@ -127,6 +127,14 @@ def gather_rows(rows_BK: torch.Tensor) -> torch.Tensor:
     return out
 
 
+def share_statistics(model: torch.nn.Module) -> None:
+    """Give every rank the norm statistics of rank 0, which are those that are saved."""
+    if world() > 1:
+        from timm.utils import distribute_bn
+
+        distribute_bn(model, world())
+
+
 def barrier() -> None:
     """Wait for all ranks."""
     if world() > 1:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -141,6 +142,9 @@ def fit(
             optim.set_lr(state.optimizer, lr)
             state.scaler.unscale_(state.optimizer)
             norm = optim.clip_grad(parameters, clip_grad, clip_mode)
+            rng.seed_torch(
+                "update", seed, step
+            )  # an optimizer that draws does so alike on all ranks
             skipped = _update(state, norm, step)
         state.step = step + 1
         for name, mean in (means | {"images": 1.0}).items():
@@ -188,6 +192,8 @@ def _call(step_fn: Step, model: Any, part: Batch, compiled: bool) -> dict[str, T
 def _distribute(model: nn.Module, device: torch.device) -> nn.Module:
     if distributed.world() == 1:
         return model
+    # Of a token's gradient [1, 1, D], whose strides mean nothing; once a process, on every run.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     ids = [device.index] if device.type == "cuda" else None
     return nn.parallel.DistributedDataParallel(model, device_ids=ids)
 

@@ -73,16 +73,19 @@ def part(failed: bool = False) -> None:
 
 
 def lost(error: BaseException) -> FgkdError | None:
-    """The failure of a collective because another process ended, in words; else None."""
-    text = str(error)
-    if distributed.world() == 1 or not isinstance(error, RuntimeError):
-        return None
-    if not re.search(_LOST, text):
+    """The failure of a collective because another process ended, in words; else None.
+
+    It may be the cause of `error`: torchrun's SIGTERM to those that are left comes on top of it.
+    """
+    link: BaseException | None = error
+    while link and not (isinstance(link, RuntimeError) and re.search(_LOST, str(link))):
+        link = link.__cause__ or link.__context__
+    if distributed.world() == 1 or link is None:
         return None
     return FgkdError(
         f"process {distributed.rank()} of {distributed.world()} lost another one, which ended "
         "without an error of its own (killed, out of memory, or its machine is gone): "
-        + text.strip().splitlines()[0][:200],
+        + str(link).strip().splitlines()[0][:200],
         "the same command with --resume continues from the last checkpoint",
     )
 

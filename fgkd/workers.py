@@ -52,7 +52,7 @@ def _from_workers(fetcher: Fetcher, requests: Iterator[Request], workers: int) -
         batch_size=None,
         num_workers=workers,
         collate_fn=_as_is,
-        worker_init_fn=_ignore_interrupt,
+        worker_init_fn=_ignore_signals,
     )
     for answer in loader:
         request, slot = sent.popleft()
@@ -75,8 +75,10 @@ def _as_is(answer: Any) -> Any:
     return answer
 
 
-def _ignore_interrupt(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
+def _ignore_signals(worker: int) -> None:
+    """Ctrl-C, and the SIGTERM of torchrun, reach the whole group: the main process handles them."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Pooled(TorchDataset[Any]):

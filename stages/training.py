@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fgkd import checkpoint, engine, metrics, models
+from fgkd import checkpoint, distributed, engine, metrics, models
 from fgkd.data import Dataset
 from fgkd.fetch import clean_fetcher
 from fgkd.loader import TrainLoader
@@ -40,6 +40,7 @@ class Validation:
         """Metrics of the val split, or {} without one."""
         if self.samples is None:
             return {}
+        distributed.share_statistics(model)
         rows, logits_NK, _ = engine.evaluate(
             model,
             self.fetcher,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from run_miniatures import STUDENT, TEACHER, fgkd, rows, run_ranks, saved, tree
+from run_miniatures import STUDENT, TEACHER, fgkd, rows, run_ranks, saved, start_ranks, tree
 
 # Plain SGD moves in proportion to the gradient. Adam's step is the gradient over its own size, so
 # that of an attention's key bias, whose gradient is rounding alone, is arbitrary.
@@ -72,3 +73,34 @@ def test_two_processes_evaluate_every_image_once(
     assert two["num_images"] == one["num_images"] == 31
     for name in ("top1_pct", "top5_pct", "mean_class_pct", "nll", "ece_pct"):
         assert two[name] == pytest.approx(one[name], rel=1e-5)
+
+
+def _spared(tiny_data: Path, root: Path) -> None:
+    """Three runs, in one process or in each of several: frozen, compiled, with BatchNorm."""
+    torch.compile = functools.partial(torch.compile, backend="aot_eager")
+    command = ("train-teacher", "--data", f"folder:{tiny_data}", *RUN, "--epochs", 1)
+    fgkd(*command, *TEACHER, "--freeze", "--output", root / "frozen")
+    fgkd(*command, *TEACHER, "--compile", "--output", root / "compiled")
+    small = ("--model", "resnet10t", "--model-kwargs", "stem_width=4,channels=[4,4,4,4]")
+    options = ("--img-size", 64, "--opt", "kron", "--lr", 1e-3)
+    fgkd(*command, *small, *options, "--drop-path", 0, "--drop", 0.1, "--output", root / "norms")
+
+
+def test_freezing_compilation_norm_statistics_and_an_optimizer_that_draws_on_two_processes(
+    tiny_data: Path, tmp_path: Path
+) -> None:
+    """What rank 0 saves is what all of them evaluated."""
+    for root, world in (("one", 1), ("two", 2)):
+        ranks = start_ranks(world, _spared, tiny_data, tmp_path / root)
+        for child in ranks:
+            child.join(120)
+        assert [child.exitcode for child in ranks] == [0] * world
+    for name in ("frozen", "compiled"):
+        got, want = (saved(tmp_path / root / name)["model"] for root in ("two", "one"))
+        assert_close(got, want)
+    run = tmp_path / "two/norms"
+    fgkd("evaluate", run, "--split", "val", "--workers", 0, "--json", tmp_path / "found.json")
+    (found,) = json.loads((tmp_path / "found.json").read_text())
+    best = saved(run, "best")
+    score = "ema_val_nll" if best["is_ema"] else "val_nll"
+    assert rows(run)[0][score] == pytest.approx(found["nll"], rel=1e-5)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from run_miniatures import STUDENT, assert_same_run, fgkd, rows, run_ranks, saved, start_ranks
@@ -97,3 +101,34 @@ def test_a_run_continues_on_another_number_of_ranks(
     got, want = (saved(tmp_path / name)["model"] for name in ("run", "one"))
     for name in want:
         torch.testing.assert_close(got[name], want[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_under_torchrun_the_survivor_of_a_killed_process_says_so(
+    tiny_cache: Path, tmp_path: Path
+) -> None:
+    """It is failing already when torchrun sends SIGTERM to its group, data loading workers too."""
+    run = tmp_path / "run"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    options = ("--epochs", "999", "--batch-size", "16", "--workers", "1", "--checkpoint-steps", "1")
+    train = ["train-student", "--cache", str(tiny_cache), *STUDENT, *options, "--output", str(run)]
+    torchrun = subprocess.Popen(
+        [*launch, "-m", "stages", *train],
+        cwd=Path(__file__).parent.parent,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 100
+    while not (run / "checkpoints/last.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    ranks = psutil.Process(torchrun.pid).children()
+    (victim,) = (child for child in ranks if child.environ().get("RANK") == "1")
+    victim.kill()
+    _, said = torchrun.communicate(timeout=60)
+    assert torchrun.returncode == 1
+    assert said.count("error: ") == 1, said
+    assert "error: process 0 of 2 lost another one" in said
+    assert "Try: the same command with --resume" in said
+    assert "[rank" not in said  # as torch marks the traceback of a rank
+    assert saved(run)["step"] > 0

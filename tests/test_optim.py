@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from typing import Any
@@ -9,7 +10,13 @@ from typing import Any
 import pytest
 import timm
 import torch
-from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
+from timm.optim import (
+    create_optimizer_v2,
+    get_optimizer_info,
+    list_optimizers,
+    param_groups_layer_decay,
+    param_groups_weight_decay,
+)
 from timm.scheduler import CosineLRScheduler, PolyLRScheduler, StepLRScheduler
 from torch import nn
 
@@ -166,23 +173,52 @@ def tiny() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 3))
 
 
-def steps(model: nn.Module, optimizer: torch.optim.Optimizer, count: int = 3) -> list[torch.Tensor]:
+def steps(
+    model: nn.Module, optimizer: torch.optim.Optimizer, count: int = 3, first: int = 0
+) -> list[torch.Tensor]:
     x = torch.linspace(-1, 1, 20).view(5, 4)
-    for _ in range(count):
+    for step in range(first, first + count):
         optimizer.zero_grad()
         model(x).square().sum().backward()
+        torch.manual_seed(1 + step)  # kron draws
         optimizer.step()
     return [p.detach() for p in model.parameters()]
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd", "momentum", "lamb", "lion", "lookahead_adamw"])
+NAMES = [  # of timm alone: those of bitsandbytes and apex need their package and CUDA
+    name
+    for name in list_optimizers(exclude_filters=["bnb*", "fused*"])
+    if not get_optimizer_info(name).second_order
+]
+
+
+@pytest.mark.filterwarnings("ignore:It is highly recommended to have 'opt_einsum'")
+@pytest.mark.parametrize("name", [*NAMES, "lookahead_adamw"])
 def test_steps_equal_those_of_timm(name: str) -> None:
     ours, theirs = tiny(), tiny()
     groups = optim.param_groups(model=ours, weight_decay=0.05)
     mine = optim.create_optimizer(name=name, groups=groups, lr=1e-2, momentum=0.9)
-    timms = create_optimizer_v2(theirs, opt=name, lr=1e-2, weight_decay=0.05, momentum=0.9)
+    weights, biases = [theirs[0].weight, theirs[2].weight], [theirs[0].bias, theirs[2].bias]
+    plain = [{"params": weights, "weight_decay": 0.05}, {"params": biases, "weight_decay": 0.0}]
+    timms = create_optimizer_v2(plain, opt=name, lr=1e-2, momentum=0.9)
     for a, b in zip(steps(ours, mine), steps(theirs, timms), strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.filterwarnings("ignore:It is highly recommended to have 'opt_einsum'")
+@pytest.mark.parametrize("name", [*NAMES, "lookahead_adamw"])
+def test_an_optimizer_continues_from_its_state_bit_for_bit(name: str) -> None:
+    def new() -> tuple[nn.Module, torch.optim.Optimizer]:
+        model = tiny()
+        groups = optim.param_groups(model=model, weight_decay=0.05)
+        return model, optim.create_optimizer(name=name, groups=groups, lr=1e-2, momentum=0.9)
+
+    whole, half, rest = new(), new(), new()
+    steps(*half, count=3)
+    rest[0].load_state_dict(half[0].state_dict())
+    rest[1].load_state_dict(copy.deepcopy(half[1].state_dict()))
+    for a, b in zip(steps(*rest, count=4, first=3), steps(*whole, count=7), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_adamw_equals_torch_with_betas_eps_and_scaled_rates() -> None:

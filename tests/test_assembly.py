@@ -1,0 +1,138 @@
+"""From options to a training's parts: each option reaches the part that it names."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from test_engine import CPU, fit, lr_at, make_batches
+from test_models import CLASSES, TINY_CONVNEXT, build
+from timm.scheduler import StepLRScheduler
+from torch import nn
+
+from fgkd import batch
+from fgkd.config import TrainTeacherConfig
+from stages import assembly
+
+
+def options(**given: Any) -> TrainTeacherConfig:
+    return TrainTeacherConfig(model="convnext_atto", **given)
+
+
+def test_averaged_weights_are_the_recursion_written_out() -> None:
+    """Horizon in samples; timm's warmup 1 - (1 + t)^(-2/3) lets early steps count less."""
+    given = options(model_ema=True, model_ema_samples=10, batch_size=8, opt="sgd")
+    state = assembly.make_state(given, build("convnext_atto"), CPU)
+    model = copy.deepcopy(state.model)
+    replay = assembly.make_state(options(opt="sgd"), model, CPU)
+    want = {name: value.clone() for name, value in model.state_dict().items()}
+    fit(state, make_batches())
+    for step, one in enumerate(make_batches()):
+        fit(replay, [one])
+        decay = min(math.exp(-8 / 10), 1 - (1 + step) ** (-2 / 3))
+        for name, value in model.state_dict().items():
+            want[name] = decay * want[name] + (1 - decay) * value
+    for name, value in state.ema.module.state_dict().items():
+        torch.testing.assert_close(value, want[name], msg=name)
+    assert replay.ema is None
+
+
+@pytest.mark.parametrize("value", [1e-3, 10.0])
+def test_clipping_by_value_in_the_loop_is_torchs(value: float) -> None:
+    state = assembly.make_state(options(opt="momentum", momentum=0), build("convnext_atto"), CPU)
+    one = make_batches()[0]
+    model = copy.deepcopy(state.model).train()
+    logits_BK = model(one.image_u8_BHW3).head_BK
+    nn.functional.cross_entropy(logits_BK, one.labels_B).backward()
+    nn.utils.clip_grad_value_(model.parameters(), value)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            assert parameter.grad is not None
+            decay = 0.05 * (parameter.ndim > 1)
+            parameter -= lr_at(0) * (parameter.grad + decay * parameter)
+    (report,) = fit(state, [one], clip_grad=value, clip_mode="value")
+    assert report.grad_norm > 1e-3
+    for got, want in zip(state.model.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
+
+
+def test_epochs_of_the_schedule_are_steps() -> None:
+    given = options(sched="step", epochs=10, warmup_epochs=1.5, decay_epochs=2, decay_rate=0.5)
+    ours = assembly.schedule_lr(given, steps_per_epoch=4)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=assembly.resolve_lr(given))
+    common: dict[str, Any] = {"t_in_epochs": False, "warmup_prefix": True, "warmup_lr_init": 1e-6}
+    timms = StepLRScheduler(optimizer, decay_t=8, decay_rate=0.5, warmup_t=7, **common)
+    for step in range(40):
+        timms.step_update(step + 1)
+        assert ours(step) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12), step
+
+
+def test_layer_decay_and_its_style_reach_the_optimizer() -> None:
+    scales = {}
+    for style in ("timm", "convnext12"):
+        given = options(layer_decay=0.5, layer_decay_style=style, weight_decay=0.3)
+        net = build("convnext_atto", kwargs=TINY_CONVNEXT | {"depths": [1, 1, 4, 1]})
+        groups = assembly.make_optimizer(given, net).param_groups
+        scales[style] = {group["lr_scale"] for group in groups}
+        assert {group["weight_decay"] for group in groups} == {0.0, 0.3}
+    # Stem, three stages, a third one of two layers (blocks 0 to 2, block 3) or of four, head.
+    assert scales["convnext12"] == {0.5**k for k in range(7)}
+    assert scales["timm"] == {0.5**k for k in range(9)}
+
+
+def test_the_memory_format_is_the_options_and_changes_no_number() -> None:
+    answers = []
+    for channels_last in (True, False):
+        given = options(channels_last=channels_last)
+        state = assembly.make_state(given, build("convnext_atto"), CPU)
+        weight = state.model.net.get_submodule("stages.1.downsample.1").weight
+        assert weight.is_contiguous(memory_format=torch.channels_last) == channels_last
+        fit(state, make_batches()[:1])
+        answers.append(state.model.eval()(make_batches()[0].image_u8_BHW3).answer_BK)
+    torch.testing.assert_close(*answers, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, "float32 (no --amp); channels last (default, fastest for convolutions)"),
+        ({"amp": True}, "autocast bfloat16 (--amp)"),
+        ({"amp": True, "amp_dtype": "float16"}, "autocast float16 (--amp) with loss scaling"),
+        ({"channels_last": False}, "channels first (--no-channels-last)"),
+        ({"compile": True}, "; compiled (--compile)"),
+        ({"grad_checkpointing": True}, "activations recomputed (--grad-checkpointing)"),
+        ({"workers": 0}, "images loaded by this process (--workers)"),
+    ],
+)
+def test_choices_are_said_with_their_reason(given: dict[str, Any], said: str) -> None:
+    line = assembly.describe_device(options(**given), "cpu (no CUDA device found)")
+    assert line.startswith("cpu (no CUDA device found); ")
+    assert said in line
+    scaler = assembly.make_state(options(**given), build(class_names=CLASSES), CPU).scaler
+    assert scaler.is_enabled() == (given.get("amp_dtype") == "float16")
+
+
+def test_pixels_go_to_a_gpu_as_pinned_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quarter of the bytes of floats; the copy does not wait for the computation before it."""
+    calls: list[tuple[str, torch.dtype, Any]] = []
+
+    def pin_memory(self: torch.Tensor) -> torch.Tensor:
+        calls.append(("pin", self.dtype, None))
+        return self
+
+    def to(self: torch.Tensor, device: torch.device, **how: Any) -> torch.Tensor:
+        calls.append((device.type, self.dtype, how))
+        return self
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    images = make_batches()[0].image_u8_BHW3
+    batch._move(images, torch.device("cuda"))
+    assert calls == [
+        ("pin", torch.uint8, None),
+        ("cuda", torch.uint8, {"non_blocking": True}),
+    ]
+    assert batch._move(images, CPU) is images

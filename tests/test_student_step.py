@@ -1,0 +1,69 @@
+"""The step of a student: two terms of two weights, on the heads they are meant for."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_engine import CPU, make_batches
+from test_losses import by_hand
+from test_models import CLASSES, DEIT, build
+
+from fgkd.config import LOSS_NAMES, TrainStudentConfig
+from stages.train_student import make_step
+
+TEACHER_BK = 3 * torch.randn(8, len(CLASSES), generator=torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize("standardize", [False, True])
+@pytest.mark.parametrize("kd_loss", LOSS_NAMES)
+@pytest.mark.parametrize("name", [DEIT, "convnext_atto"])
+def test_the_loss_is_the_two_terms_written_out(name: str, kd_loss: str, standardize: bool) -> None:
+    """The labels teach the class head and the teacher the distillation token, or both the head."""
+    batch = dataclasses.replace(make_batches()[0], teacher_BK=TEACHER_BK)
+    model = build(name, uses_dist=True).eval()
+    options = TrainStudentConfig(
+        kd_loss=kd_loss,
+        temperature=2.0,
+        logit_standardization=standardize,
+        task_loss_weight=0.3,
+        distill_loss_weight=0.6,
+        smoothing=0.1,
+    )
+    out = model(batch.image_u8_BHW3)
+    assert (out.dist_BK is None) == (name != DEIT)
+    taught = out.head_BK if out.dist_BK is None else out.dist_BK
+    sides = [x.detach().double() for x in (taught, TEACHER_BK)]
+    if standardize:
+        sides = [(x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True) for x in sides]
+    task = F.cross_entropy(out.head_BK, batch.labels_B, label_smoothing=0.1).item()
+    arrays = [x.numpy() for x in (*sides, batch.labels_B)]
+    distill = by_hand(kd_loss, *arrays, 2.0)
+    found = make_step(options, None, True, CPU)(model, batch)
+    want = {"loss": 0.3 * task + 0.6 * distill, "task_loss": task, "distill_loss": distill}
+    assert {key: value.item() for key, value in found.items()} == pytest.approx(want, rel=1e-4)
+
+
+@pytest.mark.parametrize("weights", [(1.0, 0.0), (0.0, 1.0)])
+def test_each_head_hears_its_own_term_alone(weights: tuple[float, float]) -> None:
+    batch = dataclasses.replace(make_batches()[0], teacher_BK=TEACHER_BK)
+    model = build(DEIT, uses_dist=True)
+    options = TrainStudentConfig(task_loss_weight=weights[0], distill_loss_weight=weights[1])
+    make_step(options, None, True, CPU)(model, batch)["loss"].backward()
+    net: Any = model.net
+    heard = [bool(head.weight.grad.any()) for head in (net.head, net.head_dist)]
+    assert heard == [weight > 0 for weight in weights]
+
+
+@pytest.mark.parametrize("name", [DEIT, "convnext_atto"])
+def test_the_control_learns_labels_alone(name: str) -> None:
+    batch = make_batches()[0]
+    model = build(name, uses_dist=False).eval()
+    options = TrainStudentConfig(distillation="none", smoothing=0.0, task_loss_weight=0.5)
+    found = make_step(options, None, False, CPU)(model, batch)
+    task = F.cross_entropy(model(batch.image_u8_BHW3).head_BK, batch.labels_B)
+    assert list(found) == ["loss"]
+    torch.testing.assert_close(found["loss"], 0.5 * task)
