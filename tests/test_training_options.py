@@ -135,6 +135,23 @@ def test_a_model_without_checkpointing_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+# ---- an optimizer that draws ---------------------------------------------------------------
+
+
+def test_what_an_optimizer_draws_is_that_of_every_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dropout is drawn by rank; where an update (of timm's kron) drew so, weights would part."""
+    drawn: dict[str, list[float]] = {"0": [], "1": []}
+    for rank, found in drawn.items():
+        monkeypatch.setenv("RANK", rank)
+        state = make_state(ema=False, drop=0.3)
+        state.optimizer.register_step_pre_hook(
+            lambda *_, found=found: found.append(torch.rand(1).item())
+        )
+        fit(state, make_batches())
+    assert drawn["0"] == drawn["1"]
+    assert len(set(drawn["0"])) == 6
+
+
 # ---- float16 -------------------------------------------------------------------------------
 
 
