@@ -19,7 +19,7 @@ def test_a_small_study(tiny_data: Path, tmp_path: Path) -> None:
     again = subprocess.run([*command, "--seeds", "0,1"], cwd=ROOT, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     found = json.loads((tmp_path / "study.json").read_text())
-    arms = ("control", "control-3x", "offline", "live", "timm")
+    arms = ("control", "offline", "live", "timm", "control-3x", "offline-3x")
     for arm in arms:
         assert len(found[arm]["top1_pct"]) == 2
         assert all(0 <= value <= 100 for value in found[arm]["agreement_pct"])
