@@ -8,7 +8,6 @@ import re
 import resource
 import shlex
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -19,11 +18,9 @@ from typing import Any
 import pytest
 import torch
 from failures import Fails, exit_code, make_fails
-from run_miniatures import STUDENT, TEACHER, assert_same_run, fgkd, rows, saved, tree
+from run_miniatures import STUDENT, TEACHER, assert_same_run, fgkd, rows, saved, start, tree
 
 from fgkd import fsio, losses
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -153,32 +150,34 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_continue(
     assert_same_run(run, tmp_path / "unbroken")
 
 
-def test_ctrl_c_at_a_terminal_reaches_every_process_and_one_handles_it(
-    command: tuple[object, ...], tmp_path: Path
+def _speaking(said: Path, args: tuple[object, ...]) -> None:
+    """Run a command as this process's own, its words to a file."""
+    words = os.open(said, os.O_WRONLY | os.O_CREAT)
+    os.dup2(words, 1)
+    os.dup2(words, 2)
+    sys.argv = ["fgkd", *map(str, args)]
+    fgkd(*args)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_is_handled_by_one_process(
+    number: signal.Signals, command: tuple[object, ...], tmp_path: Path
 ) -> None:
-    """As a terminal sends it: to the whole process group, data loading workers too."""
-    run = tmp_path / "run"
-    argv = [*map(str, command), "--workers", "2", "--epochs", "200", "--checkpoint-steps", "1"]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "stages", *argv],
-        cwd=ROOT,
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    """As a terminal sends Ctrl-C, and torchrun SIGTERM: to the data loading workers too."""
+    run, said = tmp_path / "run", tmp_path / "said.txt"
+    options = ("--workers", 2, "--epochs", 200, "--checkpoint-steps", 1)
+    child = start(_speaking, said, (*command, *options))
     deadline = time.monotonic() + 60
     while not (run / "checkpoints" / "last.pt").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
-    assert "saved. To continue:\n  python -m stages train-teacher" in out
-    assert "Traceback" not in err
-    step = saved(run)["step"]
-    assert 0 < step < 800
+    assert child.pid is not None
+    os.killpg(child.pid, number)
+    child.join(60)
+    words = said.read_text()
+    assert child.exitcode == 128 + number, words
+    assert "saved. To continue:\n  fgkd train-teacher" in words
+    assert "Traceback" not in words
+    assert 0 < saved(run)["step"] < 800
 
 
 def test_ctrl_c_before_the_first_step(command: tuple[object, ...], fails: Fails) -> None:
