@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from . import fsio
-from .errors import FgkdError
+from .errors import FgkdError, quoted
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -23,19 +23,19 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     Raises: FgkdError when it is missing, truncated or holds anything but tensors and plain values.
     """
     if not path.exists():
-        raise FgkdError(f"no checkpoint at {path}", f"ls -R {path.parent.parent}")
+        raise FgkdError(f"no checkpoint at {path}", f"ls -R {quoted(path.parent.parent)}")
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise FgkdError(
             f"checkpoint {path} cannot be read: {reason}",
-            f"ls -l {path}   # truncated? take another copy, or start anew with --overwrite",
+            f"ls -l {quoted(path)}   # truncated? take another copy, or --overwrite",
         ) from None
     if not isinstance(state, dict):
         raise FgkdError(
             f"checkpoint {path} holds a {type(state).__name__}, not a dict of tensors",
-            f"ls -l {path}   # another program's file? start anew with --overwrite",
+            f"ls -l {quoted(path)}   # another program's file? start anew with --overwrite",
         )
     return state
 

@@ -212,7 +212,7 @@ def _autocast(
 
 def _check_finite(means: dict[str, float], step: int, epoch: int) -> None:
     if not all(map(math.isfinite, means.values())):
-        raise _not_finite(f"the loss is not finite at step {step} (epoch {epoch}): {means}")
+        raise _not_finite(f"the loss is not finite at step {step} (epoch {epoch + 1}): {means}")
 
 
 def _not_finite(what: str) -> FgkdError:

@@ -22,6 +22,13 @@ class WrongDataError(FgkdError):
     """An image is not the one a cache was made of: never a bad image to skip."""
 
 
+def quoted(path: object) -> str:
+    """A path as one word of a line to paste into a shell."""
+    import shlex
+
+    return shlex.quote(str(path))
+
+
 def near(name: str, known: list[str] | tuple[str, ...]) -> str:
     """`"; did you mean a, b?"` for the names of `known` closest to `name`, else an empty string."""
     import difflib

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .errors import FgkdError
+from .errors import FgkdError, quoted
 
 PARTIAL = ".partial"
 
@@ -25,6 +25,31 @@ def fsync_dir(path: Path) -> None:
             os.close(fd)
 
 
+def claim(path: Path) -> None:
+    """Make sure, before any work, that a file can be written: its folder is there, it is no folder.
+
+    Raises: OSError.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(21, "it is a folder")
+    for parent in path.parents:
+        if parent.exists() and not parent.is_dir():
+            raise NotADirectoryError(20, f"{parent} is a file")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(13, "permission denied")
+
+
+def claim_option(path: str | None, option: str) -> None:
+    """`claim` the file that an option names, if it does. Raises: FgkdError."""
+    try:
+        if path:
+            claim(Path(path))
+    except OSError as error:
+        what = f"{option} {path} cannot be written: {error.strerror}"
+        raise FgkdError(what, f"{option} runs/NAME.json") from None
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a `*.partial` path to write; fsync and rename it to `path` if the body succeeds.
@@ -33,7 +58,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     partial = path.with_name(path.name + PARTIAL)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        claim(path)
         yield partial
         with open(partial, "rb+") as file:
             os.fsync(file.fileno())
@@ -54,9 +79,10 @@ def _discard(path: Path) -> None:
 
 def write_error(path: Path, error: OSError) -> FgkdError:
     """The user's view of a failed write: which file, why, and what to do."""
+    folder = quoted(path.parent)
     return FgkdError(
         f"cannot write {path}: {error.strerror or error}",
-        f"df -h {path.parent}; ls -ld {path.parent}   # free space or permissions, then run again",
+        f"df -h {folder}; ls -ld {folder}   # free space or permissions, then run again",
     )
 
 
@@ -81,9 +107,11 @@ def read_json(path: Path, what: str) -> Any:
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
-        raise FgkdError(f"no {what} at {path}", f"ls {path.parent}") from None
+        raise FgkdError(f"no {what} at {path}", f"ls {quoted(path.parent)}") from None
     except (ValueError, OSError) as error:
-        raise FgkdError(f"{what} {path} is damaged: {error}", f"head -c 300 {path}") from None
+        raise FgkdError(
+            f"{what} {path} is damaged: {error}", f"head -c 300 {quoted(path)}"
+        ) from None
 
 
 def append_line(path: Path, row: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from . import fsio, rng, trunk, weights
-from .errors import FgkdError, near
+from .errors import FgkdError, near, quoted
 
 
 class Logits(NamedTuple):
@@ -283,10 +283,12 @@ def load(folder: Path) -> Classifier:
     if not (folder / "config.json").is_file():
         raise FgkdError(
             f"no trained model at {folder} (config.json is missing)",
-            f"ls {folder.parent}   # an unfinished run? continue it with --resume",
+            f"ls {quoted(folder.parent)}   # an unfinished run? continue it with --resume",
         )
     try:
         net = timm.create_model(f"local-dir:{folder}", pretrained=True)
     except Exception as error:
-        raise FgkdError(f"model {folder} does not load: {error}", f"ls -l {folder}") from None
+        raise FgkdError(
+            f"model {folder} does not load: {error}", f"ls -l {quoted(folder)}"
+        ) from None
     return Classifier(net, uses_dist=True).eval()

@@ -129,6 +129,8 @@ def claim(folder: Path, option: str) -> None:
     Raises: FgkdError if it cannot be made, or holds an index.html that is not one of these pages.
     """
     index = folder / "index.html"
+    if folder.exists() and not folder.is_dir():
+        raise FgkdError(f"{option} {folder} is a file, not a folder", f"{option} runs/page")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if index.exists() and MARK not in index.read_text(errors="replace"):

@@ -22,16 +22,17 @@ import yaml
 
 from . import checkpoint, config, distributed, fsio
 from .cache.manifest import explain_mismatch
-from .errors import FgkdError
+from .errors import FgkdError, quoted
 
 T = TypeVar("T")
 METRIC_COLUMNS = ("epoch", "step", "loss", "lr", "val_top1_pct")  # first in summary.csv
 
 
-def claim(path: Path, *, overwrite: bool, may_continue: bool) -> None:
+def claim(path: Path, *, overwrite: bool, may_continue: bool, resume: bool = True) -> None:
     """Make sure that an output folder may be written: absent, empty, ours to continue, or moved.
 
-    Raises: FgkdError naming both remedies when it exists and neither was asked for.
+    resume: whether the command has --resume. Raises: FgkdError naming the remedies when the
+    folder exists and none was asked for.
     """
     if not str(path) or str(path) == ".":
         raise FgkdError("no output folder given", "--output runs/NAME")
@@ -42,8 +43,8 @@ def claim(path: Path, *, overwrite: bool, may_continue: bool) -> None:
         if not (is_empty or may_continue or overwrite):
             raise FgkdError(
                 f"--output {path} exists and is not empty",
-                f"--resume to continue it, --overwrite to move it to {aside(path)}, "
-                "or another --output",
+                "--resume to continue it, " * resume
+                + f"--overwrite to move it to {aside(path)}, or another --output",
             )
         if overwrite and not is_empty:
             os.replace(path, aside(path))
@@ -67,12 +68,13 @@ def load_yaml(path: Path) -> dict[str, Any]:
     try:
         value = yaml.safe_load(path.read_text())
     except OSError as error:
-        raise FgkdError(f"cannot read {path}: {error.strerror}", f"ls -l {path}") from None
+        raise FgkdError(f"cannot read {path}: {error.strerror}", f"ls -l {quoted(path)}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise FgkdError(f"{path} is not YAML: {error}", f"cat {path}") from None
+        raise FgkdError(f"{path} is not YAML: {error}", f"cat {quoted(path)}") from None
     if not isinstance(value, dict | None):
         raise FgkdError(
-            f"{path} holds a {type(value).__name__}, not `option: value` lines", f"head {path}"
+            f"{path} holds a {type(value).__name__}, not `option: value` lines",
+            f"head {quoted(path)}",
         )
     return {str(key).replace("-", "_"): v for key, v in (value or {}).items()}
 
@@ -143,7 +145,7 @@ class RunDir:
         if begun["stage"] != stage:
             raise FgkdError(
                 f"--resume of {self.path}: it is a run of {begun['stage']}, not of {stage}",
-                f"fgkd {begun['stage']} --resume --output {self.path}",
+                f"fgkd {begun['stage']} --resume --output {quoted(self.path)}",
             )
         args = self.path / "args.yaml"
         changed = config.diff(config.build(type(options), load_yaml(args), str(args)), options)
@@ -151,7 +153,7 @@ class RunDir:
         if changed:
             raise FgkdError(
                 f"--resume of {self.path} with changed options:\n  " + "\n  ".join(changed),
-                f"fgkd {stage} --resume --output {self.path}   # takes the run's own options",
+                f"fgkd {stage} --resume --output {quoted(self.path)}   # takes its own options",
             )
 
     def log(self, line: str) -> None:
@@ -208,5 +210,7 @@ def _inputs(facts: dict[str, Any]) -> dict[str, Any]:
 def read(path: Path) -> dict[str, Any]:
     """run.json of a run. Raises: FgkdError when the folder is not a run's."""
     if not path.is_dir():
-        raise FgkdError(f"no run folder {path}", f"ls {path.parent}")
+        raise FgkdError(f"no run folder {path}", f"ls {quoted(path.parent)}")
+    if (path / "identity.json").exists():
+        raise FgkdError(f"{path} is a cache, not a run", f"fgkd inspect {quoted(path)}")
     return dict(fsio.read_json(path / "run.json", "run description"))

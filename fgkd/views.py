@@ -104,7 +104,7 @@ def _checked(name: str, value: Any, default: Any) -> Any:
         expected = f"{'an integer' if kind is int else 'a number'} from {low} to {high}"
         ok = _is_number(value, kind, low, high)
     if not ok:
-        hint = ",".join(map(str, default)) if isinstance(default, tuple) else default
+        hint = " ".join(map(str, default)) if isinstance(default, tuple) else default
         what = f"the view recipe's {name} is {value!r}; expected {expected}"
         raise FgkdError(what, f"--{name.replace('_', '-')} {hint}")
     return tuple(map(kind, value)) if isinstance(default, tuple) else kind(value)

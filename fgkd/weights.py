@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .errors import FgkdError
+from .errors import FgkdError, quoted
 
 
 def load_initial(net: Any, source: str) -> list[str]:
@@ -22,7 +22,7 @@ def load_initial(net: Any, source: str) -> list[str]:
         inside = (path / "model" / "model.safetensors", path / "model.safetensors")
         path = next((p for p in inside if p.is_file()), inside[0])
     if not path.is_file():
-        raise FgkdError(f"no checkpoint at {path}", f"ls -l {source}")
+        raise FgkdError(f"no checkpoint at {path}", f"ls -l {quoted(source)}")
     try:
         state = load_state_dict(str(path), device="cpu", weights_only=True)
         adapt = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
@@ -44,7 +44,9 @@ def load_initial(net: Any, source: str) -> list[str]:
         raise _other_model(path, net, f"tensor {error} does not belong") from None
     except Exception as error:
         reason = "; ".join(line.strip() for line in str(error).splitlines()[:3])
-        raise FgkdError(f"checkpoint {path} does not load: {reason}", f"ls -l {path}") from None
+        raise FgkdError(
+            f"checkpoint {path} does not load: {reason}", f"ls -l {quoted(path)}"
+        ) from None
     missing = [k for k in result.missing_keys if k not in fresh]
     wrong = missing + [k for k in result.unexpected_keys if not k.startswith(heads)]
     if wrong:

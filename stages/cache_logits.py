@@ -13,7 +13,7 @@ from fgkd.cache import manifest, store
 from fgkd.cache.manifest import ShardJob
 from fgkd.config import CacheLogitsConfig
 from fgkd.data import Dataset, open_dataset, with_boxes
-from fgkd.errors import FgkdError
+from fgkd.errors import FgkdError, quoted
 
 from . import planner, session
 from .capture import Capture, Teachers, read_image
@@ -24,6 +24,7 @@ EMPTY: dict[str, list[Any]] = {"keys": [], "labels": [], "domains": [], "sizes":
 def cache_logits(options: CacheLogitsConfig) -> None:
     """Create, continue or grow the cache in --output; says so when it is complete already."""
     started = session.started()
+    session.check_json(options)
     if options.dry_run and options.data and not any(Path(t).exists() for t in options.teacher):
         planner.without_teacher(options)
         return
@@ -52,7 +53,7 @@ def cache_logits(options: CacheLogitsConfig) -> None:
     folder = Path(options.output)
     if not options.dry_run and distributed.rank() == 0:
         may_continue = (folder / "identity.json").exists() and not options.overwrite
-        rundir.claim(folder, overwrite=options.overwrite, may_continue=may_continue)
+        rundir.claim(folder, overwrite=options.overwrite, may_continue=may_continue, resume=False)
     distributed.barrier()
     session.echo(f"hashing the images of {session.describe_data(dataset)}")
     identity = describe_identity(options, teachers, dataset, recipe, val_fraction)
@@ -60,7 +61,8 @@ def cache_logits(options: CacheLogitsConfig) -> None:
     writer = store.Writer(folder, identity, options.views, read_image(dataset), name)
     jobs = own_jobs(writer, options)
     if writer.is_complete() and not options.dry_run:
-        session.echo(f"cache {folder} is complete with {options.views} views; nothing to do")
+        views = manifest.load(folder)["views"]
+        session.echo(f"cache {folder} is complete with {views} views; nothing to do")
         return
     for line in session.banner(
         "fgkd cache-logits",
@@ -116,7 +118,7 @@ def close(writer: store.Writer, seconds: float) -> None:
         f"done: {len(done['shards'])} shards, {fsio.human_bytes(num_bytes)}, "
         f"{fsio.human_time(seconds)}; the manifest is written, the cache is complete"
     )
-    session.echo(f"next: fgkd train-student --cache {folder} --model NAME --output RUN")
+    session.echo(f"next: fgkd train-student --cache {quoted(folder)} --model NAME --output RUN")
 
 
 def describe_run(path: Path) -> dict[str, Any]:

@@ -25,6 +25,7 @@ def evaluate(options: EvaluateConfig, runs: list[str]) -> None:
     session.require(runs, "RUN", "fgkd evaluate runs/student --split test")
     if options.export and options.predict:
         raise FgkdError("--export and --predict exclude each other", f"--export {options.export}")
+    check_options(options)
     if options.export:
         export.export(options, runs)
         return
@@ -57,6 +58,18 @@ def evaluate(options: EvaluateConfig, runs: list[str]) -> None:
         known = [teacher_logits(s, teacher, options.split) for s in scored]
         path = report_page.write(Path(options.report), scored, results, known, notes)
         session.echo(f"report: {path}")
+
+
+def check_options(options: EvaluateConfig) -> None:
+    """Refuse options that what is asked for would ignore, and a --json that cannot be written."""
+    if options.export:
+        unused, where = ["json", "report", "tta", "split", "data", "top"], "with --export"
+    elif options.predict:
+        unused, where = ["report", "split", "data", "export_dir", "overwrite"], "with --predict"
+    else:
+        unused, where = ["top", "export_dir", "overwrite"], "without --predict or --export"
+    session.refuse_unused(options, unused, where, "leave it out, or run evaluate once for each")
+    fsio.claim_option(options.json, "--json")
 
 
 def score(path: Path, options: EvaluateConfig, device: torch.device) -> dict[str, Any]:

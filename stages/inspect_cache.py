@@ -19,6 +19,10 @@ from . import session
 def inspect(options: InspectConfig, caches: list[str]) -> None:
     """Print each cache; with --verify check it, and exit with 1 if anything is wrong."""
     session.require(caches, "CACHE", "fgkd inspect runs/cache")
+    if not options.verify:
+        hint = "add --verify, or leave it out"
+        session.refuse_unused(options, ["teacher", "samples"], "without --verify", hint)
+    fsio.claim_option(options.json, "--json")
     if options.gallery:
         page.claim(Path(options.gallery), "--gallery")
     reports, failed = [], False

@@ -55,12 +55,20 @@ class Spreading(click.Command):
         flag = ""
         for arg in args:
             if arg.startswith("-") and len(arg) > 1:
+                _refuse_empty(flag, spread, ctx)
                 name = arg.partition("=")[0]
                 flag = name if name in flags else ""
             elif flag and spread[-1] != flag:
                 spread.append(flag)
             spread.append(arg)
+        _refuse_empty(flag, spread, ctx)
         return super().parse_args(ctx, spread)
+
+
+def _refuse_empty(flag: str, before: list[str], ctx: click.Context) -> None:
+    """Refuse `--predict --json x`, which click would read as a path named --json."""
+    if flag and before[-1] == flag:
+        raise click.UsageError(f"Option '{flag}' takes one or more values.", ctx)
 
 
 BASES: dict[type, click.ParamType] = {int: click.INT, float: click.FLOAT, str: click.STRING}

@@ -220,9 +220,25 @@ def started() -> float:
 
 
 def require(value: Any, option: str, example: str) -> None:
-    """Raise a clear error when a required option was not given."""
+    """Raise a clear error when a required option or argument was not given."""
     if not value:
-        raise FgkdError(f"{option} is required", f"{option} {example}")
+        hint = f"{option} {example}" if option.startswith("-") else example
+        raise FgkdError(f"{option} is required", hint)
+
+
+def refuse_unused(options: Any, names: Sequence[str], where: str, hint: str) -> None:
+    """Raise for options that were changed and would be ignored, such as --json in a real run."""
+    defaults = {field.name: field.default for field in dataclasses.fields(options)}
+    for name in names:
+        if getattr(options, name) != defaults[name]:
+            raise FgkdError(f"--{name.replace('_', '-')} has no effect {where}", hint)
+
+
+def check_json(options: Any) -> None:
+    """The `--json` of a stage that can be planned: for a plan alone, and writable."""
+    if not options.dry_run:
+        refuse_unused(options, ["json"], "without --dry-run", "leave it out, or add --dry-run")
+    fsio.claim_option(options.json, "--json")
 
 
 def model_folder(run: str | Path) -> Path:

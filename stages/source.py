@@ -14,7 +14,7 @@ from fgkd.cache.reader import Reader
 from fgkd.cache.remote import is_url, open_cache
 from fgkd.config import TrainStudentConfig
 from fgkd.data import Dataset, open_dataset, with_boxes
-from fgkd.errors import FgkdError
+from fgkd.errors import FgkdError, quoted
 from fgkd.fetch import clean_fetcher
 from fgkd.schema import fingerprint
 
@@ -92,7 +92,8 @@ def _from_cache(options: TrainStudentConfig, folder: str) -> Source:
     if (options.views or 1) > reader.views:
         raise FgkdError(
             f"--views {options.views}: cache {folder} has {reader.views}",
-            f"fgkd cache-logits -c {folder}/args.yaml --views {options.views} --output {folder}",
+            f"fgkd cache-logits -c {quoted(folder)}/args.yaml --views {options.views} "
+            f"--output {quoted(folder)}",
         )
     _refuse_losses(options, reader)
     if options.view_seed not in (None, identity["views"]["seed"]):

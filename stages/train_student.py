@@ -17,6 +17,7 @@ from fgkd import distributed, engine, losses, models, plan
 from fgkd.batch import Batch
 from fgkd.cache.remote import is_url
 from fgkd.config import TrainStudentConfig
+from fgkd.errors import quoted
 from fgkd.loader import TrainLoader
 from fgkd.rundir import RunDir, describe_process
 
@@ -28,6 +29,7 @@ def train_student(options: TrainStudentConfig) -> None:
     """Train; leaves RUN/model."""
     session.require(options.model, "--model", "deit_base_distilled_patch16_384.fb_in1k")
     board.check(options.tensorboard)
+    session.check_json(options)
     device, device_line = session.start_device(options.device)
     with contextlib.closing(open_source(options)) as source:
         _train_from(source, options, device, device_line)
@@ -115,7 +117,7 @@ def _train_from(
         lr_at=lr_at,
         device=device,
     )
-    run.log(f"next: fgkd evaluate {options.output} --split test")
+    run.log(f"next: fgkd evaluate {quoted(options.output)} --split test")
 
 
 def _describe(

@@ -12,6 +12,7 @@ from fgkd import engine, losses, plan, rng
 from fgkd.batch import Batch
 from fgkd.config import TrainTeacherConfig
 from fgkd.data import open_dataset, with_boxes
+from fgkd.errors import quoted
 from fgkd.loader import TrainLoader
 from fgkd.rundir import RunDir, describe_process
 
@@ -23,6 +24,7 @@ def train_teacher(options: TrainTeacherConfig) -> None:
     session.require(options.data, "--data", "icons")
     session.require(options.model, "--model", "convnext_base.fb_in22k_ft_in1k")
     board.check(options.tensorboard)
+    session.check_json(options)
     device, device_line = session.start_device(options.device)
     val_fraction = 0.1 if options.val_fraction is None else options.val_fraction
     dataset = open_dataset(options.data, val_fraction)
@@ -98,7 +100,7 @@ def train_teacher(options: TrainTeacherConfig) -> None:
         lr_at=lr_at,
         device=device,
     )
-    run.log(f"next: fgkd cache-logits --teacher {options.output} --views 8 --output CACHE")
+    run.log(f"next: fgkd cache-logits --teacher {quoted(options.output)} --views 8 --output CACHE")
 
 
 def make_step(options: TrainTeacherConfig) -> engine.Step:

@@ -9,7 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from ..errors import FgkdError
+from ..errors import FgkdError, quoted
 from .manifest import Shard
 
 SUFFIX = ".h5"
@@ -44,7 +44,7 @@ class Reader:
             self.labels: np.ndarray = self._whole("labels")[:]
             self._keys = [key.decode() for key in self._whole("keys")[:]]
         except Exception as error:  # h5py raises many kinds for a damaged file
-            raise FgkdError(f"shard {path} cannot be read: {error}", f"rm {path}") from None
+            raise FgkdError(f"shard {path} cannot be read: {error}", f"rm {quoted(path)}") from None
 
     def _whole(self, name: str) -> h5py.Dataset:
         """An array that lies in this very file as it is: no link, filter or size that is a lie."""
@@ -72,7 +72,7 @@ class Reader:
         try:
             return {name: self._whole(name)[index] for name in names}
         except Exception as error:
-            raise FgkdError(f"shard {self.path}: {error}", f"rm {self.path}") from None
+            raise FgkdError(f"shard {self.path}: {error}", f"rm {quoted(self.path)}") from None
 
     def close(self) -> None:
         self._file.close()

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from .. import fsio
-from ..errors import FgkdError, WrongDataError
+from ..errors import FgkdError, WrongDataError, quoted
 from ..schema import fingerprint
 
 FORMAT_VERSION = 1
@@ -214,7 +214,7 @@ def load(folder: Path) -> dict[str, Any]:
     if not path.exists() and (folder / "shards.jsonl").exists():
         raise FgkdError(
             f"cache {folder} is incomplete: it has no manifest.json yet",
-            f"fgkd cache-logits -c {folder}/args.yaml --output {folder}   # continues it",
+            f"fgkd cache-logits -c {(to := quoted(folder))}/args.yaml --output {to}   # continues",
         )
     manifest = fsio.read_json(path, "cache manifest")
     if not _is_manifest(manifest):

@@ -12,7 +12,7 @@ from .. import fsio
 from ..data import Dataset, Samples
 from ..data.base import Place
 from ..data.boxes import checked
-from ..errors import FgkdError
+from ..errors import FgkdError, quoted
 from ..targets import Codec
 from . import manifest
 from .store import BACKENDS, val_codec
@@ -71,7 +71,7 @@ class Reader:
         if missing.any():
             raise FgkdError(
                 f"cache {self.name} lists no shard with view {view} of {missing.sum()} images",
-                f"ls {self.name}/shards   # restore manifest.json, or write the cache anew",
+                f"ls {quoted(self.name)}/shards   # restore manifest.json, or write the cache anew",
             )
         return out
 
@@ -214,10 +214,10 @@ class Reader:
             raise self._damaged(row, what)
 
     def _damaged(self, row: dict[str, Any], why: str) -> FgkdError:
-        path = self.folder / row["name"]
+        path, folder = self.folder / row["name"], quoted(self.folder)
         return FgkdError(
             f"shard {path} is damaged: {why}",
-            f"rm -f {path} && fgkd cache-logits -c {self.folder}/args.yaml --output {self.folder}"
+            f"rm -f {quoted(path)} && fgkd cache-logits -c {folder}/args.yaml --output {folder}"
             "   # rewrites it alone",
         )
 

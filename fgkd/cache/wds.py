@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from ..errors import FgkdError
+from ..errors import FgkdError, quoted
 from .manifest import Shard
 
 SUFFIX = ".tar"
@@ -96,7 +96,7 @@ class Reader:
             if not len(self._keys) == len(self._names) == self.labels.size:
                 raise ValueError("its columns are not of one length")
         except Exception as error:  # of a file that may be anything
-            raise FgkdError(f"shard {path} cannot be read: {error}", f"rm {path}") from None
+            raise FgkdError(f"shard {path} cannot be read: {error}", f"rm {quoted(path)}") from None
 
     def _bytes(self, offset: int, size: int) -> bytes:
         return self._map[offset : offset + size]
@@ -109,7 +109,7 @@ class Reader:
         """(offset, size) in the tar of sample i's encoded image."""
         name = self._names[i] + (PurePosixPath(self._keys[i]).suffix.lower() or ".jpg")
         if name not in self._members:
-            raise FgkdError(f"shard {self.path} has no member {name}", f"rm {self.path}")
+            raise FgkdError(f"shard {self.path} has no member {name}", f"rm {quoted(self.path)}")
         return self._members[name]
 
     def slab(self, index: int, names: list[str]) -> dict[str, np.ndarray]:
@@ -117,7 +117,7 @@ class Reader:
         try:
             return {name: self._column(index, name) for name in names}
         except Exception as error:
-            raise FgkdError(f"shard {self.path}: {error}", f"rm {self.path}") from None
+            raise FgkdError(f"shard {self.path}: {error}", f"rm {quoted(self.path)}") from None
 
     def _column(self, index: int, name: str) -> np.ndarray:
         places = [self._members[f"{sample}.{name}.npy"] for sample in self._names]

@@ -1,0 +1,114 @@
+"""What is said to a stranger: lines that can be pasted, and no option that is silently ignored."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+from failures import Fails, make_fails
+from run_miniatures import fgkd
+
+from fgkd import fsio, page, rundir, views
+from fgkd.errors import FgkdError, quoted
+from fgkd.results_config import EvaluateConfig
+from stages import evaluate
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
+    """Run a command that must fail; what it said."""
+    return make_fails(capsys)
+
+
+@pytest.mark.parametrize("name", ["plain", "with space", "d's", "Größe", "a;b"])
+def test_a_path_is_one_word_of_a_shell(name: str) -> None:
+    assert shlex.split(f"ls {quoted(Path(name))}/x") == ["ls", f"{name}/x"]
+
+
+def test_a_hint_quotes_its_path(tmp_path: Path) -> None:
+    with pytest.raises(FgkdError) as error:
+        rundir.load_yaml(tmp_path / "my runs" / "args.yaml")
+    assert shlex.split(error.value.hint) == ["ls", "-l", str(tmp_path / "my runs" / "args.yaml")]
+
+
+@pytest.mark.parametrize(
+    ("command", "what", "hint"),
+    [
+        (("evaluate",), "RUN is required", "Try: fgkd evaluate runs/student"),
+        (("inspect",), "CACHE is required", "Try: fgkd inspect runs/cache"),
+        (("train-teacher",), "--data is required", "Try: --data icons"),
+        (
+            ("train-teacher", "--data", "icons", "--model", "m", "--json", "x"),
+            "--json",
+            "--dry-run",
+        ),
+        (("train-student", "--model", "m", "--json", "x"), "--json has no effect", "--dry-run"),
+        (("cache-logits", "--json", "x"), "--json has no effect", "--dry-run"),
+        (("inspect", "c", "--teacher", "t"), "--teacher has no effect", "--verify"),
+        (("inspect", "c", "--samples", 3), "--samples has no effect", "--verify"),
+        (("evaluate", "r", "--top", 3), "--top has no effect", "leave it out"),
+        (("evaluate", "r", "--export-dir", "x"), "--export-dir has no effect", "leave it out"),
+        (("evaluate", "r", "--export", "onnx", "--json", "x"), "--json has no effect", "once"),
+        (("evaluate", "r", "--predict", "x.jpg", "--report", "x"), "--report has no", "once"),
+    ],
+)
+def test_an_option_without_effect_is_refused(
+    fails: Fails, command: tuple[object, ...], what: str, hint: str
+) -> None:
+    said = fails(*command)
+    assert what in said
+    assert hint in said
+
+
+@pytest.mark.parametrize("rest", [(), ("--workers", 0), ("--workers=0",)])
+def test_predict_takes_no_option_for_a_path(
+    capsys: pytest.CaptureFixture[str], rest: tuple[object, ...]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        fgkd("evaluate", "r", "--predict", *rest)
+    assert stopped.value.code == 2
+    assert "'--predict' takes one or more values" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["", "file/results.json"])
+def test_a_json_that_cannot_be_written_is_refused_before_the_work(
+    tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(FgkdError, match="cannot be written"):
+        evaluate.check_options(EvaluateConfig(json=str(tmp_path / name)))
+
+
+def test_a_link_to_a_folder_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    with pytest.raises(FgkdError, match="it is a folder"):
+        fsio.write_text(tmp_path / "link", "x")
+    assert (tmp_path / "link").is_symlink()
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_cache_given_as_a_run_is_named(tmp_path: Path) -> None:
+    (tmp_path / "identity.json").touch()
+    with pytest.raises(FgkdError, match="is a cache, not a run"):
+        rundir.read(tmp_path)
+
+
+def test_a_cache_folder_in_the_way_is_not_to_be_resumed(tmp_path: Path) -> None:
+    (tmp_path / "x").touch()
+    with pytest.raises(FgkdError) as error:
+        rundir.claim(tmp_path, overwrite=False, may_continue=False, resume=False)
+    assert error.value.hint.startswith("--overwrite to move it to")
+
+
+def test_a_page_into_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x").touch()
+    with pytest.raises(FgkdError, match="is a file, not a folder"):
+        page.claim(tmp_path / "x", "--report")
+
+
+def test_the_hint_of_a_range_is_two_words_as_click_takes_them() -> None:
+    with pytest.raises(FgkdError) as error:
+        views.recipe_from("light", {"crop_scale": (0.9, 0.1)}, chiral=False)
+    assert len(error.value.hint.split()) == 3
