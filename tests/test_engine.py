@@ -202,7 +202,7 @@ def test_a_non_finite_loss_stops_before_the_update(value: float) -> None:
             out["loss"] = out["loss"] * value
         return out
 
-    with pytest.raises(FgkdError, match=r"not finite at step 4 \(epoch 1\)"):
+    with pytest.raises(FgkdError, match=r"not finite at step 4 \(epoch 2\)"):
         fit(state, make_batches(), broken)
     assert state.step == 4
     assert kept
