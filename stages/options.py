@@ -137,6 +137,7 @@ def command(
     params: list[click.Parameter] = [
         _option(fields[field], kind) for field, kind in config.hints(cls).items()
     ]
+    params.sort(key=lambda param: param.name not in cls.__annotations__)  # a command's own first
     for param in params:
         # --resume reads OUTPUT/args.yaml; click takes what is given before what is left to default.
         param.is_eager = param.name == "output"

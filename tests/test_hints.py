@@ -112,3 +112,15 @@ def test_the_hint_of_a_range_is_two_words_as_click_takes_them() -> None:
     with pytest.raises(FgkdError) as error:
         views.recipe_from("light", {"crop_scale": (0.9, 0.1)}, chiral=False)
     assert len(error.value.hint.split()) == 3
+
+
+@pytest.mark.parametrize(
+    ("command", "first"), [("train-student", "--cache"), ("cache-logits", "--teacher")]
+)
+def test_help_begins_with_what_is_a_commands_own(
+    capsys: pytest.CaptureFixture[str], command: str, first: str
+) -> None:
+    with pytest.raises(SystemExit):
+        fgkd(command, "--help")
+    options = capsys.readouterr().out.partition("--config")[2]
+    assert options.index(f"  {first} ") < options.index("  --data ")
