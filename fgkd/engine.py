@@ -142,9 +142,7 @@ def fit(
             optim.set_lr(state.optimizer, lr)
             state.scaler.unscale_(state.optimizer)
             norm = optim.clip_grad(parameters, clip_grad, clip_mode)
-            rng.seed_torch(
-                "update", seed, step
-            )  # an optimizer that draws does so alike on all ranks
+            rng.seed_torch("update", seed, step)  # what kron draws is that of all ranks
             skipped = _update(state, norm, step)
         state.step = step + 1
         for name, mean in (means | {"images": 1.0}).items():

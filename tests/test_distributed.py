@@ -80,7 +80,8 @@ def _spared(tiny_data: Path, root: Path, *compilation: object) -> None:
     command = ("train-teacher", "--data", f"folder:{tiny_data}", *RUN, "--epochs", 1)
     small = ("--model", "resnet10t", "--model-kwargs", "stem_width=4,channels=[4,4,4,4]")
     fgkd(*command, *TEACHER, "--freeze", "--output", root / "frozen")
-    fgkd(*command, *small, "--img-size", 64, "--drop-path", 0, "--output", root / "norms")
+    small += ("--img-size", 64, "--drop-path", 0, "--batch-size", 17)  # 12 are left in the end
+    fgkd(*command, *small, "--output", root / "norms")
     if compilation:
         torch.compile = functools.partial(torch.compile, backend="aot_eager")
     fgkd(*command, *TEACHER, *compilation, "--output", root / "compiled")
