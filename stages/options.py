@@ -68,7 +68,7 @@ class Spreading(click.Command):
 def _refuse_empty(flag: str, before: list[str], ctx: click.Context) -> None:
     """Refuse `--predict --json x`, which click would read as a path named --json."""
     if flag and before[-1] == flag:
-        raise click.UsageError(f"Option '{flag}' takes one or more values.", ctx)
+        raise click.UsageError(f"Option '{flag}' requires an argument.", ctx)
 
 
 BASES: dict[type, click.ParamType] = {int: click.INT, float: click.FLOAT, str: click.STRING}

@@ -93,7 +93,7 @@ def test_a_loss_that_is_not_finite(
 ) -> None:
     """The step is named, no update is made, and the last checkpoint continues."""
     said = fails(*command, "--lr", 1e30, "--warmup-epochs", 0, "--output", tmp_path / "wild")
-    step = re.search(r"the loss is not finite at step (\d+) \(epoch 0\)", said)
+    step = re.search(r"the loss is not finite at step (\d+) \(epoch 1\)", said)
     assert step
     assert "lower --lr" in said
     real, calls = losses.task_loss, iter(range(100))
@@ -103,7 +103,7 @@ def test_a_loss_that_is_not_finite(
 
     with monkeypatch.context() as patch:
         patch.setattr(losses, "task_loss", sometimes)
-        assert "not finite at step 6 (epoch 1)" in fails(*command, "--checkpoint-steps", 1)
+        assert "not finite at step 6 (epoch 2)" in fails(*command, "--checkpoint-steps", 1)
     run = tmp_path / "run"
     assert saved(run)["step"] == 6
     assert all(v.isfinite().all() for v in saved(run)["model"].values())
