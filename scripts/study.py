@@ -167,7 +167,7 @@ def logits_of(model: models.Classifier, dataset: Dataset, split: str) -> torch.T
 
 def collect(output: Path, seeds: list[int], data: str) -> dict[str, Any]:
     """Test top-1, agreement with the teacher and training minutes of every run."""
-    from fgkd import report
+    from fgkd.report import tables
 
     dataset = open_dataset([data], 0.1)
     teacher = models.load(output / "teacher" / "model")
@@ -177,7 +177,7 @@ def collect(output: Path, seeds: list[int], data: str) -> dict[str, Any]:
         runs = [output / f"{arm}-{seed}" for seed in seeds]
         scores = [score(models.load(r / "model"), dataset, "test", teacher_NK) for r in runs]
         took = [
-            fsio.read_json(r / "minutes.json", "minutes") if arm == "timm" else report.minutes(r)
+            fsio.read_json(r / "minutes.json", "minutes") if arm == "timm" else tables.minutes(r)
             for r in runs
         ]
         found[arm] = {

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from fgkd import distributed, engine, fsio, intervals, metrics, models, page, report, rundir
+from fgkd import distributed, engine, fsio, intervals, metrics, models, rundir
 from fgkd.cache import manifest
 from fgkd.cache.reader import Reader
 from fgkd.config import EvaluateConfig
 from fgkd.data import Dataset, open_dataset
 from fgkd.errors import FgkdError
 from fgkd.fetch import TTA, clean_fetcher
+from fgkd.report import page, tables
 
 from . import export, predict, session
 
@@ -41,8 +42,8 @@ def evaluate(options: EvaluateConfig, runs: list[str]) -> None:
     results = [summarize(s, teacher, options.split) for s in scored]
     for number, against in compared(scored):
         results[number]["mcnemar"].append(mcnemar(scored[number], scored[against]))
-    session.echo("\n" + report.results_table(results))
-    for line in report.mcnemar_lines(results):
+    session.echo("\n" + tables.results_table(results))
+    for line in tables.mcnemar_lines(results):
         session.echo(line)
     if options.tta != "none":
         session.echo(f"--tta {options.tta}: logits are means over views, not timm's centre crop")
@@ -142,7 +143,7 @@ def summarize(scored: dict[str, Any], teacher: dict[str, Any] | None, split: str
         )
     head = {"run": str(scored["path"]), "split": split}
     head |= {name: scored[name] for name in ("model", "tta")}
-    return head | {"minutes": report.minutes(scored["path"])} | found | {"mcnemar": []}
+    return head | {"minutes": tables.minutes(scored["path"])} | found | {"mcnemar": []}
 
 
 def compared(scored: list[dict[str, Any]]) -> list[tuple[int, int]]:
@@ -208,7 +209,7 @@ def footnotes(
     for cache in dict.fromkeys(s["parents"].get("cache") for s in scored):
         if cache and (Path(cache) / "manifest.json").exists():
             reader = Reader(Path(cache))
-            took = report.minutes(Path(cache))
+            took = tables.minutes(Path(cache))
             lines.append(
                 f"cache {cache}: {reader.views} views x {len(reader.identity['train']['keys']):,} "
                 f"images, {fsio.human_bytes(reader.num_bytes)}"

@@ -8,15 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from fgkd import page, rng
+from fgkd import rng
 from fgkd.cache.reader import Reader
 from fgkd.cache.stats import log_softmax
 from fgkd.config import InspectConfig
 from fgkd.data import Samples
 from fgkd.fetch import Request
-from fgkd.page import Card, Group, Line, Section, Table, number, text
+from fgkd.report import page
+from fgkd.report.page import Card, Group, Line, Section, Table, number, text
+from fgkd.report.thumbs import Thumbs
 from fgkd.targets import Codec
-from fgkd.thumbs import Thumbs
 from fgkd.workers import fetch
 
 from .verify import open_images, readable, sample_rows, view_fetcher

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from fgkd import fsio, page
+from fgkd import fsio
 from fgkd.cache import manifest, stats
 from fgkd.config import InspectConfig
 from fgkd.errors import FgkdError
+from fgkd.report import page
 
 from . import session
 

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from fgkd import distributed, engine, fsio, models, report
+from fgkd import distributed, engine, fsio, models
 from fgkd.config import EvaluateConfig
 from fgkd.data import Samples
 from fgkd.data.images import FORMATS
 from fgkd.errors import FgkdError
 from fgkd.fetch import TTA, clean_fetcher
+from fgkd.report import tables
 
 from . import session
 
@@ -110,4 +111,4 @@ def _table(answers: list[dict[str, Any]], many_runs: bool) -> str:
             head = image if number == 0 else [""] * len(image)
             rows.append([*head, guess["class"], percent])
     header = ["image", *(["run"] if many_runs else []), "class", "probability %"]
-    return "\n" + report.table(header, rows, left=len(header) - 1)
+    return "\n" + tables.table(header, rows, left=len(header) - 1)

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from fgkd import page, rundir
+from fgkd import rundir
 from fgkd.errors import FgkdError
-from fgkd.findings import Answers
+from fgkd.report import page
+from fgkd.report.findings import Answers
 
 from . import report_sections as sections
 from .examples import Examples

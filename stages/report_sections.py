@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from fgkd import findings, fsio, plots, quality, report, rng
+from fgkd import fsio, rng
 from fgkd.data import Samples
-from fgkd.findings import Answers
-from fgkd.page import Cell, Figure, Group, Section, Table, number, text
+from fgkd.report import findings, plots, quality, tables
+from fgkd.report.findings import Answers
+from fgkd.report.page import Cell, Figure, Group, Section, Table, number, text
 
 from .examples import Examples
 
@@ -76,23 +77,23 @@ def samples_of(run: Run) -> Samples:
 
 def overview(runs: Sequence[Run], notes: Sequence[str]) -> Section:
     """The tables of the runs and of the tests between them, and accuracies with intervals."""
-    shown = {k: v for k, v in report.COLUMNS.items() if any(k in r.result for r in runs)}
+    shown = {k: v for k, v in tables.COLUMNS.items() if any(k in r.result for r in runs)}
     rows = []
     for run in runs:
         values = run.result
-        cells = [Cell(report.formatted(name, values), values.get(name)) for name in shown]
+        cells = [Cell(tables.formatted(name, values), values.get(name)) for name in shown]
         took = number(values.get("minutes"), "{:.1f}")
         images, model = number(values["num_images"]), text(values["model"])
         rows.append([text(run.name), images, *cells, took, text(run.role), model])
     columns = ["run", "images", *shown.values(), "minutes", "role", "model"]
-    tables = [Table("All runs; ± is half a 95 % interval.", columns, rows), *mcnemar_table(runs)]
+    parts = [Table("All runs; ± is half a 95 % interval.", columns, rows), *mcnemar_table(runs)]
     series = {"top-1": "top1_pct", "top-5": "top5_pct"}
     points = {
         run.name: {name: interval(run.result, key) for name, key in series.items()} for run in runs
     }
     caption = f"Images whose label is the first answer, or among the first five; {INTERVALS}"
     figures = [plots.shares(points, "Accuracy", caption), *domains(runs)]
-    return Section("results", "Results", notes=notes, tables=tables, figures=figures)
+    return Section("results", "Results", notes=notes, tables=parts, figures=figures)
 
 
 def mcnemar_table(runs: Sequence[Run]) -> list[Table]:
@@ -151,8 +152,8 @@ def by_class(focus: Run, peers: Sequence[Run]) -> Section:
         rows.append([text(names[k]), number(int(images_K[i])), *cells, text(other)])
     top1 = [f"{name} top-1 %" for name in pct]
     columns = ["class", "images", *top1, f"{focus.name} most often takes it for"]
-    tables = [*domain_table(focus, peers), Table("Top-1 by class.", columns, rows)]
-    return Section("classes", "Classes", tables=tables, figures=[plots.class_curve(pct)])
+    shown = [*domain_table(focus, peers), Table("Top-1 by class.", columns, rows)]
+    return Section("classes", "Classes", tables=shown, figures=[plots.class_curve(pct)])
 
 
 def domain_table(focus: Run, peers: Sequence[Run]) -> list[Table]:
@@ -162,14 +163,14 @@ def domain_table(focus: Run, peers: Sequence[Run]) -> list[Table]:
         [
             *(text(domain), number(part["num_images"])),
             *(
-                Cell(report.formatted(name, values), values[name])
+                Cell(tables.formatted(name, values), values[name])
                 for values in (run.result["domains"][domain] for run in peers)
                 for name in shown
             ),
         ]
         for domain, part in parts.items()
     ]
-    names = [f"{run.name} {report.COLUMNS[name]}" for run in peers for name in shown]
+    names = [f"{run.name} {tables.COLUMNS[name]}" for run in peers for name in shown]
     columns = ["domain", "images", *names]
     return [Table("Accuracy by domain.", columns, rows)] if len(parts) > 1 else []
 

@@ -9,7 +9,7 @@ import browser
 import pytest
 from test_page import hostile_page
 
-from fgkd import page
+from fgkd.report import page
 
 pytestmark = pytest.mark.skipif(
     browser.find() is None, reason=f"no browser on the PATH (looked for {', '.join(browser.NAMES)})"

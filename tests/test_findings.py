@@ -7,8 +7,9 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from fgkd import findings, metrics
-from fgkd.findings import Answers
+from fgkd import metrics
+from fgkd.report import findings
+from fgkd.report.findings import Answers
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,9 @@ import pytest
 from failures import Fails, make_fails
 from run_miniatures import fgkd
 
-from fgkd import fsio, page, rundir, views
+from fgkd import fsio, rundir, views
 from fgkd.errors import FgkdError, quoted
+from fgkd.report import page
 from fgkd.results_config import EvaluateConfig
 from stages import evaluate
 

@@ -17,21 +17,28 @@ LAYERS = (
     ("fgkd.results_config",),
     (
         *("fgkd.plan", "fgkd.data", "fgkd.views", "fgkd.targets", "fgkd.models", "fgkd.optim"),
-        *("fgkd.checkpoint", "fgkd.config", "fgkd.peers", "fgkd.page", "fgkd.cache.manifest"),
+        *(
+            "fgkd.checkpoint",
+            "fgkd.config",
+            "fgkd.peers",
+            "fgkd.report.page",
+            "fgkd.cache.manifest",
+        ),
     ),
     (
         *("fgkd.losses", "fgkd.metrics", "fgkd.rundir", "fgkd.fetch", "fgkd.export"),
-        *("fgkd.cache.hdf5", "fgkd.cache.wds", "fgkd.cache.stats", "fgkd.quality", "fgkd.thumbs"),
+        *("fgkd.cache.hdf5", "fgkd.cache.wds", "fgkd.cache.stats", "fgkd.report.quality"),
     ),
     (
         "fgkd.cache.store",
         "fgkd.workers",
-        "fgkd.report",
+        "fgkd.report.tables",
         "fgkd.intervals",
-        "fgkd.findings",
+        "fgkd.report.findings",
         "fgkd.batch",
+        "fgkd.report.thumbs",
     ),
-    ("fgkd.cache.reader", "fgkd.plots"),
+    ("fgkd.cache.reader", "fgkd.report.plots"),
     ("fgkd.cache.remote",),
     ("fgkd.loader",),
     ("fgkd.engine",),
@@ -52,7 +59,7 @@ LAYERS = (
     ("stages.__main__",),
 )
 LAYER_OF = {module: number for number, layer in enumerate(LAYERS) for module in layer}
-EMPTY = {"fgkd", "fgkd.cache", "stages"}  # packages that only say what they are
+EMPTY = {"fgkd", "fgkd.cache", "fgkd.report", "stages"}  # packages that only say what they are
 FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for package in ("fgkd", "stages")

@@ -12,11 +12,11 @@ from data_miniatures import encode, pixels
 from page_outline import Outline, assert_stands_alone, bytes_of
 from PIL import Image
 
-from fgkd import page, plots
 from fgkd.errors import FgkdError
-from fgkd.findings import Answers
-from fgkd.page import Card, Cell, Group, Line, Section, Table
-from fgkd.thumbs import Thumbs
+from fgkd.report import page, plots
+from fgkd.report.findings import Answers
+from fgkd.report.page import Card, Cell, Group, Line, Section, Table
+from fgkd.report.thumbs import Thumbs
 
 HOSTILE = (
     "<script>window.pwned=1</script>",

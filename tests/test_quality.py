@@ -8,7 +8,7 @@ from data_miniatures import encode, pixels
 from PIL import Image, ImageFilter
 from scipy import ndimage
 
-from fgkd import quality
+from fgkd.report import quality
 
 
 def test_size_and_compression() -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from fgkd import fsio, report
+from fgkd import fsio
+from fgkd.report import tables
 
 
 def result(run: str, **values: Any) -> dict[str, Any]:
@@ -15,7 +16,7 @@ def result(run: str, **values: Any) -> dict[str, Any]:
 
 
 def test_columns_are_aligned() -> None:
-    text = report.table(["name", "n"], [["a", "1"], ["long name", "1,234"]])
+    text = tables.table(["name", "n"], [["a", "1"], ["long name", "1,234"]])
     assert text.splitlines() == [
         "name           n",
         "---------  -----",
@@ -25,7 +26,7 @@ def test_columns_are_aligned() -> None:
 
 
 def test_a_table_without_rows() -> None:
-    assert report.table(["name", "n"], []).splitlines() == ["name  n", "----  -"]
+    assert tables.table(["name", "n"], []).splitlines() == ["name  n", "----  -"]
 
 
 def test_results() -> None:
@@ -33,12 +34,12 @@ def test_results() -> None:
         result("teacher", top1_pct=91.256, nll=0.31, minutes=None),
         result("student", top1_pct=88.0, nll=0.4567, agreement_pct=90.5, minutes=12.34),
     ]
-    head, rule, first, second = (line.split() for line in report.results_table(rows).splitlines())
+    head, rule, first, second = (line.split() for line in tables.results_table(rows).splitlines())
     assert head == ["run", "images", "top-1", "%", "NLL", "agree", "%", "minutes"]
     assert len(rule) == 6
     assert first == ["teacher", "1,433", "91.26", "0.310"]  # what it lacks is blank
     assert second == ["student", "1,433", "88.00", "0.457", "90.50", "12.3"]
-    lines = report.results_table(rows).splitlines()
+    lines = tables.results_table(rows).splitlines()
     assert lines[2].index("91.26") == lines[3].index("88.00")
     assert lines[3].endswith("12.3")
     assert len(lines[3]) == len(lines[1])
@@ -47,7 +48,7 @@ def test_results() -> None:
 def test_an_interval_stands_behind_its_accuracy() -> None:
     values = {"top1_pct": 50.0, "top5_pct": 75.25, "ci95": {"top1_pct": [47.0, 52.5]}}
     domains = {"a": {"num_images": 9, **values}, "b": {"num_images": 8, **values}}
-    _, _, row, domain, _ = report.results_table([result("r", **values, domains=domains)]).split(
+    _, _, row, domain, _ = tables.results_table([result("r", **values, domains=domains)]).split(
         "\n"
     )
     assert row.split() == ["r", "1,433", "50.00", "±2.8", "75.25"]
@@ -60,21 +61,21 @@ def test_the_full_table_stays_within_120_columns() -> None:
     rest = {"nll": 12.345, "ece_pct": 25.0, "agreement_pct": 100.0, "kl_to_teacher": 10.123}
     ends = {"ci95": {name: [60.0, 90.0] for name in accuracies}}
     row = result("r" * 27, **accuracies, **rest, **ends, minutes=1234.5)
-    assert max(map(len, report.results_table([row]).splitlines())) <= 120
+    assert max(map(len, tables.results_table([row]).splitlines())) <= 120
 
 
 def test_mcnemar_lines() -> None:
     test = {"only_this": 1200, "only_other": 12, "test": "chi-square", "p_value": 1e-9}
     small = {"only_this": 3, "only_other": 5, "test": "exact", "p_value": 0.7266}
     against = [{"against": "a", **test}, {"against": "b", **small}]
-    assert report.mcnemar_lines([result("a"), result("c", mcnemar=against)]) == [
+    assert tables.mcnemar_lines([result("a"), result("c", mcnemar=against)]) == [
         "c against a: alone right on 1,200 and 12 images, p < 0.001 (McNemar)",
         "c against b: alone right on 3 and 5 images, p = 0.727 (exact McNemar)",
     ]
 
 
 def test_columns_that_no_run_has_are_left_out() -> None:
-    text = report.results_table([result("a", top1_pct=50.0)])
+    text = tables.results_table([result("a", top1_pct=50.0)])
     assert "agree" not in text
     assert "minutes" not in text
     assert "top-5" not in text
@@ -90,7 +91,7 @@ def test_a_row_a_domain_where_there_are_several() -> None:
         result("both", top1_pct=83.02, domains=parts, minutes=1.0),
         result("one", top1_pct=83.02, domains=one),
     ]
-    lines = report.results_table(rows).splitlines()
+    lines = tables.results_table(rows).splitlines()
     assert [line.split()[0] for line in lines[2:]] == ["both", "cub", "dogs", "one"]
     assert lines[3].startswith("  cub ")
     assert lines[3].split() == ["cub", "1,000", "80.00"]
@@ -98,7 +99,7 @@ def test_a_row_a_domain_where_there_are_several() -> None:
 
 
 def test_minutes_add_up_resumed_parts(tmp_path: Path) -> None:
-    assert report.minutes(tmp_path) is None
+    assert tables.minutes(tmp_path) is None
     fsio.append_line(tmp_path / "timings.jsonl", {"epoch": 0, "train_s": 60.0, "eval_s": 30.0})
     fsio.append_line(tmp_path / "timings.jsonl", {"stage": "cache-logits", "train_s": 90.0})
-    assert report.minutes(tmp_path) == pytest.approx(3.0)
+    assert tables.minutes(tmp_path) == pytest.approx(3.0)

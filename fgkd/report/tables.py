@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import fsio
+from .. import fsio
 
 COLUMNS = {
     "top1_pct": "top-1 %",

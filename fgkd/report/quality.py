@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from .data.images import decode_rgb
-from .errors import FgkdError
+from ..data.images import decode_rgb
+from ..errors import FgkdError
 
 QUALITIES: Mapping[str, str] = {
     "short_side": "short side (pixels)",

@@ -7,8 +7,8 @@ import io
 import numpy as np
 from PIL import Image
 
-from .data.images import decode_pil
-from .errors import FgkdError
+from ..data.images import decode_pil
+from ..errors import FgkdError
 from .page import Picture, data_uri
 
 LOSSLESS_SIDE = 64  # images up to this side are kept as they are: there is nothing to save

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import fsio
-from .errors import FgkdError
+from .. import fsio
+from ..errors import FgkdError
 
 TEMPLATES = Path(__file__).with_name("templates")
 MARK = '<meta name="generator" content="fgkd">'  # by which an earlier page is known as ours

@@ -1,0 +1,1 @@
+"""What people look at: the table of runs, findings in their answers, plots and pages."""
