@@ -90,6 +90,7 @@ def _train_from(
         dry_run.report(planned, banner, device)
         return
 
+    state = assembly.make_state(options, model, device)
     run = RunDir(Path(options.output), session.echo)
     recipe = source.recipe.to_dict()
     facts = {
@@ -108,7 +109,7 @@ def _train_from(
         run,
         options,
         resume=resume,
-        model=model,
+        state=state,
         loader=loader,
         step_fn=step,
         validation=training.Validation(

@@ -75,6 +75,7 @@ def train_teacher(options: TrainTeacherConfig) -> None:
         dry_run.report(planned, banner, device)
         return
 
+    state = assembly.make_state(options, model, device)
     run = RunDir(Path(options.output), session.echo)
     facts = {
         **describe_process(sys.argv, device_line),
@@ -93,7 +94,7 @@ def train_teacher(options: TrainTeacherConfig) -> None:
         run,
         options,
         resume=resume,
-        model=model,
+        state=state,
         loader=loader,
         step_fn=step,
         validation=validation,

@@ -15,7 +15,7 @@ from fgkd.fetch import clean_fetcher
 from fgkd.loader import TrainLoader
 from fgkd.rundir import RunDir
 
-from . import assembly, session
+from . import session
 from .board import Board
 
 
@@ -64,7 +64,7 @@ def train(
     options: Any,
     *,
     resume: bool,
-    model: models.Classifier,
+    state: engine.State,
     loader: TrainLoader,
     step_fn: engine.Step,
     validation: Validation,
@@ -72,7 +72,6 @@ def train(
     device: torch.device,
 ) -> None:
     """Run or continue a training to its end, leaving the best model in RUN/model."""
-    state = assembly.make_state(options, model, device)
     schedule = loader.schedule
     if resume:
         state.restore(checkpoint.load(run.last, device))
