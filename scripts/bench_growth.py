@@ -29,7 +29,7 @@ from fgkd.fetch import Fetcher, KeyedView, Request
 from fgkd.loader import TrainLoader
 
 CLASSES, VIEWS, SIZE, BATCH = 100, 2, 32, 256
-SLACK = 18  # MiB, as in tests/test_stage_two.py: HDF5 itself, open shards, a batch of targets
+SLACK = 18  # MiB: HDF5 itself, one shard's piece of the slab, the manifest, a batch of targets
 
 
 def loader_of(samples: Samples, cache: Reader | None, epochs: int, workers: int) -> TrainLoader:
@@ -140,7 +140,10 @@ def memory(caches: dict[int, Path], sizes: list[int], quick: bool) -> list[Row]:
 def peak_memory(how: str, cache: str, num: str) -> float:
     """Peak resident MiB of the last batches of one epoch and the first of the next."""
     samples = samples_of(Path(cache).parent / "photos/tiny", int(num), 4, 48, 48)
-    loader = loader_of(samples, Reader(Path(cache)) if how == "cache" else None, 2, 0)
+    reader = Reader(Path(cache)) if how == "cache" else None
+    if reader:
+        reader.identity["train"]["keys"] = samples.keys  # held once, as stages/source.py does
+    loader = loader_of(samples, reader, 2, 0)
     for _ in itertools.islice(loader.batches(max(0, loader.schedule.steps_per_epoch - 3)), 6):
         pass
     return peak_mib()

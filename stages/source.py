@@ -135,6 +135,8 @@ def _cached_data(options: TrainStudentConfig, reader: Reader) -> tuple[list[str]
     if identity["views"]["recipe"].get("bbox_crop"):
         dataset = with_boxes(dataset)
     manifest.check_dataset(identity, dataset, str(folder))
+    for split in {"train", "val"} & set(dataset.splits):  # they are equal: hold them once
+        identity[split]["keys"] = dataset.splits[split].keys
     return specs, dataset
 
 

@@ -149,7 +149,7 @@ CHANGES: dict[str, tuple[Callable[[h5py.File], Any], str]] = {
     "signed digests": (replace("digests", np.zeros((3, 8), np.int64)), "type int64"),
     "a scalar": (replace("logits", np.float16(1)), "logits|shard"),
     "a group": (lambda file: (file.__delitem__("logits"), file.create_group("logits")), "shard"),
-    "other keys": (replace("keys", np.array([b"../../x"] * 8)), "does not know"),
+    "other keys": (replace("keys", np.array([b"../../x"] * 8)), "not those of block 1"),
     "numbers as keys": (replace("keys", np.arange(8)), "cannot be read"),
     "keys not UTF-8": (replace("keys", np.array([b"\xff"] * 8)), "cannot be read"),
 }
@@ -208,6 +208,12 @@ def test_a_damaged_manifest(text: str, cache: Path) -> None:
     (cache / "manifest.json").write_text(text)
     with pytest.raises(FgkdError, match=re.escape(str(cache / "manifest.json"))):
         Reader(cache)
+
+
+@pytest.mark.parametrize(("block", "why"), [(0, "not those of block 0"), (9, "no block 9")])
+def test_a_shard_listed_as_another_block(block: int, why: str, cache: Path) -> None:
+    edit_manifest(cache, lambda value: value["shards"][1].__setitem__("block", block))
+    assert why in error_of(cache).what
 
 
 @pytest.mark.parametrize("part", ["identity", "shards"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import math
 import types
 import typing
@@ -201,3 +203,11 @@ def test_fingerprint_is_of_the_value_not_of_its_order() -> None:
     assert one == config.fingerprint({"b": [1.5, "é"], "a": 1})
     assert one != config.fingerprint({"a": 1, "b": [1.5, "e"]})
     assert one == "2bb202b35963ad9e57f87e5828e072cc53f4720ecd10a7d625f850411a31c4c6"
+
+
+@pytest.mark.parametrize("num", [0, 1, 4096, 4097, 10_000])
+def test_a_fingerprint_in_pieces_is_that_of_the_whole_text(num: int) -> None:
+    pairs = [[i, 0.1] for i in range(num)]
+    value = {"é": {}, "b": [f'"é{i}' for i in range(num)], "a": {"z": pairs}}
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    assert config.fingerprint(value) == hashlib.sha256(text.encode()).hexdigest()

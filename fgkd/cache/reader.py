@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import fsio
+from .. import fsio, plan
 from ..data import Dataset, Samples
 from ..data.base import Place
 from ..data.boxes import checked
@@ -30,7 +30,8 @@ class Reader:
         self.identity: dict[str, Any] = self.manifest["identity"]
         self.views: int = self.manifest["views"]
         self.codec = Codec.of(self.identity)
-        self._row_of = {key: i for i, key in enumerate(self.identity["train"]["keys"])}
+        views, self._num = self.identity["views"], len(self.identity["train"]["keys"])
+        self._blocks = plan.blocks(views["seed"], self._num, self.identity["shard_size"])
         if self.identity["format"] not in BACKENDS:
             raise FgkdError(
                 f"cache {folder} is of an unknown format, {self.identity['format']!r}",
@@ -63,7 +64,7 @@ class Reader:
         run holds one. Raises: FgkdError for a missing, damaged or foreign shard.
         """
         out = out or self.empty_slab()
-        missing = np.ones(len(self._row_of), bool)
+        missing = np.ones(self._num, bool)
         rows = [r for r in self.manifest["shards"] if r["start"] <= view < r["stop"]]
         self._hash_ahead([row["name"] for row in rows])
         for row in rows:
@@ -84,7 +85,7 @@ class Reader:
 
     def empty_slab(self) -> dict[str, np.ndarray]:
         """Uninitialised arrays for one view of the training split."""
-        n = len(self._row_of)
+        n = self._num
         shapes = self.codec.arrays().items()
         out = {name: np.empty((n, *shape), dtype) for name, (dtype, shape) in shapes}
         return out | {"digests": np.empty(n, np.uint64)}
@@ -201,10 +202,12 @@ class Reader:
             if shard.sample_keys() != self.identity["val"]["keys"]:
                 raise self._damaged(row, "its samples are not the validation images")
             return shard, np.zeros(0, np.int64)
-        rows = [self._row_of.get(key, -1) for key in shard.sample_keys()]
-        if -1 in rows:
-            raise self._damaged(row, "it has samples that the cache does not know")
-        return shard, np.array(rows, np.int64)
+        if row["block"] >= len(self._blocks):
+            raise self._damaged(row, f"there is no block {row['block']}")
+        rows, known = self._blocks[row["block"]], self.identity["train"]["keys"]
+        if shard.sample_keys() != [known[i] for i in rows]:
+            raise self._damaged(row, f"its samples are not those of block {row['block']}")
+        return shard, rows
 
     def _check_array(
         self, row: dict[str, Any], name: str, array: np.ndarray, shape: tuple[int, ...]
