@@ -67,6 +67,12 @@ class DataOptions:
         low=0.0,
         high=0.5,
     )
+    image_store_side: int | None = option(
+        None, "Crop views from images whose shorter side is shrunk to N px. Default: whole.", low=8
+    )
+    image_store: str | None = option(
+        None, "Keep the shrunk images decoded in this folder (written at first use).", free=True
+    )
     skip_bad_images: bool = option(
         False, "Leave unreadable images out, and list them in the output folder.", free=True
     )

@@ -19,8 +19,9 @@ from .cache import manifest
 from .data import Samples
 from .data.base import Place, read_place
 from .data.boxes import in_pixels
-from .data.images import decode_pil, decode_rgb
+from .data.images import decode_pil, decode_rgb, shrink
 from .errors import FgkdError, WrongDataError
+from .image_store import ImageStore
 
 
 @dataclass(frozen=True)
@@ -64,16 +65,34 @@ ImageOf = Callable[[int], np.ndarray]  # row -> decoded uint8 [H, W, 3]
 
 @dataclass(frozen=True)
 class KeyedView:
-    """The training views of a split; pure in (row, partner, view, size) and picklable."""
+    """The training views of a split; pure in (row, partner, view, size) and picklable.
+
+    short_side: crop from images shrunk to this, as an image store holds them; None: whole images.
+    """
 
     samples: Samples
     recipe: views.ViewRecipe
     seed: int
-    decode = staticmethod(decode_rgb)
+    short_side: int | None = None
 
     def __post_init__(self) -> None:
+        if self.recipe.bbox_crop and self.short_side:
+            raise FgkdError(
+                "bounding boxes are of whole images, and --image-store-side shrinks them",
+                "--no-bbox-crop, or leave --image-store-side out",
+            )
         if self.recipe.bbox_crop and self.samples.boxes is None:
             raise FgkdError("the views need bounding boxes, but there are none", "--no-bbox-crop")
+
+    def describe(self, size: int) -> dict[str, Any]:
+        """What decides the pixels of views of this size: the `views` of an identity."""
+        what = {"recipe": self.recipe.to_dict(), "seed": self.seed, "img_size": size}
+        return what | ({"image_store": {"short_side": self.short_side}} if self.short_side else {})
+
+    def decode(self, data: bytes, name: str) -> np.ndarray:
+        """uint8 [H, W, 3], what views are cropped from."""
+        image_HWC = decode_rgb(data, name)
+        return shrink(image_HWC, self.short_side) if self.short_side else image_HWC
 
     def mix(self, row: int, partner: int, view: int, size: int) -> views.MixParams | None:
         """How a pair is mixed; a function of the pair, not of which of the two is asked."""
@@ -96,6 +115,11 @@ class KeyedView:
     ) -> np.ndarray:
         own = self.one(image_of, row, view, size)
         return own if mix is None else views.mix(own, self.one(image_of, partner, view, size), mix)
+
+
+def shrunk_to(described: dict[str, Any]) -> int | None:
+    """The `short_side` of a `KeyedView.describe`."""
+    return (described.get("image_store") or {}).get("short_side")
 
 
 class CleanView:
@@ -154,7 +178,10 @@ class CleanView:
 
 
 class Fetcher(TorchDataset[Any]):
-    """Request -> Fetched in a worker. An FgkdError is returned, not raised, to cross it whole."""
+    """Request -> Fetched in a worker. An FgkdError is returned, not raised, to cross it whole.
+
+    store: the view's decoded images; until it is complete they are decoded here.
+    """
 
     def __init__(
         self,
@@ -162,8 +189,9 @@ class Fetcher(TorchDataset[Any]):
         sizes: Sequence[int],
         hashes: list[str] | None = None,
         skip_bad: bool = False,
+        store: ImageStore | None = None,
     ) -> None:
-        self.view, self.samples, self.sizes = view, view.samples, sizes
+        self.view, self.samples, self.sizes, self.store = view, view.samples, sizes, store
         self.hashes, self.skip_bad = hashes, skip_bad
 
     def __getitem__(self, request: Request) -> Fetched | FgkdError:
@@ -232,6 +260,8 @@ class Fetcher(TorchDataset[Any]):
         return partner
 
     def _decode(self, request: Request, row: int) -> np.ndarray:
+        if self.store and self.store.is_complete:  # which has compared the content
+            return self.store[row]
         data = read_place(request.places[row]) if request.places else self.samples.read(row)
         if request.check_content and self.hashes and self.hashes[row]:
             manifest.check_content(self.samples.keys[row], self.hashes[row], data)

@@ -25,6 +25,7 @@ from .cache.remote import Stream
 from .data import Samples
 from .errors import FgkdError
 from .fetch import Fetched, Fetcher, KeyedView, Request
+from .image_store import ImageStore
 from .plan import BatchSpec, Schedule
 from .workers import fetch
 
@@ -38,7 +39,8 @@ class TrainLoader:
     the pixels is compared with the cache's digests (unless `size` is not the cache's), and each
     image file with its content hash when it is first read. With mixup or cutmix a batch is made of
     pairs inside blocks of `block_size` samples. shard_buffer: read the cache shard by shard, rows
-    mixed within so many shards (0: all rows mixed).
+    mixed within so many shards (0: all rows mixed). short_side, image_store: crop from shrunk
+    images, and where they are held.
     """
 
     def __init__(
@@ -55,12 +57,15 @@ class TrainLoader:
         cache: Reader | None = None,
         temperature: float | None = None,
         shard_buffer: int = 0,
+        short_side: int | None = None,
+        image_store: ImageStore | None = None,
     ) -> None:
         self.samples, self.schedule, self.cache, self.workers = samples, schedule, cache, workers
         self.temperature = temperature
         self.check_pixels = cache is not None and size == cache.identity["views"]["img_size"]
         hashes = cache.identity["train"]["hashes"] if cache else None
-        self.fetcher = Fetcher(KeyedView(samples, recipe, view_seed), [size], hashes, skip_bad)
+        self.view = KeyedView(samples, recipe, view_seed, short_side)
+        self.fetcher = Fetcher(self.view, [size], hashes, skip_bad, image_store)
         self.row_ids = np.array([rng.hash64(key) for key in samples.keys], np.uint64)
         bad = cache.bad_keys if cache else set()
         self.usable = np.array([key not in bad for key in samples.keys])

@@ -29,6 +29,7 @@ from fgkd.cache.reader import Reader
 from fgkd.cache.store import Writer
 from fgkd.config import CacheLogitsConfig, TrainStudentConfig
 from fgkd.data import Dataset, Samples
+from fgkd.fetch import KeyedView
 from fgkd.loader import TrainLoader
 from stages import assembly, capture, session, train_student
 
@@ -228,6 +229,7 @@ def captured(plan: Plan, pair: Pair) -> Row:
     teachers = capture.Teachers([teacher], [], "logits", pair.size, CPU, "float32", batch)
     teachers.ready()
     counter = iter(range(1000))
+    view = KeyedView(dataset.splits["train"], LIGHT, 0)
 
     def capture_all() -> float:
         folder = plan.folder / f"capture{next(counter)}"
@@ -236,7 +238,7 @@ def captured(plan: Plan, pair: Pair) -> Row:
         writer.begin()
         with session.StopSignal(False) as stop:
             clock = time.perf_counter()
-            made = capture.Capture(writer, teachers, dataset, LIGHT, options)
+            made = capture.Capture(writer, teachers, dataset, view, options)
             made.write_train(writer.jobs(), stop)
             return time.perf_counter() - clock
 

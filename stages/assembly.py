@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from fgkd import engine, models, optim, rng
+from fgkd import engine, fsio, models, optim, rng
+from fgkd.data import Samples
+from fgkd.errors import FgkdError
+from fgkd.image_store import ImageStore
+
+from . import session
 
 
 def build_model(
@@ -133,3 +140,45 @@ def describe_device(options: Any, device_line: str) -> str:
     extra += "; activations recomputed (--grad-checkpointing)" if options.grad_checkpointing else ""
     where = f"{options.workers} processes" if options.workers else "this process"
     return f"{device_line}; {dtype}; {layout}{extra}; images loaded by {where} (--workers)"
+
+
+def open_images(
+    options: Any, samples: Samples, short_side: int | None, hashes: list[str] | None = None
+) -> ImageStore | None:
+    """The image store of --image-store, as far as it is written; None without the option."""
+    if not options.image_store:
+        return None
+    if short_side is None:
+        raise FgkdError(
+            "--image-store holds shrunk images, but no --image-store-side is given",
+            "--image-store-side 256   # a good choice is 1.15 to 1.25 times --img-size",
+        )
+    return ImageStore(Path(options.image_store), samples, short_side, hashes)
+
+
+def fill_images(store: ImageStore | None, options: Any) -> None:
+    """Write the image store, unless it is there; other ranks and commands wait for the first."""
+    if store is None or store.is_complete:
+        return
+    count = len(store.samples)
+    about = fsio.human_bytes(store.estimate_bytes())
+    session.echo(f"writing image store {store.folder}: {count:,} images, about {about}")
+    pace, last = session.Pace(count, 10.0), time.perf_counter()
+
+    def progress(done: int) -> None:
+        nonlocal last
+        now = time.perf_counter()
+        if line := pace.add(done, 1, 0.0, now - last):
+            session.echo(f"image {done:,}/{count:,}  {line}")
+        last = now
+
+    store.build(options.workers, options.skip_bad_images, progress)
+    pace.close()
+
+
+def describe_images(store: ImageStore | None, short_side: int | None) -> str:
+    """What views are cropped from, to follow a line on views; nothing for whole images."""
+    if short_side is None:
+        return ""
+    how = f"kept in {store.folder}" if store else "shrunk as they are read (--image-store keeps it)"
+    return f"; of images with a shorter side of {short_side} px, {how}"

@@ -14,8 +14,9 @@ from fgkd.cache.manifest import ShardJob
 from fgkd.config import CacheLogitsConfig
 from fgkd.data import Dataset, open_dataset, with_boxes
 from fgkd.errors import FgkdError, quoted
+from fgkd.fetch import KeyedView
 
-from . import planner, session
+from . import assembly, planner, session
 from .capture import Capture, Teachers, read_image
 
 EMPTY: dict[str, list[Any]] = {"keys": [], "labels": [], "domains": [], "sizes": [], "hashes": []}
@@ -46,6 +47,7 @@ def cache_logits(options: CacheLogitsConfig) -> None:
     recipe = session.resolve_recipe(options, own_recipe, dataset.chiral)
     if recipe.bbox_crop:
         dataset = with_boxes(dataset)
+    view = KeyedView(dataset.splits["train"], recipe, options.seed, options.image_store_side)
     size = options.img_size or known[0].config["input_size"][-1]
     teachers = Teachers(
         known, paths, options.ensemble, size, device, options.dtype, options.batch_size
@@ -56,10 +58,13 @@ def cache_logits(options: CacheLogitsConfig) -> None:
         rundir.claim(folder, overwrite=options.overwrite, may_continue=may_continue, resume=False)
     distributed.barrier()
     session.echo(f"hashing the images of {session.describe_data(dataset)}")
-    identity = describe_identity(options, teachers, dataset, recipe, val_fraction)
+    identity = describe_identity(options, teachers, dataset, view, val_fraction)
     name = journal_name(options)
     writer = store.Writer(folder, identity, options.views, read_image(dataset), name)
     jobs = own_jobs(writer, options)
+    images = assembly.open_images(
+        options, view.samples, view.short_side, identity["train"]["hashes"]
+    )
     if writer.is_complete() and not options.dry_run:
         views = manifest.load(folder)["views"]
         session.echo(f"cache {folder} is complete with {views} views; nothing to do")
@@ -70,7 +75,8 @@ def cache_logits(options: CacheLogitsConfig) -> None:
             "data": session.describe_data(session.with_leaks(dataset)),
             "teacher": describe_teachers(identity, teachers),
             "views": f"{options.views} of each image at {size} px: "
-            + session.describe_recipe(recipe),
+            + session.describe_recipe(recipe)
+            + assembly.describe_images(images, view.short_side),
             "plan": describe_plan(writer, jobs),
             "device": f"{device_line}; {options.workers} workers",
             "output": str(folder),
@@ -78,7 +84,7 @@ def cache_logits(options: CacheLogitsConfig) -> None:
     ):
         session.echo(line)
     teachers.ready()
-    capture = Capture(writer, teachers, dataset, recipe, options)
+    capture = Capture(writer, teachers, dataset, view, options, images)
     if options.dry_run:
         planner.dry_run(capture, jobs, started)
         return
@@ -86,6 +92,7 @@ def cache_logits(options: CacheLogitsConfig) -> None:
         writer.begin()
         rundir.save_args(folder / "args.yaml", resolved(options, specs))
     distributed.barrier()
+    assembly.fill_images(images, options)
     with session.StopSignal(resume=False) as stop:
         capture.write_train(jobs[distributed.rank() :: distributed.world()], stop)
         stop.check()
@@ -132,7 +139,7 @@ def describe_identity(
     options: CacheLogitsConfig,
     teachers: Teachers,
     dataset: Dataset,
-    recipe: Any,
+    view: KeyedView,
     val_fraction: float,
 ) -> dict[str, Any]:
     """All that decides a cache's content but the number of views."""
@@ -151,7 +158,7 @@ def describe_identity(
             for model, path in zip(teachers.models, teachers.paths, strict=True)
         ],
         "ensemble": options.ensemble if len(teachers.models) > 1 else None,
-        "views": {"recipe": recipe.to_dict(), "seed": options.seed, "img_size": teachers.img_size},
+        "views": view.describe(teachers.img_size),
         "dataset": manifest.describe_dataset(dataset, val_fraction),
         "train": manifest.describe_samples(dataset.splits["train"]),
         "val": manifest.describe_samples(val) if val is not None else EMPTY,

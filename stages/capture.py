@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from fgkd import distributed, engine, models, plan, views
+from fgkd import distributed, engine, models, plan
 from fgkd.cache.manifest import ShardJob
 from fgkd.cache.store import Captured, Writer
 from fgkd.config import CacheLogitsConfig
 from fgkd.data import Dataset
 from fgkd.fetch import Fetched, Fetcher, KeyedView, Request, clean_fetcher
+from fgkd.image_store import ImageStore
 from fgkd.workers import fetch
 
 from . import session
@@ -131,11 +132,12 @@ class Capture:
         writer: Writer,
         teachers: Teachers,
         dataset: Dataset,
-        recipe: views.ViewRecipe,
+        view: KeyedView,
         options: CacheLogitsConfig,
+        images: ImageStore | None = None,
     ) -> None:
         self.writer, self.teachers, self.dataset = writer, teachers, dataset
-        self.recipe, self.options = recipe, options
+        self.view, self.recipe, self.options, self.images = view, view.recipe, options, images
 
     def requests(self, job: ShardJob) -> Iterator[tuple[Request, np.ndarray]]:
         """The shard's views in teacher batches, with each row's place in the shard.
@@ -163,13 +165,12 @@ class Capture:
 
     def write_train(self, jobs: list[ShardJob], stop: session.StopSignal) -> None:
         """Publish these shards; a signal ends it between two batches."""
-        samples = self.dataset.splits["train"]
-        view = KeyedView(samples, self.recipe, self.options.seed)
         fetcher = Fetcher(
-            view,
+            self.view,
             self.teachers.sizes,
             self.writer.identity["train"]["hashes"],
             self.options.skip_bad_images,
+            self.images,
         )
         sent: deque[tuple[ShardJob, Request, np.ndarray]] = deque()
 

@@ -12,6 +12,7 @@ from fgkd import fsio
 from fgkd.cache import manifest, stats
 from fgkd.config import InspectConfig
 from fgkd.errors import FgkdError
+from fgkd.fetch import shrunk_to
 from fgkd.report import page
 
 from . import session
@@ -104,6 +105,8 @@ def lines(report: dict[str, Any]) -> list[str]:
         f"({per_view:,.0f} bytes a view)",
         f"  views     {report['view_recipe']['img_size']} px, seed {report['view_recipe']['seed']}",
     ]
+    if side := shrunk_to(report["view_recipe"]):
+        out[-1] += f", of images with a shorter side of {side} px"
     for one in report["teachers"]:
         out.append(
             f"  teacher   {one['architecture']}, {one['img_size']} px, {report['dtype']}, "

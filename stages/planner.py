@@ -19,7 +19,7 @@ from fgkd.cache.manifest import Shard, ShardJob
 from fgkd.cache.store import Writer
 from fgkd.config import ENCODING_NAMES, CacheLogitsConfig
 from fgkd.data import open_dataset
-from fgkd.fetch import Fetched, Fetcher, KeyedView, Request, clean_fetcher
+from fgkd.fetch import Fetched, Fetcher, Request, clean_fetcher
 from fgkd.workers import fetch
 
 from . import session
@@ -68,8 +68,7 @@ def capture_seconds(capture: Capture, jobs: list[ShardJob]) -> tuple[float, floa
     if not jobs:
         return 0.0, 0.0
     options, teachers, writer = capture.options, capture.teachers, capture.writer
-    view = KeyedView(capture.dataset.splits["train"], capture.recipe, options.seed)
-    fetcher = Fetcher(view, teachers.sizes, None, options.skip_bad_images)
+    fetcher = Fetcher(capture.view, teachers.sizes, None, options.skip_bad_images, capture.images)
     answers: deque[np.ndarray] = deque(maxlen=64)
     requests = (request for job in jobs for request, _ in capture.requests(job))
     speed = measure(

@@ -15,7 +15,7 @@ from fgkd.cache.remote import is_url, open_cache
 from fgkd.config import TrainStudentConfig
 from fgkd.data import Dataset, open_dataset, with_boxes
 from fgkd.errors import FgkdError, quoted
-from fgkd.fetch import clean_fetcher
+from fgkd.fetch import clean_fetcher, shrunk_to
 from fgkd.schema import fingerprint
 
 from . import session
@@ -35,6 +35,7 @@ class Source:
     img_size: int | None
     text: str
     parents: dict[str, Any]
+    short_side: int | None = None
     cache: Reader | None = None
     teacher: models.Classifier | None = None
 
@@ -102,6 +103,7 @@ def _from_cache(options: TrainStudentConfig, folder: str) -> Source:
             f"{identity['views']['seed']}",
             "leave --view-seed out",
         )
+    _refuse_images(options, reader)
     return Source(
         dataset=dataset,
         specs=specs,
@@ -111,6 +113,7 @@ def _from_cache(options: TrainStudentConfig, folder: str) -> Source:
         num_views=options.views or reader.views,
         block_size=identity["shard_size"],
         img_size=identity["views"]["img_size"],
+        short_side=shrunk_to(identity["views"]),
         text=f"cache {folder}: {reader.codec.name} logits, {reader.views} views",
         parents={
             "cache": folder if is_url(folder) else str(Path(folder).resolve()),
@@ -155,6 +158,27 @@ def _refuse_losses(options: TrainStudentConfig, reader: Reader) -> None:
         reader.codec.refuse_temperature(options.temperature)
 
 
+def _refuse_images(options: TrainStudentConfig, reader: Reader) -> None:
+    """Refuse an image store whose images are not those that the cache's views were cropped from."""
+    side = shrunk_to(reader.identity["views"])
+    if options.image_store_side not in (None, side):
+        raise FgkdError(
+            f"--image-store-side {options.image_store_side}: the views of cache {reader.name} were "
+            + ("cropped from whole images" if side is None else f"made with {side}"),
+            "leave --image-store-side out: the cache knows it",
+        )
+    if options.image_store and side is None:
+        raise FgkdError(
+            f"--image-store: the views of cache {reader.name} were cropped from whole images",
+            "leave --image-store out, or write a cache with cache-logits --image-store-side",
+        )
+    if options.image_store and is_url(options.cache or "") and not options.data:
+        raise FgkdError(
+            "--image-store cannot keep images that come with the shards of a URL",
+            "leave it out: the images are shrunk as they come",
+        )
+
+
 def _from_teacher(options: TrainStudentConfig, run_dir: Path) -> Source:
     run = rundir.read(run_dir)
     teacher = models.load(run_dir / "model")
@@ -197,6 +221,7 @@ def _from_data(
         num_views=options.views or options.epochs,
         block_size=options.shard_size,
         img_size=None,
+        short_side=options.image_store_side,
         text=text,
         parents={},
     )

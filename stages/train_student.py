@@ -59,6 +59,8 @@ def _train_from(
     )
     lr_at = assembly.schedule_lr(options, schedule.steps_per_epoch)
     check_live_size(source, size)
+    hashes = source.cache.identity["train"]["hashes"] if source.cache else None
+    images = assembly.open_images(options, train, source.short_side, hashes)
     loader = TrainLoader(
         samples=train,
         schedule=schedule,
@@ -72,6 +74,8 @@ def _train_from(
         cache=source.cache if distils or is_url(options.cache or "") else None,
         shard_buffer=options.shard_buffer if options.order == "shard" else 0,
         temperature=options.temperature if distils and options.kd_loss != "hard" else None,
+        short_side=source.short_side,
+        image_store=images,
     )
     banner = _describe(source, options, model, said, loader, device_line)
     teacher = source.teacher if distils else None
@@ -92,12 +96,11 @@ def _train_from(
 
     state = assembly.make_state(options, model, device)
     run = RunDir(Path(options.output), session.echo)
-    recipe = source.recipe.to_dict()
     facts = {
         **describe_process(sys.argv, device_line),
         "data": source.specs,
         "val_fraction": source.val_fraction,
-        "views": {"recipe": recipe, "seed": source.view_seed, "img_size": size},
+        "views": loader.view.describe(size),
         "parents": source.parents,
     }
     resume = run.begin("train-student", options, facts)
@@ -105,6 +108,7 @@ def _train_from(
         return
     for line in banner:
         run.log(line)
+    assembly.fill_images(images, options)
     training.train(
         run,
         options,
@@ -151,7 +155,8 @@ def _describe(
             "model": assembly.describe_model(options, model, said),
             "targets": (source.text if distils else "labels alone (the control)") + digests,
             "views": f"{source.num_views}, view e mod {source.num_views} in epoch e: "
-            + session.describe_recipe(source.recipe),
+            + session.describe_recipe(source.recipe)
+            + assembly.describe_images(loader.fetcher.store, source.short_side),
             "loss": equation,
             "plan": assembly.describe_plan(options, loader.schedule.steps_per_epoch),
             "device": assembly.describe_device(options, device_line),

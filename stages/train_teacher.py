@@ -47,6 +47,7 @@ def train_teacher(options: TrainTeacherConfig) -> None:
         options.seed, len(train), options.batch_size, options.epochs, options.epochs
     )
     lr_at = assembly.schedule_lr(options, schedule.steps_per_epoch)
+    images = assembly.open_images(options, train, options.image_store_side)
     loader = TrainLoader(
         samples=train,
         schedule=schedule,
@@ -56,13 +57,16 @@ def train_teacher(options: TrainTeacherConfig) -> None:
         workers=options.workers,
         skip_bad=options.skip_bad_images,
         block_size=len(train),
+        short_side=options.image_store_side,
+        image_store=images,
     )
     banner = session.banner(
         "fgkd train-teacher",
         {
             "data": session.describe_data(session.with_leaks(dataset)),
             "model": assembly.describe_model(options, model, said),
-            "views": f"a fresh one each epoch: {session.describe_recipe(recipe)}",
+            "views": f"a fresh one each epoch: {session.describe_recipe(recipe)}"
+            + assembly.describe_images(images, options.image_store_side),
             "loss": f"CE(head, label; smoothing {options.smoothing:g})",
             "plan": assembly.describe_plan(options, schedule.steps_per_epoch),
             "device": assembly.describe_device(options, device_line),
@@ -81,7 +85,7 @@ def train_teacher(options: TrainTeacherConfig) -> None:
         **describe_process(sys.argv, device_line),
         "data": session.absolute_specs(options.data),
         "val_fraction": val_fraction,
-        "views": {"recipe": recipe.to_dict(), "seed": view_seed, "img_size": size},
+        "views": loader.view.describe(size),
         "parents": {},
     }
     resume = run.begin("train-teacher", options, facts)
@@ -89,6 +93,7 @@ def train_teacher(options: TrainTeacherConfig) -> None:
         return
     for line in banner:
         run.log(line)
+    assembly.fill_images(images, options)
     validation = training.Validation(dataset, model.config, options, device, None)
     training.train(
         run,

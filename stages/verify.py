@@ -15,7 +15,7 @@ from fgkd.cache.reader import Reader
 from fgkd.config import InspectConfig
 from fgkd.data import Dataset, Samples, open_dataset, with_boxes
 from fgkd.errors import FgkdError
-from fgkd.fetch import Fetcher, KeyedView, Request, clean_fetcher
+from fgkd.fetch import Fetcher, KeyedView, Request, clean_fetcher, shrunk_to
 from fgkd.targets import Arrays, Codec
 from fgkd.workers import fetch
 
@@ -115,7 +115,7 @@ def view_fetcher(
     """What renders a cache's views again, and whom each row is mixed with in a view, if at all."""
     described = reader.identity["views"]
     recipe = views.ViewRecipe.from_dict(described["recipe"])
-    keyed = KeyedView(samples, recipe, described["seed"])
+    keyed = KeyedView(samples, recipe, described["seed"], shrunk_to(described))
     blocks = plan.blocks(described["seed"], len(samples), reader.identity["shard_size"])
 
     def partner_of(view: int) -> np.ndarray | None:

@@ -25,6 +25,7 @@ LAYERS = (
             "fgkd.cache.manifest",
         ),
     ),
+    ("fgkd.image_store",),
     (
         *("fgkd.losses", "fgkd.metrics", "fgkd.rundir", "fgkd.fetch", "fgkd.export"),
         *("fgkd.cache.hdf5", "fgkd.cache.wds", "fgkd.cache.stats", "fgkd.report.quality"),

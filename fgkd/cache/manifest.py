@@ -72,7 +72,6 @@ def check_content(key: str, then: str, data: bytes) -> None:
 
 def describe_samples(samples: Any, progress: Callable[[int], None] | None = None) -> dict[str, Any]:
     """Columns keys, labels, domains, sizes (bytes), hashes of a split; reads every file once.
-
     Also boxes, where the views crop inside them.
 
     An unreadable file gets size -1 and an empty hash: capture then reports or quarantines it.
@@ -239,11 +238,11 @@ def load(folder: Path) -> dict[str, Any]:
 
 def _is_manifest(value: Any) -> bool:
     """Whether it has all parts, and every shard's name is of a file inside the cache's folder."""
-    if not _has(value, MANIFEST):
+    if not has(value, MANIFEST):
         return False
     rows = [*value["shards"], *([] if value["val"] is None else [value["val"]])]
     return 0 <= value["views"] <= MAX_VIEWS and all(
-        _has(row, SHARD)
+        has(row, SHARD)
         and re.fullmatch(r"(shards|val)/\w[\w.-]*", row["name"])
         and 0 <= row["start"] < row["stop"] <= MAX_VIEWS
         for row in rows
@@ -252,7 +251,10 @@ def _is_manifest(value: Any) -> bool:
 
 def _is_identity(value: Any) -> bool:
     """Whether an identity of this version has all parts, each of its type and in its range."""
-    if not _has(value, IDENTITY) or not 0 < value["views"]["img_size"] <= MAX_SIZE:
+    if not has(value, IDENTITY) or not 0 < value["views"]["img_size"] <= MAX_SIZE:
+        return False
+    store = value["views"].get("image_store") or {"short_side": MAX_SIZE}
+    if not has(store, {"short_side": int}) or store["short_side"] <= 0:
         return False
     limits = {
         "labels": (-1, value["dataset"]["classes"]),
@@ -261,7 +263,7 @@ def _is_identity(value: Any) -> bool:
     for column in (value["train"], value["val"]):
         length = len(set(column["keys"]))
         boxes = column.get("boxes", [[0, 0, 0, 0]] * length)
-        if not _has(boxes, [[float]]) or [len(box) for box in boxes] != [4] * length:
+        if not has(boxes, [[float]]) or [len(box) for box in boxes] != [4] * length:
             return False
         if any(len(column[name]) != length for name in COLUMNS):
             return False
@@ -271,19 +273,19 @@ def _is_identity(value: Any) -> bool:
     return value["shard_size"] > 0
 
 
-def _has(value: Any, parts: Any) -> bool:
+def has(value: Any, parts: Any) -> bool:
     """Whether a JSON value has the parts of a template: dicts, lists of one kind, types."""
     if isinstance(parts, dict):
         return isinstance(value, dict) and all(
-            name in value and _has(value[name], part) for name, part in parts.items()
+            name in value and has(value[name], part) for name, part in parts.items()
         )
     if isinstance(parts, list):
         if not isinstance(value, list):
             return False
         if isinstance(parts[0], type):  # long columns, so no loop in Python
             return set(map(type, value)) <= ({int, float} if parts[0] is float else {parts[0]})
-        return all(_has(item, parts[0]) for item in value)
-    return parts is Any or _has([value], [parts])
+        return all(has(item, parts[0]) for item in value)
+    return parts is Any or has([value], [parts])
 
 
 def missing(rows: Iterable[dict[str, Any]], num_blocks: int, views: int) -> list[tuple[int, ...]]:

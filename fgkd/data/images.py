@@ -70,6 +70,39 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def shrunk_size(height: int, width: int, short_side: int) -> tuple[int, int]:
+    """(height, width) with the shorter of the two at most `short_side`, as torchvision rounds."""
+    short = min(height, width)
+    if short <= short_side:
+        return height, width
+    return short_side * height // short, short_side * width // short
+
+
+def shrink(image_HWC: np.ndarray, short_side: int) -> np.ndarray:
+    """The image [H, W, 3] resized so that its shorter side is `short_side` px, or as it is if less.
+
+    Bilinear and antialiased: the values are those of torchvision's `resize`.
+    """
+    import torch
+
+    height, width = image_HWC.shape[:2]
+    size = shrunk_size(height, width, short_side)
+    if size == (height, width):
+        return image_HWC
+    image_1CHW = torch.from_numpy(image_HWC)[None].permute(0, 3, 1, 2)
+    small = torch.nn.functional.interpolate(image_1CHW, size, mode="bilinear", antialias=True)
+    return np.ascontiguousarray(small[0].permute(1, 2, 0).numpy())
+
+
+def header_size(data: bytes) -> tuple[int, int] | None:
+    """(height, width) by an encoded image's header; None if that cannot be read."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return image.height, image.width
+    except Exception:  # what a Pillow reader raises on bad data is open-ended
+        return None
+
+
 def _undecodable(name: str, reason: str) -> FgkdError:
     return FgkdError(
         f"cannot decode image {name}: {reason}",
