@@ -117,11 +117,6 @@ class KeyedView:
         return own if mix is None else views.mix(own, self.one(image_of, partner, view, size), mix)
 
 
-def shrunk_to(described: dict[str, Any]) -> int | None:
-    """The `short_side` of a `KeyedView.describe`."""
-    return (described.get("image_store") or {}).get("short_side")
-
-
 class CleanView:
     """The evaluation view: timm's eval transform on Pillow's pixels, kept as uint8.
 

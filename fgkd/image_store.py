@@ -33,6 +33,11 @@ HEADERS = 256  # images by which the bytes of a store are estimated
 AHEAD = 64  # decoded images that may wait to be written
 
 
+def shrunk_to(described: dict[str, Any]) -> int | None:
+    """The side that images of an identity's `views` are shrunk to; None: they are whole."""
+    return (described.get("image_store") or {}).get("short_side")
+
+
 class ImageStore:
     """The images of some samples by row, whose shorter side is at most `short_side` px.
 
@@ -68,11 +73,14 @@ class ImageStore:
             wanted["hashes"] = self.hashes
         differ = manifest.explain_mismatch({name: index[name] for name in wanted}, wanted)
         manifest.refuse(f"image store {self.folder} is of other images", differ, remedy)
-        self.shapes = list(zip(index["heights"], index["widths"], strict=True))
+        heights, widths, count = index["heights"], index["widths"], len(self.samples)
+        if {len(heights), len(widths)} != {count} or min([0, *heights, *widths]) < 0:
+            raise FgkdError(f"image store {self.folder} is damaged: not {count} shapes", remedy)
+        self.shapes = list(zip(heights, widths, strict=True))
         self.offsets = np.cumsum([0, *(3 * h * w for h, w in self.shapes)])
         pixels = self.folder / "pixels.u8"
         there = pixels.stat().st_size if pixels.exists() else 0
-        if len(self.shapes) != len(self.samples) or there != self.offsets[-1]:
+        if there != self.offsets[-1]:
             raise FgkdError(
                 f"image store {self.folder} is damaged: pixels.u8 has {there:,} bytes "
                 f"of {self.offsets[-1]:,}",

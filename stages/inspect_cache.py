@@ -12,7 +12,7 @@ from fgkd import fsio
 from fgkd.cache import manifest, stats
 from fgkd.config import InspectConfig
 from fgkd.errors import FgkdError
-from fgkd.fetch import shrunk_to
+from fgkd.image_store import shrunk_to
 from fgkd.report import page
 
 from . import session

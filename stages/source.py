@@ -15,7 +15,8 @@ from fgkd.cache.remote import is_url, open_cache
 from fgkd.config import TrainStudentConfig
 from fgkd.data import Dataset, open_dataset, with_boxes
 from fgkd.errors import FgkdError, quoted
-from fgkd.fetch import clean_fetcher, shrunk_to
+from fgkd.fetch import clean_fetcher
+from fgkd.image_store import shrunk_to
 from fgkd.schema import fingerprint
 
 from . import session

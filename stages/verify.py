@@ -15,7 +15,8 @@ from fgkd.cache.reader import Reader
 from fgkd.config import InspectConfig
 from fgkd.data import Dataset, Samples, open_dataset, with_boxes
 from fgkd.errors import FgkdError
-from fgkd.fetch import Fetcher, KeyedView, Request, clean_fetcher, shrunk_to
+from fgkd.fetch import Fetcher, KeyedView, Request, clean_fetcher
+from fgkd.image_store import shrunk_to
 from fgkd.targets import Arrays, Codec
 from fgkd.workers import fetch
 

@@ -1,0 +1,198 @@
+"""--image-store from end to end: capture, students, live teachers, verify, kills and refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from failures import Fails, copy_data, first_image, make_fails
+from run_miniatures import (
+    STUDENT,
+    TEACHER,
+    assert_same,
+    assert_same_run,
+    fgkd,
+    kill_at,
+    run_ranks,
+    saved,
+    tree,
+)
+
+from fgkd.cache.reader import Reader
+
+SIDE = ("--image-store-side", 24)
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
+    """Run a command that must fail; what it said."""
+    return make_fails(capsys)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("stores")
+
+
+@pytest.fixture(scope="module")
+def caches(tiny_cache: Path, home: Path) -> dict[str, Path]:
+    """One cache a format, of the images of one store; and one without a store, of the same side."""
+
+    def capture(name: str, *more: object) -> Path:
+        fgkd("cache-logits", "-c", tiny_cache / "args.yaml", "--output", home / name, *SIDE, *more)
+        return home / name
+
+    store = ("--image-store", home / "store")
+    return {
+        "hdf5": capture("hdf5", *store),
+        "webdataset": capture("webdataset", *store, "--format", "webdataset"),
+        "shrunk": capture("shrunk"),
+    }
+
+
+def student(run: Path, *source: object) -> Path:
+    fgkd(
+        *("train-student", *source, *STUDENT, "--output", run, "--workers", 0),
+        *("--epochs", 2, "--batch-size", 16),
+    )
+    return run
+
+
+def test_identity(caches: dict[str, Path], tiny_cache: Path) -> None:
+    """The side is of the identity and where images are kept is not; off, nothing is added."""
+    whole, shrunk = Reader(tiny_cache), Reader(caches["hdf5"])
+    assert shrunk.identity["views"] == whole.identity["views"] | {"image_store": {"short_side": 24}}
+    assert "image_store" not in whole.identity["views"]
+    assert not (shrunk.slab(0)["digests"] == whole.slab(0)["digests"]).any()
+    whole.close()
+    shrunk.close()
+    assert (
+        Reader(caches["hdf5"]).manifest["identity_sha256"]
+        == Reader(caches["shrunk"]).manifest["identity_sha256"]
+    )
+    for name in ("manifest.json", *(f"shards/{p.name}" for p in caches["hdf5"].glob("shards/*"))):
+        assert (caches["hdf5"] / name).read_bytes() == (caches["shrunk"] / name).read_bytes()
+
+
+def test_students_are_bit_equal_however_the_images_come(
+    caches: dict[str, Path], tiny_teacher: Path, tiny_cache: Path, tmp_path: Path
+) -> None:
+    """From either format, with the store and without, beside a live teacher, behind a URL."""
+    store, shards = ("--image-store", caches["hdf5"].parent / "store"), ("--order", "shard")
+    live = ("--teacher", tiny_teacher, "--views", 2, "--dtype", "float64", *SIDE)
+    want = student(tmp_path / "want", "--cache", caches["hdf5"], *store)
+    for name, source in {
+        "again": ("--cache", caches["hdf5"], *SIDE),
+        "tars": ("--cache", caches["webdataset"], *store),
+        "tars alone": ("--cache", caches["webdataset"]),
+    }.items():
+        assert_same_run(student(tmp_path / name, *source), want)
+    for name, more in {"live": store, "live shrunk": ()}.items():
+        online = student(tmp_path / name, *live, *more)
+        assert_same(saved(online), saved(want))
+        assert tree(online / "model") == tree(want / "model")
+    views = json.loads((want / "run.json").read_text())["views"]
+    assert views["image_store"] == {"short_side": 24}
+    url = student(tmp_path / "url", "--cache", f"file://{caches['webdataset']}", *shards)
+    assert_same_run(url, student(tmp_path / "near", "--cache", caches["hdf5"], *store, *shards))
+    other = student(tmp_path / "whole", "--cache", tiny_cache)
+    assert tree(other / "model") != tree(want / "model")
+
+
+def test_inspect(
+    caches: dict[str, Path],
+    tiny_teacher: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """verify and the gallery render from the original images, and need no store."""
+    capsys.readouterr()
+    for name in ("hdf5", "webdataset"):
+        fgkd("inspect", caches[name], "--verify", "--teacher", tiny_teacher)
+        said = capsys.readouterr().out
+        assert "views again: 0 differences" in said
+        assert "of images with a shorter side of 24 px" in said
+    fgkd("inspect", caches["hdf5"], "--gallery", tmp_path / "gallery")
+    assert "The pixels of 16 of 16 views" in (tmp_path / "gallery/index.html").read_text()
+
+
+def test_refusals(
+    caches: dict[str, Path], tiny_cache: Path, tiny_data: Path, fails: Fails, tmp_path: Path
+) -> None:
+    """A store for a cache of whole images, another side, a stale store: and nothing is written."""
+    store = ("--image-store", caches["hdf5"].parent / "store")
+    out = ("--output", tmp_path / "out")
+    learn = ("train-student", *STUDENT, *out)
+    whole = f"the views of cache {tiny_cache} were cropped from whole images"
+    assert whole in fails(*learn, "--cache", tiny_cache, *store)
+    assert whole in fails(*learn, "--cache", tiny_cache, *SIDE)
+    said = fails(*learn, "--cache", caches["hdf5"], *store, "--image-store-side", 28)
+    assert "were made with 24" in said
+    url = ("--cache", f"file://{caches['webdataset']}", "--order", "shard")
+    assert "come with the shards of a URL" in fails(*learn, *url, *store)
+    teach = ("train-teacher", *TEACHER, *out, "--data", f"folder:{tiny_data}")
+    assert "no --image-store-side is given" in fails(*teach, *store)
+    assert "short_side: 24 -> 28" in fails(*teach, *store, "--image-store-side", 28)
+    again = ("cache-logits", "-c", tiny_cache / "args.yaml", "--output", tiny_cache)
+    assert "views.image_store" in fails(*again, *SIDE)
+    assert not (tmp_path / "out").exists()
+    data = copy_data(tiny_data, tmp_path / "data")
+    image = first_image(data)
+    image.write_bytes(image.read_bytes() + b"more")
+    moved = ("train-teacher", *TEACHER, *out, "--data", f"folder:{data}")
+    assert "is of other images" in fails(*moved, *store, *SIDE)
+
+
+def test_no_bounding_boxes_of_shrunk_images(tiny_data: Path, fails: Fails, tmp_path: Path) -> None:
+    from data_miniatures import write_cub
+
+    write_cub(tmp_path / "CUB_200_2011", train=6)
+    data = ("--data", f"cub:{tmp_path / 'CUB_200_2011'}", "--bbox-crop")
+    said = fails("train-teacher", *TEACHER, *data, *SIDE, "--output", tmp_path / "out")
+    assert "bounding boxes are of whole images" in said
+    assert not (tmp_path / "out").exists()
+
+
+POINTS = (("fgkd.image_store.shrink", 50), ("os.replace", 3), ("os.fsync", 6), ("os.replace", 4))
+
+
+def test_killed_while_the_store_is_written(tiny_data: Path, tmp_path: Path) -> None:
+    """In the pixels, and around their rename and the index's: --resume writes a whole store."""
+
+    def command(name: str) -> tuple[object, ...]:
+        return (
+            *("train-teacher", "--data", f"folder:{tiny_data}", *TEACHER, "--epochs", 1, *SIDE),
+            *("--image-store", tmp_path / f"{name} store", "--output", tmp_path / name),
+            *("--workers", 0, "--batch-size", 32),
+        )
+
+    fgkd(*command("want"))
+    want = tree(tmp_path / "want store")
+    assert list(want) == ["index.json", "pixels.u8"]
+    for number, point in enumerate(POINTS):
+        kill_at(point, *command(str(number)))
+        assert not (tmp_path / f"{number} store/index.json").exists()
+        assert (tmp_path / f"{number} store/pixels.u8").exists() == (number >= 2)
+        fgkd(*command(str(number)), "--resume")
+        assert tree(tmp_path / f"{number} store") == want
+        assert_same_run(tmp_path / str(number), tmp_path / "want")
+
+
+def test_ranks_share_one_store(caches: dict[str, Path], tmp_path: Path) -> None:
+    """The first to come writes it, and the others wait."""
+    run_ranks(
+        *(2, "train-student", "--cache", caches["hdf5"], "--image-store", tmp_path / "store"),
+        *(
+            *STUDENT,
+            "--epochs",
+            1,
+            "--batch-size",
+            16,
+            "--workers",
+            0,
+            "--output",
+            tmp_path / "run",
+        ),
+    )
+    assert tree(tmp_path / "store") == tree(caches["hdf5"].parent / "store")
