@@ -20,6 +20,7 @@ from run_miniatures import (
 )
 
 from fgkd.cache.reader import Reader
+from fgkd.schema import fingerprint
 
 SIDE = ("--image-store-side", 24)
 
@@ -196,3 +197,15 @@ def test_ranks_share_one_store(caches: dict[str, Path], tmp_path: Path) -> None:
         ),
     )
     assert tree(tmp_path / "store") == tree(caches["hdf5"].parent / "store")
+
+
+@pytest.mark.parametrize("value", ["x", 24, {"short_side": "24"}, {"short_side": -1}, [1]])
+def test_a_manifest_that_names_no_side_is_damaged(
+    caches: dict[str, Path], tmp_path: Path, fails: Fails, value: object
+) -> None:
+    cache = copy_data(caches["hdf5"], tmp_path / "cache")
+    held = json.loads((cache / "manifest.json").read_text())
+    held["identity"]["views"]["image_store"] = value
+    held["identity_sha256"] = fingerprint(held["identity"])
+    (cache / "manifest.json").write_text(json.dumps(held))
+    assert "its identity is not one" in fails("inspect", cache)

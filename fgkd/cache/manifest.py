@@ -72,6 +72,7 @@ def check_content(key: str, then: str, data: bytes) -> None:
 
 def describe_samples(samples: Any, progress: Callable[[int], None] | None = None) -> dict[str, Any]:
     """Columns keys, labels, domains, sizes (bytes), hashes of a split; reads every file once.
+
     Also boxes, where the views crop inside them.
 
     An unreadable file gets size -1 and an empty hash: capture then reports or quarantines it.
@@ -254,8 +255,6 @@ def _is_identity(value: Any) -> bool:
     if not has(value, IDENTITY) or not 0 < value["views"]["img_size"] <= MAX_SIZE:
         return False
     store = value["views"].get("image_store") or {"short_side": MAX_SIZE}
-    if not has(store, {"short_side": int}) or store["short_side"] <= 0:
-        return False
     limits = {
         "labels": (-1, value["dataset"]["classes"]),
         "domains": (0, value["dataset"]["domains"]),
@@ -270,7 +269,7 @@ def _is_identity(value: Any) -> bool:
         for name, (low, names) in limits.items():
             if not low <= min(column[name], default=0) <= max(column[name], default=0) < len(names):
                 return not length
-    return value["shard_size"] > 0
+    return value["shard_size"] > 0 and has(store, {"short_side": int}) and store["short_side"] > 0
 
 
 def has(value: Any, parts: Any) -> bool:
