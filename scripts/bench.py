@@ -1,4 +1,4 @@
-"""The speed table of DESIGN.md section 6, as ratios in one run: python scripts/bench.py [--json F].
+"""The speed table of README, as ratios in one run: python scripts/bench.py [--json FILE].
 
 Every ratio is of measurements taken in turn, and its spread is their quartiles. --quick runs it all
 in seconds and measures nothing worth reading.
