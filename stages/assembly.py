@@ -103,6 +103,18 @@ def make_optimizer(options: Any, model: models.Classifier) -> torch.optim.Optimi
     )
 
 
+def loop_options(options: Any) -> dict[str, Any]:
+    """What `engine.fit` takes straight from the options."""
+    return {
+        "seed": options.seed,
+        "amp_dtype": getattr(torch, options.amp_dtype) if options.amp else None,
+        "grad_accum_steps": options.grad_accum_steps,
+        "clip_grad": options.clip_grad,
+        "clip_mode": options.clip_mode,
+        "compiled": options.compile,
+    }
+
+
 def make_state(options: Any, model: models.Classifier, device: torch.device) -> engine.State:
     """Optimizer, loss scaler and averaged weights around a new model."""
     from timm.utils import ModelEmaV3

@@ -198,13 +198,8 @@ def measure(
             step_fn=training.step_fn,
             steps_per_epoch=training.loader.schedule.steps_per_epoch,
             lr_at=training.lr_at,
-            seed=options.seed,
             device=device,
-            amp_dtype=getattr(torch, options.amp_dtype) if options.amp else None,
-            grad_accum_steps=options.grad_accum_steps,
-            clip_grad=options.clip_grad,
-            clip_mode=options.clip_mode,
-            compiled=options.compile,
+            **assembly.loop_options(options),
         ):
             taken.append((done.num_images, done.times["wait_s"] + done.times["step_s"]))
             if sum(seconds for _, seconds in taken) > MEASURE_S:

@@ -210,12 +210,18 @@ def footnotes(
         if cache and (Path(cache) / "manifest.json").exists():
             reader = Reader(Path(cache))
             took = tables.minutes(Path(cache))
+            num = len(reader.identity["train"]["keys"])
             lines.append(
-                f"cache {cache}: {reader.views} views x {len(reader.identity['train']['keys']):,} "
-                f"images, {fsio.human_bytes(reader.num_bytes)}"
+                f"cache {_shown(Path(cache))}: {reader.views} views x {num:,} images, "
+                f"{fsio.human_bytes(reader.num_bytes)}"
                 + ("" if took is None else f", {took:.1f} minutes")
             )
     distinct = {s["specs"]: s["dataset"] for s in scored}.values()
     notes = [note for dataset in distinct for note in session.with_leaks(dataset).notes]
     lines += map(session.note_line, dict.fromkeys(notes))
     return lines
+
+
+def _shown(path: Path) -> Path:
+    """The path as one would type it here: relative where it lies below the current folder."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -15,7 +15,7 @@ from fgkd.fetch import clean_fetcher
 from fgkd.loader import TrainLoader
 from fgkd.rundir import RunDir
 
-from . import session
+from . import assembly, session
 from .board import Board
 
 
@@ -87,13 +87,8 @@ def train(
             step_fn=step_fn,
             steps_per_epoch=schedule.steps_per_epoch,
             lr_at=lr_at,
-            seed=options.seed,
             device=device,
-            amp_dtype=getattr(torch, options.amp_dtype) if options.amp else None,
-            grad_accum_steps=options.grad_accum_steps,
-            clip_grad=options.clip_grad,
-            clip_mode=options.clip_mode,
-            compiled=options.compile,
+            **assembly.loop_options(options),
             should_stop=stop.requested,
         ):
             run.add_bad_images(report.bad)
