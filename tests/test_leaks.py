@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +103,20 @@ def test_most_files_are_not_read(leaky: Path, monkeypatch: pytest.MonkeyPatch) -
     leaks.warnings(dataset)
     assert len(read) == 8
     assert sum(map(len, dataset.splits.values())) == 29
+
+
+def test_several_files_are_asked_at_once(leaky: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first look of every thread waits for that of all others."""
+    meeting = threading.Barrier(leaks.THREADS, timeout=30)
+    met, size = threading.local(), Samples.size
+
+    def wait(samples: Samples, i: int) -> int:
+        if not hasattr(met, "here"):
+            met.here = meeting.wait()
+        return size(samples, i)
+
+    monkeypatch.setattr(Samples, "size", wait)
+    assert len(leaks.find(DATASETS["folder"](leaky))) == 4
 
 
 # Bytes of one length whose middles or ends alone may differ, and of others.

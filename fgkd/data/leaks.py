@@ -16,6 +16,7 @@ from .base import Dataset, Samples, read_place
 
 MIDDLE = 256  # bytes; in the middle of an image file its pixels are, not words on it
 NAMED = 3  # examples in a warning
+THREADS = 8  # a network disk answers several at once
 Row = tuple[str, int]  # split, place in it
 
 
@@ -72,12 +73,17 @@ def _split(
         except FgkdError:
             return None  # reported when the image is used
 
+    flat = [(number, row) for number, group in enumerate(groups) for row in group]
+    looks: list[Hashable] = [None] * len(flat)
+    with ThreadPoolExecutor(THREADS) as pool:  # each its share: a future a file would cost more
+        shares = [flat[first::THREADS] for first in range(THREADS)]
+        answers = pool.map(lambda share: [seen(row) for _, row in share], shares)
+        for first, answer in enumerate(answers):
+            looks[first::THREADS] = answer
     parts: dict[Hashable, list[Row]] = {}
-    with ThreadPoolExecutor(8) as pool:  # a network disk answers several at once
-        flat = [(number, row) for number, group in enumerate(groups) for row in group]
-        for (number, row), what in zip(flat, pool.map(lambda at: seen(at[1]), flat), strict=True):
-            if what not in (None, -1):
-                parts.setdefault((number, what), []).append(row)
+    for (number, row), what in zip(flat, looks, strict=True):
+        if what not in (None, -1):
+            parts.setdefault((number, what), []).append(row)
     return list(parts.values())
 
 
