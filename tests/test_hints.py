@@ -6,10 +6,13 @@ import shlex
 from pathlib import Path
 
 import pytest
+from data_miniatures import open_error, write_cub
 from failures import Fails, make_fails
 from run_miniatures import fgkd
 
 from fgkd import fsio, rundir, views
+from fgkd.data import DATASETS, open_dataset, with_boxes
+from fgkd.data.images import decode_rgb
 from fgkd.errors import FgkdError, quoted
 from fgkd.report import page
 from fgkd.results_config import EvaluateConfig
@@ -31,6 +34,39 @@ def test_a_hint_quotes_its_path(tmp_path: Path) -> None:
     with pytest.raises(FgkdError) as error:
         rundir.load_yaml(tmp_path / "my runs" / "args.yaml")
     assert shlex.split(error.value.hint) == ["ls", "-l", str(tmp_path / "my runs" / "args.yaml")]
+
+
+ODD = "d's data"  # a folder that plain quotes do not make one word of
+
+
+@pytest.mark.parametrize("name", [name for name in DATASETS if name != "icons"])
+def test_a_hint_on_data_quotes_its_folder(name: str, tmp_path: Path) -> None:
+    root = tmp_path / ODD
+    root.mkdir()
+    hint = open_error(f"{name}:{root}").hint
+    assert any(word.startswith(str(root)) for word in shlex.split(hint)), hint
+
+
+def test_hints_on_files_of_data_quote_them(tmp_path: Path) -> None:
+    """An unreadable and an undecodable image, a list with a line that is none, and an icon set."""
+    write_cub(tmp_path / ODD)
+    dataset = open_dataset([f"cub:{tmp_path / ODD}"])
+    path = Path(dataset.splits["train"].paths[0])
+    path.write_bytes(b"no image")
+    with pytest.raises(FgkdError) as undecodable:
+        decode_rgb(path.read_bytes(), str(path))
+    assert shlex.split(undecodable.value.hint, comments=True) == ["file", str(path)]
+    path.unlink()
+    with pytest.raises(FgkdError) as gone:
+        dataset.splits["train"].read(0)
+    assert shlex.split(gone.value.hint) == ["ls", "-l", str(path)]
+    boxes = tmp_path / ODD / "bounding_boxes.txt"
+    boxes.write_text(boxes.read_text().replace("1 ", "1 x ", 1))
+    with pytest.raises(FgkdError) as listed:
+        with_boxes(dataset)
+    assert shlex.split(listed.value.hint) == ["grep", "^1 ", str(boxes)]
+    icons = open_error(f"icons:{tmp_path / ODD}").hint
+    assert shlex.split(icons) == ["--data", f"icons:{tmp_path / ODD / 'icons'}"]
 
 
 @pytest.mark.parametrize(

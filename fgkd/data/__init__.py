@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..errors import FgkdError, near
+from ..errors import FgkdError, near, quoted
 from . import cub, dogs, folder, foodx, icons, nabirds, tars, vision
 from .base import Dataset, Samples
 from .boxes import with_boxes
@@ -64,5 +64,5 @@ def _load(spec: str) -> Dataset:
     if not path:
         raise FgkdError(f"--data {spec} does not say where it is", f"--data {name}:PATH")
     if not root.is_dir():
-        raise FgkdError(f"no folder {root} (from --data {spec})", f"ls '{root.parent}'")
+        raise FgkdError(f"no folder {root} (from --data {spec})", f"ls {quoted(root.parent)}")
     return DATASETS[name](root)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import FgkdError
+from ..errors import FgkdError, quoted
 
 Place = tuple[str, int, int]  # (file, offset, size) of an encoded image inside a larger file
 BoxReader = Callable[[list[str]], np.ndarray]  # keys -> boxes; must pickle
@@ -23,9 +23,9 @@ def read_place(place: Place) -> bytes:
             file.seek(offset)
             data = file.read(size)
     except OSError as error:
-        raise FgkdError(f"cannot read {path}: {error.strerror}", f"ls -l '{path}'") from None
+        raise FgkdError(f"cannot read {path}: {error.strerror}", f"ls -l {quoted(path)}") from None
     if len(data) != size:
-        raise FgkdError(f"{path} is truncated", f"ls -l '{path}'")
+        raise FgkdError(f"{path} is truncated", f"ls -l {quoted(path)}")
     return data
 
 
@@ -59,7 +59,8 @@ class Samples:
             return Path(self.paths[i]).read_bytes()
         except OSError as error:
             raise FgkdError(
-                f"cannot read image {self.paths[i]}: {error.strerror}", f"ls -l '{self.paths[i]}'"
+                f"cannot read image {self.paths[i]}: {error.strerror}",
+                f"ls -l {quoted(self.paths[i])}",
             ) from None
 
     def size(self, i: int) -> int:

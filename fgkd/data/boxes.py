@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import FgkdError
+from ..errors import FgkdError, quoted
 from .base import BoxReader, Dataset
 from .lists import find_file, read_table
 
@@ -91,7 +91,7 @@ def of_cars(root: Path, keys: list[str]) -> np.ndarray:
                 boxes[f"{folder}/{row['fname']}"] = from_corners(corners)
         except Exception as error:  # what scipy raises on a damaged file is open-ended
             what = f"cannot read the boxes of {root / file}: {error} ({type(error).__name__})"
-            raise FgkdError(what, f"ls -l '{root / file}'") from None
+            raise FgkdError(what, f"ls -l {quoted(root / file)}") from None
     return np.array([boxes[key] for key in keys])
 
 
@@ -108,7 +108,9 @@ def of_dogs(root: Path, keys: list[str]) -> np.ndarray:
             ]
             left, top, right, bottom = zip(*found, strict=True)
         except (OSError, ValueError, ElementTree.ParseError) as error:
-            raise FgkdError(f"cannot read a box from {path}: {error}", f"head '{path}'") from None
+            raise FgkdError(
+                f"cannot read a box from {path}: {error}", f"head {quoted(path)}"
+            ) from None
         return [min(left), min(top), max(right) - min(left), max(bottom) - min(top)]
 
     return np.array([one(key) for key in keys])
@@ -126,7 +128,9 @@ def of_pets(root: Path, keys: list[str]) -> np.ndarray:
         try:
             pet_HW = decode_rgb(path.read_bytes(), str(path))[..., 0] != 2
         except OSError as error:
-            raise FgkdError(f"cannot read {path}: {error.strerror}", f"ls -l '{path}'") from None
+            raise FgkdError(
+                f"cannot read {path}: {error.strerror}", f"ls -l {quoted(path)}"
+            ) from None
         columns, rows = np.flatnonzero(pet_HW.any(0)), np.flatnonzero(pet_HW.any(1))
         if not len(rows):
             return [0.0, 0.0, 0.0, 0.0]  # refused with its key
@@ -160,6 +164,7 @@ def _numbers(path: Path, table: dict[str, str], id_: str) -> list[float]:
         a, b, c, d = map(float, text.split())
     except ValueError:
         raise FgkdError(
-            f"{path}: expected '{id_}' and four numbers, found {text!r}", f"grep '^{id_} ' '{path}'"
+            f"{path}: expected '{id_}' and four numbers, found {text!r}",
+            f"grep {quoted(f'^{id_} ')} {quoted(path)}",
         ) from None
     return [a, b, c, d]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-from ..errors import FgkdError
+from ..errors import FgkdError, quoted
 from . import boxes
 from .base import Dataset, Samples
 from .lists import find_file, make_samples, read_table, require_dir
@@ -41,7 +41,10 @@ def read_lists(name: str, root: Path, layout: str, id_pattern: str = r"\d+") -> 
     for id_ in images:
         if class_ids[id_] not in class_names or is_train[id_] not in ("0", "1"):
             what = f"image id {id_} has class {class_ids[id_]!r} and split {is_train[id_]!r}"
-            raise FgkdError(f"{what} in the lists of {root}", f"grep -n '^{id_} ' '{root}'/*.txt")
+            raise FgkdError(
+                f"{what} in the lists of {root}",
+                f"grep -n {quoted(f'^{id_} ')} {quoted(root)}/*.txt",
+            )
     used = sorted({class_ids[id_] for id_ in images}, key=int)
     label_of = {class_id: label for label, class_id in enumerate(used)}
     box_reader = functools.partial(boxes.of_cub, root, layout, id_pattern)
@@ -71,6 +74,6 @@ def _table(
         first = min(missing, key=_in_order)
         raise FgkdError(
             f"{path} has no line for {len(missing)} ids of images.txt, as {first}",
-            f"wc -l '{root}'/*.txt",
+            f"wc -l {quoted(root)}/*.txt",
         )
     return table

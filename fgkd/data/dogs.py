@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-from ..errors import FgkdError
+from ..errors import FgkdError, quoted
 from . import boxes
 from .base import Dataset
 from .lists import find_file, make_samples, require_dir
@@ -40,7 +40,7 @@ def load(root: Path) -> Dataset:
                 raise FgkdError(
                     f"{lists[split]} labels {file} {number}, but its folder is number {label + 1} "
                     f"of the {len(classes)} in the lists",
-                    f"ls '{root}/Images' | cat -n",
+                    f"ls {quoted(root)}/Images | cat -n",
                 )
         keys = [f"Images/{file}" for file in files]
         splits[split] = make_samples(root, keys, labels, functools.partial(boxes.of_dogs, root))
@@ -57,10 +57,10 @@ def _read_list(path: Path) -> tuple[list[str], list[int]]:
         labels = [int(label) for label in mat["labels"].ravel()]
     except Exception as error:  # what scipy raises on a damaged file is open-ended
         raise FgkdError(
-            f"cannot read {path}: {error} ({type(error).__name__})", f"ls -l '{path}'"
+            f"cannot read {path}: {error} ({type(error).__name__})", f"ls -l {quoted(path)}"
         ) from None
     if len(files) != len(labels):
         raise FgkdError(
-            f"{path} has {len(files)} files and {len(labels)} labels", f"ls -l '{path}'"
+            f"{path} has {len(files)} files and {len(labels)} labels", f"ls -l {quoted(path)}"
         )
     return files, labels

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..errors import FgkdError
+from ..errors import FgkdError, quoted
 from .base import Dataset
 from .lists import make_samples
 
@@ -26,7 +26,7 @@ def load(root: Path) -> Dataset:
     splits = [split for split in SPLITS if (root / split).is_dir()]
     if not splits:
         raise FgkdError(
-            f"no train, val or test folder in {root}; expected {LAYOUT}", f"ls '{root}'"
+            f"no train, val or test folder in {root}; expected {LAYOUT}", f"ls {quoted(root)}"
         )
     classes = _class_names(root, splits)
     ignored: list[str] = []
@@ -54,11 +54,11 @@ def _class_names(root: Path, splits: list[str]) -> list[str]:
                 have = ", ".join(other for other in splits if name in found[other])
                 raise FgkdError(
                     f"class folder {name!r} is missing in split {split} (it is in {have})",
-                    f"ls '{root / split}'",
+                    f"ls {quoted(root / split)}",
                 )
     if not classes:
         raise FgkdError(
-            f"no class folders in {root / splits[0]}; expected {LAYOUT}", f"ls '{root}'"
+            f"no class folders in {root / splits[0]}; expected {LAYOUT}", f"ls {quoted(root)}"
         )
     return classes
 
@@ -80,6 +80,6 @@ def _image_keys(root: Path, class_dir: str, ignored: list[str]) -> list[str]:
     if not keys:
         raise FgkdError(
             f"class folder {root / class_dir} holds no image ({', '.join(EXTENSIONS)})",
-            f"ls '{root / class_dir}'",
+            f"ls {quoted(root / class_dir)}",
         )
     return keys

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import FgkdError
+from ..errors import FgkdError, quoted
 from ..fsio import PARTIAL, sha256, write_error
 from . import folder
 from .base import Dataset
@@ -72,7 +72,7 @@ def _check(root: Path, keys: list[str]) -> None:
     if not marker.is_file():
         raise FgkdError(
             f"{root} is not an icon set, and not empty: nothing was written there",
-            f"--data icons:{root / 'icons'}",
+            f"--data icons:{quoted(root / 'icons')}",
         )
     expected = len(_png(np.zeros((32, 32), np.uint8)))  # PNGs without compression: all one size
     lengths = {key: _length(f"{root}/{key}") for key in keys}
@@ -82,7 +82,7 @@ def _check(root: Path, keys: list[str]) -> None:
     if damaged:
         raise FgkdError(
             f"the icon set in {root} is damaged or of another version, as {damaged[0]} shows",
-            f"rm -r '{root}'   # it is unpacked again on the next run",
+            f"rm -r {quoted(root)}   # it is unpacked again on the next run",
         )
 
 

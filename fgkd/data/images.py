@@ -15,7 +15,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
-from ..errors import FgkdError
+from ..errors import FgkdError, quoted
 
 # The raster formats of image datasets. Image files are untrusted, and Pillow's other readers do
 # more than decode (EPS starts Ghostscript).
@@ -106,5 +106,5 @@ def header_size(data: bytes) -> tuple[int, int] | None:
 def _undecodable(name: str, reason: str) -> FgkdError:
     return FgkdError(
         f"cannot decode image {name}: {reason}",
-        f"file '{name}'   # replace the file, or run again with --skip-bad-images to leave it out",
+        f"file {quoted(name)}   # replace it, or run again with --skip-bad-images to leave it out",
     )

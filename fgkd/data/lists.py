@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import FgkdError
+from ..errors import FgkdError, quoted
 from .base import BoxReader, Samples
 
 
 def require_dir(path: Path, layout: str) -> None:
     """Raises: FgkdError naming the folder and the expected layout if it does not exist."""
     if not path.is_dir():
-        raise FgkdError(f"no folder {path}; expected {layout}", f"ls '{path.parent}'")
+        raise FgkdError(f"no folder {path}; expected {layout}", f"ls {quoted(path.parent)}")
 
 
 def find_file(root: Path, names: Sequence[str], layout: str) -> Path:
@@ -28,7 +28,7 @@ def find_file(root: Path, names: Sequence[str], layout: str) -> Path:
     for name in names:
         if (root / name).is_file():
             return root / name
-    raise FgkdError(f"no {' or '.join(names)} in {root}; expected {layout}", f"ls '{root}'")
+    raise FgkdError(f"no {' or '.join(names)} in {root}; expected {layout}", f"ls {quoted(root)}")
 
 
 def read_text(path: Path) -> list[str]:
@@ -36,7 +36,7 @@ def read_text(path: Path) -> list[str]:
     try:
         return path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, ValueError) as error:
-        raise FgkdError(f"cannot read {path}: {error}", f"head -c 300 '{path}'") from None
+        raise FgkdError(f"cannot read {path}: {error}", f"head -c 300 {quoted(path)}") from None
 
 
 def read_table(path: Path, id_pattern: str = r"\d+") -> dict[str, str]:
@@ -59,7 +59,7 @@ def bad_line(path: Path, number: int, line: str, expected: str) -> FgkdError:
     """The error for line `number` (from 1) of a list."""
     return FgkdError(
         f"{path}, line {number}: expected {expected}, found {line.strip()!r}",
-        f"sed -n {number}p '{path}'",
+        f"sed -n {number}p {quoted(path)}",
     )
 
 
@@ -72,10 +72,12 @@ def make_samples(
     Raises: FgkdError for a split without images, a repeated key, or one that leaves `root`.
     """
     if not keys:
-        raise FgkdError(f"the lists of {root} leave a split without images", f"ls '{root}'")
+        raise FgkdError(f"the lists of {root} leave a split without images", f"ls {quoted(root)}")
     if len(set(keys)) < len(keys):
         twice = Counter(keys).most_common(1)[0][0]
-        raise FgkdError(f"the lists of {root} name {twice!r} twice", f"grep -rn '{twice}' '{root}'")
+        raise FgkdError(
+            f"the lists of {root} name {twice!r} twice", f"grep -rn {quoted(twice)} {quoted(root)}"
+        )
     top = os.path.abspath(root)
     for key in keys:
         _check_key(top, key)
@@ -91,5 +93,5 @@ def _check_key(root: str, key: str) -> None:
     if not is_text or not parts[0] or ".." in parts:  # an absolute path has an empty first part
         raise FgkdError(
             f"unsafe file name {key!r} in dataset {root}: it must be a path inside that folder",
-            f"ls -R '{root}'",
+            f"ls -R {quoted(root)}",
         )

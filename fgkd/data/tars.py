@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from ..errors import FgkdError
+from ..errors import FgkdError, quoted
 from .base import Dataset, Place
 from .lists import make_samples, read_text
 
@@ -35,7 +35,7 @@ def load(root: Path) -> Dataset:
     """
     tars = {split: sorted(root.glob(f"{split}-*.tar")) for split in SPLITS}
     if not any(tars.values()):
-        raise FgkdError(f"no tars of a split in {root}; expected {LAYOUT}", f"ls '{root}'")
+        raise FgkdError(f"no tars of a split in {root}; expected {LAYOUT}", f"ls {quoted(root)}")
     rows = {
         split: [row for path in paths for row in _samples(path)]
         for split, paths in tars.items()
@@ -47,7 +47,7 @@ def load(root: Path) -> Dataset:
         for key, text, _ in part:
             if int(text) not in label_of:
                 what = f"{root}/{key} has label {text}, but classes.txt has {len(classes)} lines"
-                raise FgkdError(what, f"wc -l '{root}/classes.txt'")
+                raise FgkdError(what, f"wc -l {quoted(root)}/classes.txt")
         labels = [label_of[int(text)] for _, text, _ in part]
         samples = make_samples(root, [key for key, _, _ in part], labels)
         splits[split] = replace(samples, places=[place for _, _, place in part])
@@ -65,7 +65,7 @@ def _classes(root: Path, texts: set[str]) -> tuple[list[str], dict[int, int]]:
         names.pop()
     if not all(names) or len(set(names)) < len(names):
         what = f"{path} has an empty line, or a name twice; expected a class name a line"
-        raise FgkdError(what, f"sort '{path}' | uniq -d")
+        raise FgkdError(what, f"sort {quoted(path)} | uniq -d")
     return names, {label: label for label in range(len(names))}
 
 
@@ -85,7 +85,7 @@ def _samples(path: Path) -> list[Row]:
                     parts[kind] = offset, size
             return [_row(path, data, stem, parts) for stem, parts in found.items()]
     except (OSError, ValueError) as error:
-        raise FgkdError(f"cannot read {path}: {error}", f"tar tvf '{path}'") from None
+        raise FgkdError(f"cannot read {path}: {error}", f"tar tvf {quoted(path)}") from None
 
 
 def _row(path: Path, data: mmap.mmap, stem: str, parts: dict[str, tuple[int, int]]) -> Row:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import FgkdError
+from ..errors import FgkdError, quoted
 from . import boxes
 from .base import Dataset, Samples
 from .lists import make_samples
@@ -80,7 +80,9 @@ class Official:
         return make_samples(root, keys, labels, reader_of_boxes)
 
     def _error(self, root: Path, what: str) -> FgkdError:
-        return FgkdError(f"{what}; expected {self.folder}/ with {self.layout}", f"ls -R '{root}'")
+        return FgkdError(
+            f"{what}; expected {self.folder}/ with {self.layout}", f"ls -R {quoted(root)}"
+        )
 
 
 def _pairs(reader: Any) -> Iterable[tuple[Any, Any]]:
