@@ -280,11 +280,7 @@ def load(folder: Path) -> Classifier:
     """
     import timm
 
-    if not (folder / "config.json").is_file():
-        raise FgkdError(
-            f"no trained model at {folder} (config.json is missing)",
-            f"ls {quoted(folder.parent)}   # an unfinished run? continue it with --resume",
-        )
+    weights.require_model(folder)
     try:
         net = timm.create_model(f"local-dir:{folder}", pretrained=True)
     except Exception as error:

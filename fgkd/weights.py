@@ -1,4 +1,4 @@
-"""The weights that a new network starts from: a checkpoint of the same architecture."""
+"""Weights in files: whether a model's are there, and a new network that starts from others'."""
 
 from __future__ import annotations
 
@@ -7,6 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from .errors import FgkdError, quoted
+
+SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".tar")  # of weights in a timm local-dir folder
+
+
+def require_model(folder: Path) -> None:
+    """Raise FgkdError unless a folder has a model's config and weights; neither is read."""
+    if not (folder / "config.json").is_file():
+        raise FgkdError(
+            f"no trained model at {folder} (config.json is missing)",
+            f"ls {quoted(folder.parent)}   # an unfinished run? continue it with --resume",
+        )
+    if not any(path.suffix in SUFFIXES for path in folder.iterdir()):
+        raise FgkdError(
+            f"model {folder} does not load: no weights beside its config.json",
+            f"ls -l {quoted(folder)}",
+        )
 
 
 def load_initial(net: Any, source: str) -> list[str]:

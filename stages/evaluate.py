@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fgkd import distributed, engine, fsio, intervals, metrics, models, rundir
+from fgkd import distributed, engine, fsio, intervals, metrics, models, rundir, weights
 from fgkd.cache import manifest
 from fgkd.cache.reader import Reader
 from fgkd.config import EvaluateConfig
@@ -27,6 +27,7 @@ def evaluate(options: EvaluateConfig, runs: list[str]) -> None:
     if options.export and options.predict:
         raise FgkdError("--export and --predict exclude each other", f"--export {options.export}")
     check_options(options)
+    check_runs(runs, described=not (options.export or options.predict))
     if options.export:
         export.export(options, runs)
         return
@@ -71,6 +72,17 @@ def check_options(options: EvaluateConfig) -> None:
         unused, where = ["top", "export_dir", "overwrite"], "without --predict or --export"
     session.refuse_unused(options, unused, where, "leave it out, or run evaluate once for each")
     fsio.claim_option(options.json, "--json")
+
+
+def check_runs(runs: list[str], described: bool) -> None:
+    """Refuse a run or model that is not there, before hours go into those named before it.
+
+    described: each must be a run's folder with its run.json, and not a model's alone.
+    """
+    for run in runs:
+        if described:
+            rundir.read(Path(run))
+        weights.require_model(Path(run) / "model" if described else session.model_folder(run))
 
 
 def score(path: Path, options: EvaluateConfig, device: torch.device) -> dict[str, Any]:

@@ -65,8 +65,14 @@ def test_near_names() -> None:
         (("cache-logits", "--teacher", "no", "--output", "o"), "no run folder no"),
         (("evaluate",), "RUN is required"),
         (("evaluate", "no"), "no run folder no"),
-        (("evaluate", "no", "--device", "gpu"), "--device 'gpu' is not a device"),
-        (("evaluate", "no", "--device", "cuda:99"), "--device cuda:99: "),
+        (
+            ("train-teacher", "--data", "icons", "--model", "m", "--device", "gpu"),
+            "--device 'gpu' is not a device",
+        ),
+        (
+            ("train-teacher", "--data", "icons", "--model", "m", "--device", "cuda:99"),
+            "--device cuda:99: ",
+        ),
     ],
 )
 def test_what_is_missing_is_named(
@@ -196,6 +202,30 @@ def test_a_damaged_run(fails: Fails, tiny_teacher: Path, tmp_path: Path) -> None
     assert f"model {run}/model does not load" in fails("evaluate", run)
     (run / "model" / "config.json").unlink()
     assert "no trained model at" in fails("evaluate", run)
+
+
+@pytest.mark.parametrize("how", [(), ("--predict", ROOT), ("--export", "onnx")])
+def test_all_runs_are_looked_for_before_one_is_evaluated(
+    how: tuple[object, ...],
+    fails: Fails,
+    tiny_teacher: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A run that is not there, one without a model, one without weights, each named last."""
+    monkeypatch.setattr("fgkd.models.load", None)
+    monkeypatch.setattr("fgkd.engine.evaluate", None)
+    bare, weightless = tmp_path / "bare", tmp_path / "weightless"
+    (weightless / "model").mkdir(parents=True)
+    (weightless / "model" / "config.json").touch()
+    for run in (bare, weightless):
+        run.mkdir(exist_ok=True)
+        (run / "run.json").write_text('{"stage": "train-student"}')
+    absent = fails("evaluate", tiny_teacher, tmp_path / "no", *how)
+    assert ("no trained model at" if how else "no run folder") in absent
+    assert f"no trained model at {bare}/model" in fails("evaluate", tiny_teacher, bare, *how)
+    said = fails("evaluate", tiny_teacher, weightless, *how)
+    assert f"model {weightless}/model does not load: no weights" in said
 
 
 def test_evaluate_names_the_splits_there_are(
