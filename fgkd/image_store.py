@@ -151,7 +151,14 @@ class ImageStore:
         except OSError as error:
             raise fsio.write_error(self.folder / "index.json", error) from error
         try:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError as error:  # without it two writers would write into one file
+                raise FgkdError(
+                    f"image store {self.folder}: its file system has no locks ({error.strerror})",
+                    "--image-store with a folder on another disk, or leave it out: "
+                    "--image-store-side alone shrinks images as they are read",
+                ) from error
             yield
         finally:
             os.close(file)  # and the lock with it, as when the process is killed

@@ -11,7 +11,7 @@ import numpy as np
 from fgkd import fsio
 from fgkd.cache import manifest, stats
 from fgkd.config import InspectConfig
-from fgkd.errors import FgkdError
+from fgkd.errors import FgkdError, quoted
 from fgkd.image_store import shrunk_to
 from fgkd.report import page
 
@@ -29,6 +29,7 @@ def inspect(options: InspectConfig, caches: list[str]) -> None:
         page.claim(Path(options.gallery), "--gallery")
     reports, failed = [], False
     for path in map(Path, caches):
+        _refuse_run(path)
         held = manifest.load(path)
         report = describe(path, held)
         reports.append(report)
@@ -52,6 +53,21 @@ def inspect(options: InspectConfig, caches: list[str]) -> None:
         session.echo(f"gallery: {gallery.write(Path(options.gallery), shown, options)}")
     if failed:
         sys.exit(1)
+
+
+def _refuse_run(path: Path) -> None:
+    """Raise FgkdError for a run's folder, naming the cache that it learned from if it had one."""
+    if not (path / "run.json").is_file() or (path / "identity.json").is_file():
+        return
+    from fgkd import rundir  # with torch
+
+    cache = rundir.read(path).get("parents", {}).get("cache")
+    raise FgkdError(
+        f"{path} is a run, not a cache",
+        f"fgkd inspect {quoted(cache)}   # the cache that this run learned from"
+        if cache
+        else f"fgkd inspect CACHE   # or, of this run: fgkd evaluate {quoted(path)}",
+    )
 
 
 def describe(path: Path, held: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 
@@ -130,6 +131,23 @@ def test_a_cache_given_as_a_run_is_named(tmp_path: Path) -> None:
     (tmp_path / "identity.json").touch()
     with pytest.raises(FgkdError, match="is a cache, not a run"):
         rundir.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("parents", "hint"),
+    [
+        ({"cache": "/my caches/one"}, "fgkd inspect '/my caches/one'   #"),
+        ({"teacher": "t"}, "fgkd inspect CACHE   # or, of this run: fgkd evaluate "),
+        ({}, "fgkd inspect CACHE   #"),
+    ],
+)
+def test_a_run_given_as_a_cache_is_named_with_its_cache(
+    fails: Fails, tmp_path: Path, parents: dict[str, str], hint: str
+) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"stage": "train-student", "parents": parents}))
+    said = fails("inspect", tmp_path)
+    assert f"{tmp_path} is a run, not a cache" in said
+    assert f"Try: {hint}" in said
 
 
 def test_a_cache_folder_in_the_way_is_not_to_be_resumed(tmp_path: Path) -> None:

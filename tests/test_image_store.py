@@ -159,6 +159,27 @@ def test_read_only_places(built: ImageStore, monkeypatch: pytest.MonkeyPatch) ->
         ImageStore(built.folder / "new", built.samples, SIDE).build(1)
 
 
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP])
+def test_a_file_system_without_locks(
+    built: ImageStore, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Nothing is written there; a store that is there is read."""
+
+    def refuse(*args: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    store = ImageStore(built.folder / "new", built.samples, SIDE)
+    with pytest.raises(FgkdError, match="its file system has no locks") as caught:
+        store.build(1)
+    assert os.strerror(number) in caught.value.what
+    assert caught.value.hint.startswith("--image-store with a folder on another disk")
+    assert list(store.folder.iterdir()) == []
+    opened = reopened(built)
+    opened.build(1)
+    assert np.array_equal(opened[0], built[0])
+
+
 def test_a_full_disk_is_said_before_it_is_full(
     samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
