@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,13 @@ def claim(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(path.parent, os.W_OK):
         raise PermissionError(13, "permission denied")
+
+
+def free(path: Path) -> tuple[int, Path]:
+    """Free bytes of the disk that a path is on or will be, and the nearest folder that exists."""
+    path = path.resolve()
+    existing = next(folder for folder in (path, *path.parents) if folder.exists())
+    return shutil.disk_usage(existing).free, existing
 
 
 def claim_option(path: str | None, option: str) -> None:

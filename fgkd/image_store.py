@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -36,6 +35,19 @@ AHEAD = 64  # decoded images that may wait to be written
 def shrunk_to(described: dict[str, Any]) -> int | None:
     """The side that images of an identity's `views` are shrunk to; None: they are whole."""
     return (described.get("image_store") or {}).get("short_side")
+
+
+def estimate_bytes(samples: Samples, short_side: int) -> int:
+    """About how many bytes the pixels of a store take, by the headers of `HEADERS` images at most.
+
+    Exact if there are no more images; 0 if not one of them can be read.
+    """
+    count, each = len(samples), []
+    for row in np.unique(np.linspace(0, count - 1, min(count, HEADERS)).astype(int)).tolist():
+        with contextlib.suppress(FgkdError):
+            if size := header_size(samples.read(row)):
+                each.append(3 * np.prod(shrunk_size(*size, short_side)))
+    return round(float(np.mean(each)) * count) if each else 0
 
 
 class ImageStore:
@@ -110,20 +122,6 @@ class ImageStore:
         begin, end = self.offsets[row : row + 2]
         return self._pixels[begin:end].reshape(*self.shapes[row], 3)
 
-    def estimate_bytes(self) -> int:
-        """How many bytes the pixels take, by the headers of `HEADERS` images at most."""
-        count = len(self.samples)
-        rows = np.unique(np.linspace(0, count - 1, min(count, HEADERS)).astype(int)).tolist()
-        sizes = [header_size(self._read(row) or b"") for row in rows]
-        each = [3 * np.prod(shrunk_size(*size, self.short_side)) for size in sizes if size]
-        return round(float(np.mean(each)) * count) if each else 0
-
-    def _read(self, row: int) -> bytes | None:
-        try:
-            return self.samples.read(row)
-        except FgkdError:
-            return None
-
     def build(
         self,
         threads: int,
@@ -164,7 +162,7 @@ class ImageStore:
             os.close(file)  # and the lock with it, as when the process is killed
 
     def _write(self, threads: int, skip_bad: bool, progress: Callable[[int], None]) -> None:
-        needed, free = self.estimate_bytes(), shutil.disk_usage(self.folder).free
+        needed, free = estimate_bytes(self.samples, self.short_side), fsio.free(self.folder)[0]
         if needed > free:
             raise FgkdError(
                 f"image store {self.folder} would take about {fsio.human_bytes(needed)}, "

@@ -13,7 +13,7 @@ import torch
 from fgkd import engine, fsio, models, optim, rng
 from fgkd.data import Samples
 from fgkd.errors import FgkdError
-from fgkd.image_store import ImageStore
+from fgkd.image_store import ImageStore, estimate_bytes
 
 from . import session
 
@@ -173,7 +173,7 @@ def fill_images(store: ImageStore | None, options: Any) -> None:
     if store is None or store.is_complete:
         return
     count = len(store.samples)
-    about = fsio.human_bytes(store.estimate_bytes())
+    about = fsio.human_bytes(estimate_bytes(store.samples, store.short_side))
     session.echo(f"writing image store {store.folder}: {count:,} images, about {about}")
     pace, last = session.Pace(count, 10.0), time.perf_counter()
 
@@ -186,6 +186,28 @@ def fill_images(store: ImageStore | None, options: Any) -> None:
 
     store.build(options.workers, options.skip_bad_images, progress)
     pace.close()
+
+
+def plan_images(
+    store: ImageStore | None, samples: Samples, short_side: int | None
+) -> tuple[int | None, str]:
+    """(bytes of an image store's pixels, what to say of them) for a dry run; None: not known.
+
+    Without a store, they are those that one would take; of whole images there is nothing to say.
+    """
+    if short_side is None:
+        return None, ""
+    if store and store.is_complete:
+        size = store.pixels_bytes
+        return size, f"{fsio.human_bytes(size)} in {store.folder}, written already"
+    size = estimate_bytes(samples, short_side)
+    if not size:
+        return None, "not known, for no image can be read here"
+    about = f"about {fsio.human_bytes(size)}"
+    if store is None:
+        return size, f"none; with --image-store it would take {about}"
+    free, where = fsio.free(store.folder)
+    return size, f"{about} in {store.folder}; {fsio.human_bytes(free)} free at {where}"
 
 
 def describe_images(store: ImageStore | None, short_side: int | None) -> str:

@@ -61,6 +61,10 @@ def report(training: Training, lines: list[str], device: torch.device) -> None:
     evaluated = schedule.epochs * training.num_val * (2 if options.model_ema else 1)
     share = found.pop("forward_flops") / found["flops_per_step"]  # an evaluation has no backward
     hours = (images + evaluated * share) / rate / 3600 if rate else None
+    loader = training.loader
+    store_bytes, said = assembly.plan_images(
+        loader.fetcher.store, loader.samples, loader.view.short_side
+    )
     result = {
         "images": len(training.loader.samples),
         "epochs": schedule.epochs,
@@ -69,6 +73,7 @@ def report(training: Training, lines: list[str], device: torch.device) -> None:
         "images_per_s": rate,
         "hours": hours,
         "measured_memory_bytes": measured_bytes,
+        "image_store_bytes": store_bytes,
     }
     memory = dict(found["memory_bytes"])
     total = fsio.human_bytes(memory.pop("total"))
@@ -84,6 +89,8 @@ def report(training: Training, lines: list[str], device: torch.device) -> None:
         if rate and hours is not None
         else f"  speed    not measured: {why}"
     )
+    if said:
+        session.echo(f"  store    {said}")
     if options.json and distributed.rank() == 0:
         fsio.write_json(Path(options.json), result)
 

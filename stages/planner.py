@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import time
 from collections import Counter, deque
@@ -22,7 +21,7 @@ from fgkd.data import open_dataset
 from fgkd.fetch import Fetched, Fetcher, Request, clean_fetcher
 from fgkd.workers import fetch
 
-from . import session
+from . import assembly, session
 from .capture import Capture, ShardBuffer
 from .dry_run import inference
 
@@ -186,8 +185,9 @@ def dry_run(capture: Capture, jobs: list[ShardJob], started: float) -> None:
         "memory_bytes": memory,
         "flops_per_view": flops,
     }
+    planned = assembly.plan_images(capture.images, capture.view.samples, capture.view.short_side)
     num_samples = len(identity["train"]["keys"])
-    _report(options, sizes, num_samples, identity["encoding"]["name"], figures)
+    _report(options, sizes, num_samples, identity["encoding"]["name"], figures, planned)
 
 
 def teacher_costs(capture: Capture, options: CacheLogitsConfig) -> tuple[int, float]:
@@ -221,7 +221,9 @@ def without_teacher(options: CacheLogitsConfig) -> None:
     session.echo(f"dry run: {num_samples * options.views:,} targets, nothing was written")
     session.echo("  teacher  not there yet: no speed, no memory; keys and headers not counted")
     unknown = dict.fromkeys(("images_per_s", "hours", "memory_bytes", "flops_per_view"))
-    _report(options, sizes, num_samples, options.encoding, unknown)
+    samples, side = dataset.splits["train"], options.image_store_side
+    planned = assembly.plan_images(assembly.open_images(options, samples, side), samples, side)
+    _report(options, sizes, num_samples, options.encoding, unknown, planned)
 
 
 def _report(
@@ -230,16 +232,18 @@ def _report(
     num_samples: int,
     encoding: str,
     figures: dict[str, Any],
+    images: tuple[int | None, str],
 ) -> None:
-    folder = Path(options.output).resolve()
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    free = shutil.disk_usage(existing).free
+    free, existing = fsio.free(Path(options.output))
     for name, size in sizes.items():
         chosen = "  <- --encoding" if name == encoding else ""
         session.echo(f"  {name:<8} {fsio.human_bytes(size)}{chosen}")
+    if images[1]:
+        session.echo(f"  store    {images[1]}")
     session.echo(f"  free     {fsio.human_bytes(free)} at {existing}")
     num_targets = max(1, num_samples * options.views)
     each = {n: {"bytes": size, "bytes_per_view": size / num_targets} for n, size in sizes.items()}
     report = {"samples": num_samples, "views": options.views, "encodings": each, **figures}
+    report["image_store_bytes"] = images[0]
     if options.json:
         fsio.write_json(Path(options.json), {**report, "free_bytes": free})

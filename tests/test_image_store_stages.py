@@ -19,6 +19,7 @@ from run_miniatures import (
     tree,
 )
 
+from fgkd import fsio
 from fgkd.cache.reader import Reader
 from fgkd.schema import fingerprint
 
@@ -99,6 +100,50 @@ def test_students_are_bit_equal_however_the_images_come(
     assert_same_run(url, student(tmp_path / "near", "--cache", caches["hdf5"], *store, *shards))
     other = student(tmp_path / "whole", "--cache", tiny_cache)
     assert tree(other / "model") != tree(want / "model")
+
+
+def test_a_dry_run_says_the_bytes_of_a_store(
+    caches: dict[str, Path],
+    tiny_data: Path,
+    tiny_cache: Path,
+    tiny_teacher: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Those of the store that is then written: to come, there, none, and of whole images."""
+    there = caches["hdf5"].parent / "store"
+    size = (there / "pixels.u8").stat().st_size
+    assert size > 0.9 * sum(path.stat().st_size for path in there.iterdir())
+    data, out = ("--data", f"folder:{tiny_data}"), ("--output", tmp_path / "out")
+    small = ("--workers", 0, "--batch-size", 16, "--epochs", 1)
+    shown = fsio.human_bytes(size)
+    for command, side in (
+        (("train-teacher", *TEACHER, *data, *small), SIDE),
+        (("train-student", *STUDENT, "--cache", caches["hdf5"], *small), ()),
+        (("train-student", *STUDENT, "--cache", tmp_path / "no", *data, *small), SIDE),
+        (("cache-logits", "--teacher", tiny_teacher, "--views", 1, "--workers", 0), SIDE),
+        (("cache-logits", "--teacher", tmp_path / "no", *data), SIDE),
+    ):
+        for where, said in {
+            (): f"  store    none; with --image-store it would take about {shown}\n",
+            ("--image-store", there): f"  store    {shown} in {there}, written already\n",
+            (
+                "--image-store",
+                tmp_path / "new",
+            ): f"  store    about {shown} in {tmp_path / 'new'}; ",
+        }.items():
+            capsys.readouterr()
+            plan = ("--dry-run", "--json", tmp_path / "plan.json")
+            fgkd(*command, *side, *where, *out, *plan)
+            assert said in capsys.readouterr().out, command
+            assert json.loads((tmp_path / "plan.json").read_text())["image_store_bytes"] == size
+    url = ("--cache", f"file://{caches['webdataset']}", "--order", "shard")
+    fgkd("train-student", *STUDENT, *url, *small, *out, *plan)
+    assert "  store    not known, for no image can be read here\n" in capsys.readouterr().out
+    fgkd("train-student", *STUDENT, "--cache", tiny_cache, *small, *out, *plan)
+    assert "  store  " not in capsys.readouterr().out
+    assert json.loads((tmp_path / "plan.json").read_text())["image_store_bytes"] is None
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
 
 
 def test_inspect(

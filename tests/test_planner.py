@@ -58,7 +58,7 @@ def test_the_report(tiny_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert not (tmp_path / "a").exists()  # no folder, no identity.json
     assert set(report) == {
         *("samples", "views", "encodings", "images_per_s", "hours", "free_bytes"),
-        *("memory_bytes", "flops_per_view"),
+        *("memory_bytes", "flops_per_view", "image_store_bytes"),
     }
     assert (report["samples"], report["views"]) == (97, 2)
     for of_one in report["encodings"].values():
