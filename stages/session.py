@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from fgkd import distributed, fsio, peers
 from fgkd.errors import FgkdError
@@ -231,6 +232,17 @@ def refuse_unused(options: Any, names: Sequence[str], where: str, hint: str) -> 
     defaults = {field.name: field.default for field in dataclasses.fields(options)}
     for name in names:
         if getattr(options, name) != defaults[name]:
+            raise FgkdError(f"--{name.replace('_', '-')} has no effect {where}", hint)
+
+
+def refuse_typed(names: Sequence[str], where: str, hint: str) -> None:
+    """Raise for options on the command line that would be ignored.
+
+    Not for those of a -c file, which may be that of another run: a control's, its student's.
+    """
+    context = click.get_current_context(silent=True)
+    for name in names:
+        if context and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             raise FgkdError(f"--{name.replace('_', '-')} has no effect {where}", hint)
 
 

@@ -17,7 +17,7 @@ from fgkd import distributed, engine, losses, models, plan
 from fgkd.batch import Batch
 from fgkd.cache.remote import is_url
 from fgkd.config import TrainStudentConfig
-from fgkd.errors import quoted
+from fgkd.errors import FgkdError, quoted
 from fgkd.loader import TrainLoader
 from fgkd.rundir import RunDir, describe_process
 
@@ -30,9 +30,34 @@ def train_student(options: TrainStudentConfig) -> None:
     session.require(options.model, "--model", "deit_base_distilled_patch16_384.fb_in1k")
     board.check(options.tensorboard)
     session.check_json(options)
+    check_options(options)
     device, device_line = session.start_device(options.device)
     with contextlib.closing(open_source(options)) as source:
+        _check_val_fraction(source, options)
         _train_from(source, options, device, device_line)
+
+
+def check_options(options: TrainStudentConfig) -> None:
+    """Refuse options on the command line that do nothing beside the others."""
+    drop = "leave it out"
+    if options.distillation == "none":
+        of_loss = ["kd_loss", "temperature", "logit_standardization", "distill_loss_weight"]
+        session.refuse_typed(of_loss, "with --distillation none, which learns labels alone", drop)
+    if options.distillation == "none" or not options.teacher:
+        session.refuse_typed(["dtype"], "without a live teacher to distil from", drop)
+    if options.order != "shard":
+        session.refuse_typed(["shard_buffer"], "without --order shard", f"{drop}, or --order shard")
+    if options.cache and not (options.dry_run and options.data):  # else planned before it is there
+        session.refuse_typed(["shard_size"], "with --cache, which has blocks of its own", drop)
+
+
+def _check_val_fraction(source: Source, options: TrainStudentConfig) -> None:
+    if source.cache and options.val_fraction not in (None, source.val_fraction):
+        raise FgkdError(
+            f"--val-fraction {options.val_fraction:g}: cache {options.cache} was made with "
+            f"{source.val_fraction:g}",
+            "leave --val-fraction out: the cache knows it",
+        )
 
 
 def _distils(options: TrainStudentConfig) -> bool:

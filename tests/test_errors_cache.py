@@ -169,6 +169,7 @@ def test_a_damaged_or_missing_manifest(fails: Fails, cache: Path) -> None:
         (("--crop-scale", 0.1, 1), "--cache fixes the views; --crop-scale cannot"),
         (("--views", 3), "has 2"),
         (("--view-seed", 5), "was made with 0"),
+        (("--val-fraction", 0.2), "--val-fraction 0.2: cache"),
     ],
 )
 def test_options_that_a_cache_decides(

@@ -37,6 +37,8 @@ def test_a_hint_quotes_its_path(tmp_path: Path) -> None:
     assert shlex.split(error.value.hint) == ["ls", "-l", str(tmp_path / "my runs" / "args.yaml")]
 
 
+CONTROL = ("train-student", "--model", "m", "--distillation", "none", "--data", "icons")
+FROM_CACHE = ("train-student", "--model", "m", "--cache", "c")
 ODD = "d's data"  # a folder that plain quotes do not make one word of
 
 
@@ -83,6 +85,14 @@ def test_hints_on_files_of_data_quote_them(tmp_path: Path) -> None:
         ),
         (("train-student", "--model", "m", "--json", "x"), "--json has no effect", "--dry-run"),
         (("cache-logits", "--json", "x"), "--json has no effect", "--dry-run"),
+        ((*CONTROL, "--kd-loss", "kl"), "--kd-loss has no effect", "leave it out"),
+        ((*CONTROL, "--temperature", 1), "--temperature has no effect", "leave it out"),
+        ((*CONTROL, "--distill-loss-weight", 2), "--distill-loss-weight has no", "leave it out"),
+        ((*CONTROL, "--logit-standardization"), "--logit-standardization has no", "leave it out"),
+        ((*CONTROL, "--dtype", "float64"), "--dtype has no effect without a live", "leave it out"),
+        ((*FROM_CACHE, "--dtype", "float32"), "--dtype has no effect without a live", "leave it"),
+        ((*FROM_CACHE, "--shard-size", 9), "--shard-size has no effect with --cache", "leave it"),
+        ((*FROM_CACHE, "--shard-buffer", 9), "--shard-buffer has no effect", "--order shard"),
         (("inspect", "c", "--teacher", "t"), "--teacher has no effect", "--verify"),
         (("inspect", "c", "--samples", 3), "--samples has no effect", "--verify"),
         (("evaluate", "r", "--top", 3), "--top has no effect", "leave it out"),
@@ -97,6 +107,15 @@ def test_an_option_without_effect_is_refused(
     said = fails(*command)
     assert what in said
     assert hint in said
+
+
+def test_options_of_a_file_may_be_those_of_another_run(fails: Fails, tmp_path: Path) -> None:
+    """`-c STUDENT/args.yaml --distillation none` is its control: the file is not refused."""
+    (tmp_path / "student.yaml").write_text("temperature: 2\nshard_size: 9\ndtype: float64\n")
+    for command in (CONTROL[:-1], FROM_CACHE[:-1]):
+        said = fails(*command, tmp_path / "no", "-c", tmp_path / "student.yaml")
+        assert "has no effect" not in said
+        assert str(tmp_path / "no") in said
 
 
 @pytest.mark.parametrize("rest", [(), ("--workers", 0), ("--workers=0",)])

@@ -261,11 +261,14 @@ def test_train_student_takes_the_rest(
 
 
 def test_the_control_may_have_any_temperature(topk_cache: Path, tmp_path: Path) -> None:
+    """In the file of options that it shares with its student; typed, it is refused."""
+    (tmp_path / "student.yaml").write_text("temperature: 7\nkd_loss: dkd\n")
     fgkd(
-        *("train-student", "--cache", topk_cache, *STUDENT, "--output", tmp_path, "--workers", 0),
-        *("--epochs", 1, "--distillation", "none", "--temperature", 7, "--overwrite"),
+        *("train-student", "--cache", topk_cache, *STUDENT, "--output", tmp_path / "run"),
+        *("--epochs", 1, "--distillation", "none", "-c", tmp_path / "student.yaml"),
+        *("--workers", 0),
     )
-    assert "distill_loss" not in rows(tmp_path)[0]
+    assert "distill_loss" not in rows(tmp_path / "run")[0]
 
 
 def test_the_argmax_of_a_stored_target_is_the_teacher_s(topk_cache: Path, tiny_cache: Path) -> None:
