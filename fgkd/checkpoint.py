@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):  # torch advises to load it as code
+            reason = "it is no checkpoint, or holds more than tensors and plain values"
         raise FgkdError(
             f"checkpoint {path} cannot be read: {reason}",
             f"ls -l {quoted(path)}   # truncated? take another copy, or --overwrite",

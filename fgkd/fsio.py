@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any
 from .errors import FgkdError, quoted
 
 PARTIAL = ".partial"
+# How every --json of the stages begins, by its first key; or a file is empty.
+RESULTS = re.compile(rb'\s*(\[\s*)?\{\s*"(run|cache|image|samples|images)":|$')
 
 
 def fsync_dir(path: Path) -> None:
@@ -29,10 +32,13 @@ def fsync_dir(path: Path) -> None:
 def claim(path: Path) -> None:
     """Make sure, before any work, that a file can be written: its folder is there, it is no folder.
 
-    Raises: OSError.
+    A device or a pipe is refused too: the rename would put a file in its place. Raises: OSError.
     """
-    if path.is_dir():
-        raise IsADirectoryError(21, "it is a folder")
+    for file in (path, path.with_name(path.name + PARTIAL)):
+        if file.is_dir():
+            raise IsADirectoryError(21, "it is a folder" if file == path else f"{file} is a folder")
+    if path.exists() and not path.is_file():
+        raise FileExistsError(17, "it is no regular file")
     for parent in path.parents:
         if parent.exists() and not parent.is_dir():
             raise NotADirectoryError(20, f"{parent} is a file")
@@ -49,10 +55,19 @@ def free(path: Path) -> tuple[int, Path]:
 
 
 def claim_option(path: str | None, option: str) -> None:
-    """`claim` the file that an option names, if it does. Raises: FgkdError."""
+    """`claim` the file of results that an option names, if it does; only such a one is replaced.
+
+    Raises: FgkdError.
+    """
+    if not path:
+        return
     try:
-        if path:
-            claim(Path(path))
+        claim(Path(path))
+        if os.path.islink(path):
+            raise FileExistsError(17, "it is a symbolic link")
+        with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+            if not RESULTS.match(file.read(100)):
+                raise FileExistsError(17, "it is there, and holds no results of fgkd")
     except OSError as error:
         what = f"{option} {path} cannot be written: {error.strerror}"
         raise FgkdError(what, f"{option} runs/NAME.json") from None
@@ -87,11 +102,11 @@ def _discard(path: Path) -> None:
 
 def write_error(path: Path, error: OSError) -> FgkdError:
     """The user's view of a failed write: which file, why, and what to do."""
-    folder = quoted(path.parent)
-    return FgkdError(
-        f"cannot write {path}: {error.strerror or error}",
-        f"df -h {folder}; ls -ld {folder}   # free space or permissions, then run again",
-    )
+    folder = quoted(next(p for p in path.parents if os.path.isdir(p)))  # to look at, so one that is
+    remedy = f"df -h {folder}; ls -ld {folder}   # free space or permissions, then run again"
+    if isinstance(error, IsADirectoryError | NotADirectoryError | FileExistsError):
+        remedy = f"ls -la {folder}   # move away what is in the way, then run again"
+    return FgkdError(f"cannot write {path}: {error.strerror or error}", remedy)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -141,15 +156,27 @@ def append_line(path: Path, row: dict[str, Any]) -> None:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The journal's rows; a last line that a crash cut short is left out. Missing file: no rows."""
-    if not path.exists():
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
         return []
+    except OSError as error:
+        raise FgkdError(f"cannot read {path}: {error.strerror}", f"ls -ld {quoted(path)}") from None
     rows = []
-    for line in path.read_bytes().split(b"\n")[:-1]:
+    for line in data.split(b"\n")[:-1]:
         with contextlib.suppress(ValueError):  # a line cut inside a character is not UTF-8 either
             row = json.loads(line.decode())
             if isinstance(row, dict):
                 rows.append(row)
     return rows
+
+
+def read_numbers(path: Path) -> list[dict[str, float]]:
+    """The journal's rows without what is no number: another program's file has none to show."""
+    return [
+        {name: value for name, value in row.items() if isinstance(value, int | float)}
+        for row in read_lines(path)
+    ]
 
 
 def trim_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:

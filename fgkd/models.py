@@ -283,8 +283,10 @@ def load(folder: Path) -> Classifier:
     weights.require_model(folder)
     try:
         net = timm.create_model(f"local-dir:{folder}", pretrained=True)
-    except Exception as error:
+    except Exception as error:  # a KeyError says no more than the key
+        reason = f"{type(error).__name__} {error}"
         raise FgkdError(
-            f"model {folder} does not load: {error}", f"ls -l {quoted(folder)}"
+            f"model {folder} does not load: {reason}",
+            f"ls -l {quoted(folder)}   # truncated? take another copy, or train it again",
         ) from None
     return Classifier(net, uses_dist=True).eval()

@@ -21,10 +21,12 @@ from typing import Any, TypeVar
 import yaml
 
 from . import checkpoint, config, distributed, fsio
-from .cache.manifest import explain_mismatch
+from .cache.manifest import explain_mismatch, has
 from .errors import FgkdError, quoted
 
 T = TypeVar("T")
+# What every run.json holds, as a template of `has`.
+FACTS = {"stage": str, "data": [str], "val_fraction": float, "parents": {}, "views": {"recipe": {}}}
 METRIC_COLUMNS = ("epoch", "step", "loss", "lr", "val_top1_pct")  # first in summary.csv
 
 
@@ -148,7 +150,13 @@ class RunDir:
                 f"fgkd {begun['stage']} --resume --output {quoted(self.path)}",
             )
         args = self.path / "args.yaml"
-        changed = config.diff(config.build(type(options), load_yaml(args), str(args)), options)
+        held = load_yaml(args)
+        if lost := [name for name in config.to_dict(options) if name not in held]:
+            raise FgkdError(
+                f"{args} was cut short, or is another version's: it lacks {', '.join(lost[:3])}",
+                f"cat {quoted(args)}   # has a line `option: value` for each option of the run",
+            )
+        changed = config.diff(config.build(type(options), held, str(args)), options)
         changed += explain_mismatch(_inputs(begun), _inputs(facts))
         if changed:
             raise FgkdError(
@@ -192,8 +200,8 @@ class RunDir:
     def cut_back(self, step: int) -> None:
         """Forget rows after the checkpoint that a resume continues from."""
         if self.is_writer:
-            fsio.trim_lines(self.path / "metrics.jsonl", lambda row: row["step"] <= step)
-            fsio.trim_lines(self.path / "timings.jsonl", lambda row: row["step"] <= step)
+            for name in ("metrics.jsonl", "timings.jsonl"):
+                fsio.trim_lines(self.path / name, lambda row: row.get("step") in range(step + 1))
 
     def save(self, path: Path, state: dict[str, Any]) -> None:
         """Write a checkpoint (rank 0)."""
@@ -213,4 +221,10 @@ def read(path: Path) -> dict[str, Any]:
         raise FgkdError(f"no run folder {path}", f"ls {quoted(path.parent)}")
     if (path / "identity.json").exists():
         raise FgkdError(f"{path} is a cache, not a run", f"fgkd inspect {quoted(path)}")
-    return dict(fsio.read_json(path / "run.json", "run description"))
+    found = fsio.read_json(path / "run.json", "run description")
+    if not has(found, FACTS):
+        raise FgkdError(
+            f"run description {path}/run.json is damaged, or another program's",
+            f"head -c 300 {quoted(path / 'run.json')}",
+        )
+    return dict(found)

@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from fgkd import distributed
+from fgkd import distributed, fsio
 from fgkd.errors import FgkdError
 
 
@@ -27,7 +27,11 @@ class Board:
         if wanted and distributed.rank() == 0:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+            folder = run / "tensorboard"
+            try:
+                self._writer = SummaryWriter(str(folder), purge_step=step + 1)
+            except OSError as error:
+                raise fsio.write_error(folder, error) from error
 
     def add(self, row: dict[str, Any]) -> None:
         """Every number of an epoch's row, at its step, where a reader sees it at once."""

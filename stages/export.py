@@ -26,17 +26,23 @@ def export(options: EvaluateConfig, runs: list[str]) -> None:
     for run in runs:
         folder = session.model_folder(run)
         path = Path(options.export_dir or Path(run) / "export") / f"model.{options.export}"
+        model = models.load(folder)
+        try:
+            fsio.claim(path)
+        except OSError as error:
+            raise fsio.write_error(path, error) from error
         if path.exists() and not options.overwrite:
             raise FgkdError(
                 f"{path} exists",
                 f"--overwrite to move it to {rundir.aside(path)}, or another --export-dir",
             )
-        model = models.load(folder)
         names = session.class_names(model.config, folder)
         data, worst = formats.convert(model, options.export, names)
-        if path.exists():
+        new = path.with_name(f"{path.name}.new")
+        fsio.write_bytes(new, data)
+        if path.exists():  # not before the new one is whole on this disk
             os.replace(path, rundir.aside(path))
-        fsio.write_bytes(path, data)
+        os.replace(new, path)
         session.echo(
             f"{path}: {model.config['architecture']}, {len(names)} classes, "
             f"{fsio.human_bytes(len(data))}; logits within {worst:.0e} of torch's"

@@ -102,7 +102,7 @@ def _read_config(cls: type, ctx: click.Context, param: click.Parameter, value: s
 def _read_resumed(cls: type, ctx: click.Context, param: click.Parameter, value: bool) -> bool:
     """On --resume, options not given are those of the run in --output."""
     output = ctx.params.get("output")
-    if value and output and (Path(output) / "args.yaml").is_file():
+    if value and output and (Path(output) / "args.yaml").exists():
         _add_defaults(cls, ctx, Path(output) / "args.yaml", over=False)
     return value
 

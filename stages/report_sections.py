@@ -130,7 +130,7 @@ def interval(values: dict[str, Any], name: str) -> tuple[float, float, float]:
 
 def training(runs: Sequence[Run]) -> Section:
     """The curves of the runs' metrics.jsonl."""
-    rows = {run.name: fsio.read_lines(run.scored["path"] / "metrics.jsonl") for run in runs}
+    rows = {run.name: fsio.read_numbers(run.scored["path"] / "metrics.jsonl") for run in runs}
     figures = [plots.curves(rows, column, *words) for column, *words in CURVES]
     return Section("training", "Training", figures=[f for f in figures if f])
 

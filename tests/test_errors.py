@@ -198,6 +198,14 @@ def test_a_damaged_run(fails: Fails, tiny_teacher: Path, tmp_path: Path) -> None
     torch.save({"step": Attack(tmp_path / "pwned")}, run / "checkpoints" / "last.pt")
     assert "last.pt cannot be read" in fails(*resume)
     assert not (tmp_path / "pwned").exists()
+    (run / "metrics.jsonl").unlink()
+    (run / "metrics.jsonl").mkdir()
+    assert f"cannot read {run}/metrics.jsonl: Is a directory" in fails(
+        "evaluate", run, "--report", tmp_path / "page"
+    )
+    lines = (run / "args.yaml").read_text().splitlines(keepends=True)
+    (run / "args.yaml").write_text("".join(lines[:-1]))
+    assert "args.yaml was cut short" in fails(*resume)
     (run / "model" / "model.safetensors").unlink()
     assert f"model {run}/model does not load" in fails("evaluate", run)
     (run / "model" / "config.json").unlink()

@@ -6,6 +6,7 @@ import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import onnx
@@ -124,6 +125,11 @@ def test_a_file_that_is_there_is_kept(tmp_path: Path, capsys: pytest.CaptureFixt
     assert (out / "model.pt2.old1").read_bytes() == before
     assert sorted(path.name for path in out.iterdir()) == ["model.pt2", "model.pt2.old1"]
     assert "--export-dir is for one RUN, not 2" in fails(*again, model)
+    with mock.patch("os.fsync", side_effect=OSError(28, "No space left on device")):
+        assert "No space left on device" in fails(*again, "--overwrite")
+    assert sorted(path.name for path in out.iterdir()) == ["model.pt2", "model.pt2.old1"]
+    (tmp_path / "file").touch()
+    assert "file is a file" in fails(*again[:-1], tmp_path / "file")
     said = fails("evaluate", run, "--export", "onnx", "--predict", "a.jpg")
     assert "--export and --predict exclude each other" in said
 
@@ -139,7 +145,7 @@ def test_a_missing_package_is_named(
     said = make_fails(capsys)("evaluate", run, "--export", "onnx")
     assert "--export onnx needs the package onnxruntime" in said
     assert "Try: pip install onnx onnxscript onnxruntime" in said
-    assert not (run / "export").exists()
+    assert not list(run.glob("export/*"))
 
 
 class Sizes(torch.nn.Module):

@@ -154,3 +154,51 @@ def test_human_bytes(n: float, text: str) -> None:
 )
 def test_human_time(s: float, text: str) -> None:
     assert fsio.human_time(s) == text
+
+
+def test_numbers_of_a_journal(tmp_path: Path) -> None:
+    fsio.append_line(tmp_path / "j", {"epoch": 1, "loss": 0.5, "stage": "x", "parts": [1]})
+    assert fsio.read_numbers(tmp_path / "j") == [{"epoch": 1, "loss": 0.5}]
+    with pytest.raises(FgkdError, match=r"cannot read .*: Is a directory"):
+        fsio.read_lines(tmp_path)
+
+
+def test_a_hint_looks_at_a_folder_that_is_there(tmp_path: Path) -> None:
+    error = fsio.write_error(tmp_path / "no" / "such" / "file", OSError(errno.EROFS, "read-only"))
+    assert error.hint.startswith(f"df -h {tmp_path};")
+    (tmp_path / "x.partial").mkdir()
+    with pytest.raises(FgkdError, match=r"x\.partial is a folder") as caught:
+        fsio.write_text(tmp_path / "x", "new")
+    assert "move away what is in the way" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "begin", [b"", b'[\n {\n  "run": "a"', b'{"image": "a.jpg"', b'[{"cache": ', b'{\n "images":']
+)
+def test_results_are_replaced(tmp_path: Path, begin: bytes) -> None:
+    (tmp_path / "x.json").write_bytes(begin)
+    fsio.claim_option(str(tmp_path / "x.json"), "--json")
+
+
+@pytest.mark.parametrize(
+    "begin", [b"\x89PNG", b'{"stage": "train-teacher"', b'{"identity": {"run": 1}', b"runs"]
+)
+def test_other_files_are_not_replaced_by_results(tmp_path: Path, begin: bytes) -> None:
+    """A slip such as `--json runs/student/run.json`, or `--predict --json bird.jpg`."""
+    path = tmp_path / "x.json"
+    path.write_bytes(begin)
+    with pytest.raises(FgkdError, match="holds no results of fgkd"):
+        fsio.claim_option(str(path), "--json")
+    assert path.read_bytes() == begin
+
+
+def test_a_device_a_pipe_and_a_link_are_not_replaced_by_a_file(tmp_path: Path) -> None:
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(tmp_path / "elsewhere")
+    for path in (pipe, link, Path("/dev/null")):
+        with pytest.raises(FgkdError, match=r"it is no regular file|it is a symbolic link"):
+            fsio.claim_option(str(path), "--json")
+    with pytest.raises(FgkdError, match="it is no regular file"):
+        fsio.write_text(pipe, "x")
+    assert pipe.is_fifo()

@@ -112,6 +112,9 @@ def test_a_folder_is_claimed_before_work_and_only_an_own_page_is_replaced(tmp_pa
     (tmp_path / "file").write_text("")
     with pytest.raises(FgkdError, match="file"):
         page.claim(tmp_path / "file", "--report")
+    (tmp_path / "f" / "index.html").mkdir(parents=True)
+    with pytest.raises(FgkdError, match=r"index\.html: it is a folder"):
+        page.claim(tmp_path / "f", "--report")
 
 
 def test_thumbnails_keep_small_images_whole_and_the_budget() -> None:

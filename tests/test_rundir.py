@@ -15,7 +15,11 @@ from fgkd.config import TrainTeacherConfig
 from fgkd.errors import FgkdError
 from fgkd.rundir import RunDir
 
-FACTS: dict[str, Any] = {"views": {"seed": 1, "recipe": {"hflip": 0.5}}, "val_fraction": 0.1}
+FACTS: dict[str, Any] = {
+    "data": ["icons"],
+    "views": {"seed": 1, "recipe": {"hflip": 0.5}},
+    "val_fraction": 0.1,
+}
 
 
 def begin(path: Path, **options: Any) -> bool:
@@ -199,3 +203,19 @@ def test_free_options_are_those_that_change_no_number() -> None:
         *("log_interval", "checkpoint_steps", "dry_run", "json", "tensorboard"),
         *("grad_checkpointing", "image_store"),  # computed twice; kept, and the same without
     }
+
+
+@pytest.mark.parametrize("found", [3, [1], {}, {"architecture": "convnext_atto"}])
+def test_a_run_description_of_another_kind(tmp_path: Path, found: object) -> None:
+    fsio.write_json(tmp_path / "run.json", found)
+    with pytest.raises(FgkdError, match=r"run\.json is damaged, or another program's"):
+        rundir.read(tmp_path)
+
+
+def test_rows_of_another_kind_are_forgotten_on_resume(tmp_path: Path) -> None:
+    begin(tmp_path)
+    rows = [{"a": 1}, {"step": "x"}, {"step": 2}, {"step": 9}]
+    for row in rows:
+        fsio.append_line(tmp_path / "metrics.jsonl", row)
+    RunDir(tmp_path, lambda line: None).cut_back(5)
+    assert fsio.read_lines(tmp_path / "metrics.jsonl") == [{"step": 2}]

@@ -47,6 +47,7 @@ def write_run(run: Path, data: str, name: str = DEIT, **config: Any) -> Path:
     model.net.pretrained_cfg |= config
     models.export(model, run / "model")
     facts = {"stage": "train-student", "parents": {}, "data": [data], "val_fraction": 0.1}
+    facts |= {"views": {"recipe": {}}}
     fsio.write_json(run / "run.json", facts)
     return run
 

@@ -132,13 +132,13 @@ def claim(folder: Path, option: str) -> None:
     if folder.exists() and not folder.is_dir():
         raise FgkdError(f"{option} {folder} is a file, not a folder", f"{option} runs/page")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        fsio.claim(index)
         if index.exists() and MARK not in index.read_text(errors="replace"):
             raise FgkdError(
                 f"{index} is not a page of fgkd; it was left alone", f"{option} {folder}/fgkd"
             )
     except OSError as error:
-        raise fsio.write_error(folder, error) from error
+        raise fsio.write_error(index, error) from error
 
 
 def render(title: str, lead: str, sections: Sequence[Section]) -> str:

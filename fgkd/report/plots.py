@@ -81,7 +81,9 @@ def curves(
     runs: Mapping[str, Sequence[Row]], column: str, title: str, unit: str, caption: str
 ) -> Figure | None:
     """A column of each run's metrics by epoch; None where no run has it."""
-    found = {name: [r for r in rows if column in r] for name, rows in runs.items()}
+    found = {
+        name: [r for r in rows if {column, "epoch"} <= r.keys()] for name, rows in runs.items()
+    }
     if not any(found.values()):
         return None
 

@@ -21,7 +21,7 @@ COLUMNS = {
 
 def minutes(run_dir: Path) -> float | None:
     """Minutes a run or a capture took, evaluation and resumed parts included; None if unknown."""
-    rows = fsio.read_lines(run_dir / "timings.jsonl")
+    rows = fsio.read_numbers(run_dir / "timings.jsonl")
     return sum(r.get("train_s", 0.0) + r.get("eval_s", 0.0) for r in rows) / 60 if rows else None
 
 
