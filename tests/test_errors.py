@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -228,7 +229,7 @@ def test_all_runs_are_looked_for_before_one_is_evaluated(
     (weightless / "model" / "config.json").touch()
     for run in (bare, weightless):
         run.mkdir(exist_ok=True)
-        (run / "run.json").write_text('{"stage": "train-student"}')
+        shutil.copy(tiny_teacher / "run.json", run)
     absent = fails("evaluate", tiny_teacher, tmp_path / "no", *how)
     assert ("no trained model at" if how else "no run folder") in absent
     assert f"no trained model at {bare}/model" in fails("evaluate", tiny_teacher, bare, *how)
