@@ -163,7 +163,9 @@ def test_a_cache_given_as_a_run_is_named(tmp_path: Path) -> None:
 def test_a_run_given_as_a_cache_is_named_with_its_cache(
     fails: Fails, tmp_path: Path, parents: dict[str, str], hint: str
 ) -> None:
-    (tmp_path / "run.json").write_text(json.dumps({"stage": "train-student", "parents": parents}))
+    facts = {"stage": "train-student", "data": ["icons"], "val_fraction": 0.1, "parents": parents}
+    facts |= {"views": {"recipe": {}}}
+    (tmp_path / "run.json").write_text(json.dumps(facts))
     said = fails("inspect", tmp_path)
     assert f"{tmp_path} is a run, not a cache" in said
     assert f"Try: {hint}" in said
