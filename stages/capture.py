@@ -1,6 +1,6 @@
 """Running the teacher over the shards of a cache that are left to write.
 
-Shape legend: B images of a request, V views, S samples of a shard, K classes.
+Shape legend: B images of a request, V views, N = B * V, K classes.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from fgkd.image_store import ImageStore
 from fgkd.workers import fetch
 
 from . import session
+
+KEPT_AHEAD = 2  # answers that may wait to be encoded while the teacher goes on
 
 
 @dataclass(frozen=True)
@@ -82,48 +85,6 @@ class Teachers:
         )
 
 
-@dataclass
-class ShardBuffer:
-    """The answers of one shard as they come in; `left` counts the (sample, view) still missing."""
-
-    job: ShardJob
-    captured: Captured
-    left: int
-    bad: set[str] = field(default_factory=set)
-
-    @staticmethod
-    def empty(job: ShardJob, num_samples: int, num_classes: int, mixes: bool) -> ShardBuffer:
-        """Zeros for every view and sample of a shard."""
-        shape = (job.stop - job.start, num_samples)
-        captured = Captured(
-            np.zeros((*shape, num_classes), np.float32),
-            np.zeros(shape, np.uint64),
-            np.zeros(shape, np.int64) if mixes else None,
-            np.ones(shape, np.float32) if mixes else None,
-            np.zeros((*shape, 4), np.int16) if mixes else None,
-        )
-        return ShardBuffer(job, captured, shape[0] * shape[1])
-
-    def add(
-        self, answer: Fetched, logits_NK: np.ndarray, request: Request, places: np.ndarray
-    ) -> None:
-        """Put an answer in its place; places: the request's rows as positions in the shard."""
-        views_at = np.array(request.views)[:, None] - self.job.start
-        at = places[answer.at][None, :]
-        shape = (len(answer.rows), len(request.views), logits_NK.shape[1])
-        held = self.captured
-        held.logits_VSC[views_at, at] = logits_NK.reshape(shape).transpose(1, 0, 2)
-        held.digests_VS[views_at, at] = answer.digests_BV.T
-        if held.partners_VS is not None and request.partners is not None:
-            assert held.lams_VS is not None
-            assert held.boxes_VS4 is not None
-            held.partners_VS[views_at, at] = request.partners[answer.at].T
-            held.lams_VS[views_at, at] = answer.lams_BV.T
-            held.boxes_VS4[views_at, at] = answer.boxes_BV4.transpose(1, 0, 2)
-        self.bad |= {key for key, _ in answer.bad}
-        self.left -= len(request.rows) * len(request.views)
-
-
 class Capture:
     """Writes what is missing of a cache."""
 
@@ -138,6 +99,7 @@ class Capture:
     ) -> None:
         self.writer, self.teachers, self.dataset = writer, teachers, dataset
         self.view, self.recipe, self.options, self.images = view, view.recipe, options, images
+        self._open: Captured | None = None  # the shard that is being filled
 
     def requests(self, job: ShardJob) -> Iterator[tuple[Request, np.ndarray]]:
         """The shard's views in teacher batches, with each row's place in the shard.
@@ -181,33 +143,51 @@ class Capture:
                     yield request
 
         sizes = [len(self.writer.block_rows[j.block]) * (j.stop - j.start) for j in jobs]
+        ends = np.cumsum(sizes)
         pace = session.Pace(sum(sizes), 10.0)
-        buffer: ShardBuffer | None = None
-        done, shards, clock = 0, 0, time.perf_counter()
-        for answer in fetch(fetcher, requests(), self.options.workers):
-            waited = time.perf_counter() - clock
-            job, request, places = sent.popleft()
-            if buffer is None:
-                num_samples = len(self.writer.block_rows[job.block])
-                num_classes = len(self.dataset.classes)
-                buffer = ShardBuffer.empty(job, num_samples, num_classes, self.recipe.mixes)
-            buffer.add(answer, self.teachers.ask(answer.images), request, places)
-            if not buffer.left:
-                self._publish(buffer)
-                buffer, shards = None, shards + 1
-            num = len(request.rows) * len(request.views)
-            done, now = done + num, time.perf_counter()
-            line = pace.add(done, num, waited, now - clock, units=num)
-            clock = now
-            if line:
-                session.echo(f"shard {shards}/{len(jobs)}  target {done:,}/{sum(sizes):,}  {line}")
-            if stop.requested():
-                break
+        kept: deque[Future[None]] = deque()
+        done, clock = 0, time.perf_counter()
+        with ThreadPoolExecutor(1) as keeper:  # encodes and writes while the teacher answers
+            for answer in fetch(fetcher, requests(), self.options.workers):
+                waited = time.perf_counter() - clock
+                job, request, places = sent.popleft()
+                logits_NK = self.teachers.ask(answer.images)
+                answer = replace(answer, images=())
+                kept.append(keeper.submit(self.keep, job, request, places, answer, logits_NK))
+                if len(kept) > KEPT_AHEAD:
+                    kept.popleft().result()
+                num = len(request.rows) * len(request.views)
+                done, now = done + num, time.perf_counter()
+                line = pace.add(done, num, waited, now - clock, units=num)
+                clock = now
+                if line:
+                    shard = f"shard {np.searchsorted(ends, done, 'right')}/{len(jobs)}"
+                    session.echo(f"{shard}  target {done:,}/{sum(sizes):,}  {line}")
+                if stop.requested():
+                    break
+            for one in kept:
+                one.result()
         pace.close()
 
-    def _publish(self, buffer: ShardBuffer) -> None:
-        buffer.captured.bad.extend(sorted(buffer.bad))
-        self.writer.publish(buffer.job, buffer.captured)
+    def keep(
+        self,
+        job: ShardJob,
+        request: Request,
+        places: np.ndarray,
+        answer: Fetched,
+        logits_NK: np.ndarray,
+    ) -> None:
+        """Encode an answer, whose rows are at these places of the shard; publish a full shard."""
+        held = self._open = self._open or self.writer.captured(job)
+        logits_BVK = logits_NK.reshape(*answer.digests_BV.shape, logits_NK.shape[-1])
+        partners_BV = None if request.partners is None else request.partners[answer.at]
+        mixing = (partners_BV, answer.lams_BV, answer.boxes_BV4)
+        held.put(places[answer.at], request.views, logits_BVK, answer.digests_BV, *mixing)
+        held.bad |= {key for key, _ in answer.bad}
+        held.left -= len(request.rows) * len(request.views)
+        if not held.left:
+            self._open = None
+            self.writer.publish(held)
 
     def write_val(self) -> None:
         """Publish the clean logits of the validation images."""

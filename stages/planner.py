@@ -22,7 +22,7 @@ from fgkd.fetch import Fetched, Fetcher, Request, clean_fetcher
 from fgkd.workers import fetch
 
 from . import assembly, session
-from .capture import Capture, ShardBuffer
+from .capture import Capture
 from .dry_run import inference
 
 MEASURE_S = 8.0  # seconds of teacher time to measure its speed by
@@ -80,15 +80,18 @@ def capture_seconds(capture: Capture, jobs: list[ShardJob]) -> tuple[float, floa
 
 def time_publish(capture: Capture, job: ShardJob, logits_NK: np.ndarray) -> float:
     """Seconds to encode, sum up, write and hash a shard of such logits, in the temporary folder."""
-    own = capture.writer
-    num_samples, num_classes = len(own.block_rows[job.block]), logits_NK.shape[1]
-    buffer = ShardBuffer.empty(job, num_samples, num_classes, capture.recipe.mixes)
-    held = buffer.captured.logits_VSC
-    held[:] = np.resize(logits_NK, held.shape)
+    own, num_classes = capture.writer, logits_NK.shape[1]
     with tempfile.TemporaryDirectory(prefix="fgkd-plan-") as folder:
         writer = Writer(Path(folder), own.identity, own.views, own.read)
         began = time.perf_counter()
-        writer.publish(job, buffer.captured)
+        captured = writer.captured(job)
+        for request, places in capture.requests(job):
+            shape = (len(places), len(request.views))
+            digests_BV, lams_BV = np.zeros(shape, np.uint64), np.ones(shape, np.float32)
+            logits_BVK = np.resize(logits_NK, (*shape, num_classes))
+            mixed = (request.partners, lams_BV, np.zeros((*shape, 4), np.int16))
+            captured.put(places, request.views, logits_BVK, digests_BV, *mixed)
+        writer.publish(captured)
         return time.perf_counter() - began
 
 

@@ -11,7 +11,6 @@ import numpy as np
 from fgkd import targets
 from fgkd.cache import store
 from fgkd.cache.manifest import ShardJob
-from fgkd.cache.store import Captured
 
 NUM_TRAIN, NUM_VAL, NUM_CLASSES, SHARD_SIZE = 23, 5, 6, 8  # blocks of 8, 8 and 7
 IDENTITY: dict[str, Any] = {
@@ -94,9 +93,12 @@ def open_writer(folder: Path, views: int, **changes: Any) -> store.Writer:
 def publish(writer: store.Writer, job: ShardJob, bad: list[str] | None = None) -> None:
     """Write one shard of the made-up teacher."""
     rows, views = writer.block_rows[job.block], range(job.start, job.stop)
-    logits = np.stack([np.stack([logits_of(row, view) for row in rows]) for view in views])
-    digests = [[digest_of(row, view) for row in rows] for view in views]
-    writer.publish(job, Captured(logits, np.array(digests, np.uint64), bad=bad or []))
+    logits = np.array([[logits_of(row, view) for view in views] for row in rows])
+    digests = np.array([[digest_of(row, view) for view in views] for row in rows], np.uint64)
+    captured = writer.captured(job)
+    captured.put(np.arange(len(rows)), views, logits, digests)
+    captured.bad |= set(bad or [])
+    writer.publish(captured)
 
 
 def val_logits() -> np.ndarray:

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import pytest
 
-from fgkd.cache.store import Captured, Writer
+from fgkd.cache.store import Writer
 
 CLASSES, VIEWS, SAMPLES = 12, 3, 7
 
@@ -43,18 +43,14 @@ def make_cache(folder: Path, format: str, encoding: dict[str, Any], mixes: bool)
     writer.begin()
     for job in writer.jobs():
         rows = writer.block_rows[job.block]
-        shape = (VIEWS, len(rows))
-        mixing = (
-            (
-                np.broadcast_to(rows, shape).copy(),
-                np.full(shape, 0.75, np.float32),
-                np.ones((*shape, 4), np.int16),
-            )
-            if mixes
-            else (None, None, None)
-        )
-        digests = np.broadcast_to(rows.astype(np.uint64) + np.uint64(7), shape)
-        writer.publish(job, Captured(logits[:, rows], digests, *mixing))
+        shape = (len(rows), VIEWS)
+        partners, lams = np.broadcast_to(rows[:, None], shape), np.full(shape, 0.75, np.float32)
+        mixing = (partners, lams, np.ones((*shape, 4), np.int16)) if mixes else ()
+        digests = np.broadcast_to(rows[:, None].astype(np.uint64) + np.uint64(7), shape)
+        captured = writer.captured(job)
+        logits_BVC = logits[:, rows].swapaxes(0, 1)
+        captured.put(np.arange(len(rows)), range(VIEWS), logits_BVC, digests, *mixing)
+        writer.publish(captured)
     writer.publish_val(logits[0], [])
     assert writer.finish() is not None
     return logits

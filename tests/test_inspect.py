@@ -217,9 +217,8 @@ def test_a_teacher_that_knows_nothing() -> None:
     """Equal logits: no ratio, full entropy, every figure finite."""
     codec, zeros = targets.Codec("dense", 4), np.zeros((2, 3, 4), np.float32)
     arrays = codec.encode(zeros, np.zeros((2, 3, 1), np.int64))
-    found = stats.of_shard(
-        zeros, np.zeros(3, np.int64), np.zeros(3, np.int64), list("abc"), codec, arrays
-    )
+    of_each = stats.of_targets(zeros, np.zeros((2, 3), np.int64), codec, arrays)
+    found = stats.of_shard(of_each, np.zeros(3, np.int64), np.zeros(3, np.int64), list("abc"))
     assert found["ratios"] == 0
     assert found["entropy"] == pytest.approx(6 * np.log(4))
     json.dumps(found, allow_nan=False)

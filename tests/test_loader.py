@@ -66,14 +66,15 @@ def cache(samples: Samples, tmp_path_factory: pytest.TempPathFactory) -> Path:
     writer.begin()
     for job in writer.jobs():
         rows = writer.block_rows[job.block]
-        logits = [[logits_by_hand(row, view) for row in rows] for view in range(3)]
+        logits = np.array([[logits_by_hand(row, view) for view in range(3)] for row in rows])
         digests = [
-            [views.pixel_digest(view_by_hand(samples, row, view)) for row in rows]
-            for view in range(3)
+            [views.pixel_digest(view_by_hand(samples, row, view)) for view in range(3)]
+            for row in rows
         ]
-        bad = [samples.keys[BAD]] if BAD in rows else []
-        captured = store.Captured(np.array(logits), np.array(digests, np.uint64), bad=bad)
-        writer.publish(job, captured)
+        captured = writer.captured(job)
+        captured.bad |= {samples.keys[BAD]} if BAD in rows else set()
+        captured.put(np.arange(len(rows)), range(3), logits, np.array(digests, np.uint64))
+        writer.publish(captured)
     writer.finish()
     return folder
 

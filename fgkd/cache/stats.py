@@ -23,37 +23,51 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
+# What is known of one target; the figures of a shard are sums over its [V, S] of these.
+TARGET = np.dtype(
+    [
+        ("top", np.int32),  # the teacher's answer
+        ("rank", np.int32),  # classes above the label: a tie counts for the label
+        ("confidence", np.float64),
+        ("entropy", np.float64),  # nats
+        ("ratio", np.float64),  # the largest logit over the second; nan where that is 0
+        ("encoding_kl", np.float64, len(LOSS_TEMPERATURES)),  # nan: not of this encoding
+    ]
+)
+
+
+def of_targets(
+    logits: np.ndarray, labels: np.ndarray, codec: Codec, arrays: dict[str, np.ndarray]
+) -> np.ndarray:
+    """TARGET of float32 teacher logits [..., C], labels [...] (-1: none) and what is stored."""
+    found = np.zeros(logits.shape[:-1], TARGET)
+    own = np.take_along_axis(logits, np.maximum(labels, 0)[..., None], -1)
+    found["rank"] = (logits > own).sum(-1)
+    found["top"] = logits.argmax(-1)
+    log_p = log_softmax(logits)
+    found["confidence"] = np.exp(log_p.max(-1))
+    found["entropy"] = -(np.exp(log_p) * log_p).sum(-1)
+    second, first = np.moveaxis(np.partition(logits, -2, axis=-1)[..., -2:], -1, 0)
+    found["ratio"] = first / np.where(np.abs(second) < 1e-6, np.nan, second)
+    for i, t in enumerate(LOSS_TEMPERATURES):
+        found["encoding_kl"][..., i] = encoding_kl(logits, codec, arrays, t)
+    return found
+
+
 def of_shard(
-    logits_VSC: np.ndarray,
+    targets_VS: np.ndarray,
     labels_S: np.ndarray,
     domains_S: np.ndarray,
     keys: Sequence[str],
-    codec: Codec,
-    arrays: dict[str, np.ndarray],
     partner_labels_VS: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """JSON sums over a shard of float32 teacher logits; accuracy counts labelled samples.
+    """JSON sums over a shard's TARGETs; accuracy counts labelled samples.
 
     partner_labels_VS: the labels that views were mixed with, if they were.
     """
-    known = labels_S >= 0
-    label = np.maximum(labels_S, 0)[None, :, None]
-    own = np.take_along_axis(logits_VSC, label, -1)
-    rank_VS = (logits_VSC > own).sum(-1)  # a tie counts for the label
-    top_VS = logits_VSC.argmax(-1)
-    confidence_VS, entropy = np.empty(top_VS.shape), 0.0
-    kls: list[float | None] = [0.0 for _ in LOSS_TEMPERATURES]
-    for v, logits_SC in enumerate(logits_VSC):  # a view at a time: float64 is four times float16
-        log_p = log_softmax(logits_SC)
-        confidence_VS[v] = np.exp(log_p.max(-1))
-        entropy -= float((np.exp(log_p) * log_p).sum())
-        stored = {name: array[v] for name, array in arrays.items()}
-        for i, t in enumerate(LOSS_TEMPERATURES):
-            more, so_far = encoding_kl(logits_SC, codec, stored, t), kls[i]
-            kls[i] = None if more is None or so_far is None else so_far + more
+    known, rank_VS, confidence_VS = labels_S >= 0, targets_VS["rank"], targets_VS["confidence"]
     inner_edges = np.linspace(0, 1, NUM_BINS + 1)[1:-1]
     bins_VS = np.searchsorted(inner_edges, confidence_VS)  # (low, high]
-    two = np.partition(logits_VSC, -2, axis=-1)[..., -2:]
     domains = [
         {
             "images": int((known & (domains_S == d)).sum()),
@@ -67,29 +81,29 @@ def of_shard(
         flat = bins_VS[:, known].ravel()
         return np.bincount(flat, weights_VS[:, known].ravel(), NUM_BINS).tolist()
 
-    second, first = two[np.abs(two[..., 0]) >= 1e-6].T
-    ratios = first / second
+    ratios = targets_VS["ratio"][np.isfinite(targets_VS["ratio"])]
+    kls = targets_VS["encoding_kl"].sum((0, 1)).tolist()
     return {
         "domains": domains,
-        "targets": int(top_VS.size),
-        "entropy": entropy,
+        "targets": int(targets_VS.size),
+        "entropy": float(targets_VS["entropy"].sum()),
         "ratios": float(np.median(ratios)) if ratios.size else 0.0,
         "bin_hits": binned((rank_VS < 1).astype(float)),
         "bin_confidence": binned(confidence_VS),
-        "encoding_kl": kls,
-        "suspects": suspects(labels_S, top_VS, confidence_VS, keys, partner_labels_VS),
+        "encoding_kl": [None if np.isnan(kl) else kl for kl in kls],
+        "suspects": suspects(labels_S, targets_VS["top"], confidence_VS, keys, partner_labels_VS),
     }
 
 
 def encoding_kl(
     logits: np.ndarray, codec: Codec, arrays: dict[str, np.ndarray], t: float
-) -> float | None:
-    """Summed KL(teacher || stored) at temperature t, in nats; None where the encoding has no t."""
+) -> np.ndarray:
+    """KL(teacher || stored) at temperature t, in nats, [...]; nan where the encoding has no t."""
     if codec.name == "topk" and t not in codec.temperatures:
-        return None
+        return np.full(logits.shape[:-1], np.nan)
     log_p = log_softmax(logits / t)
     log_q = log_softmax(codec.decode(arrays, t) / t)
-    return float((np.exp(log_p) * (log_p - log_q)).sum())
+    return (np.exp(log_p) * (log_p - log_q)).sum(-1)
 
 
 def suspects(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from . import hdf5, manifest, stats, wds
 from .manifest import Shard, ShardJob
 
 BACKENDS: dict[str, Any] = {"hdf5": hdf5, "webdataset": wds}
+MIXING = {"partners": ("int64", ()), "lams": ("float32", ()), "boxes": ("int16", (4,))}
 LIBRARIES = ("torch", "torchvision", "timm", "pillow", "simplejpeg", "numpy", "h5py")
 
 
@@ -31,26 +32,50 @@ def val_codec(num_classes: int) -> Codec:
     return Codec("dense32", num_classes)
 
 
-@dataclass(frozen=True)
 class Captured:
-    """One shard's answers. logits: float32 [V, S, C]; digests: uint64 [V, S].
+    """One shard's targets as they come in, encoded at once: no shard is held in float32.
 
-    partners (rows), lams and boxes: how views were mixed, [V, S(, 4)], or None. bad: keys of images
-    that could not be read; their targets are zeros.
+    arrays: what is stored, [V, S, ...]. left: how many (sample, view) are missing. bad: keys of
+    images that could not be read; their targets are zeros.
     """
 
-    logits_VSC: np.ndarray
-    digests_VS: np.ndarray
-    partners_VS: np.ndarray | None = None
-    lams_VS: np.ndarray | None = None
-    boxes_VS4: np.ndarray | None = None
-    bad: list[str] = field(default_factory=list)
+    def __init__(self, job: ShardJob, rows_S: np.ndarray, labels: np.ndarray, codec: Codec) -> None:
+        self.job, self.rows_S, self.labels, self.codec = job, rows_S, labels, codec
+        shape = (job.stop - job.start, len(rows_S))
+        arrays = {**codec.arrays(), "digests": ("uint64", ())}
+        if codec.num_labels == 2:
+            arrays |= MIXING
+        self.arrays = {n: np.zeros((*shape, *more), kind) for n, (kind, more) in arrays.items()}
+        self.targets_VS = np.zeros(shape, stats.TARGET)
+        self.bad: set[str] = set()
+        self.left = math.prod(shape)
 
-    def mixing(self) -> dict[str, np.ndarray]:
-        """The arrays that are stored where views were mixed."""
-        if self.partners_VS is None or self.lams_VS is None or self.boxes_VS4 is None:
-            return {}
-        return {"partners": self.partners_VS, "lams": self.lams_VS, "boxes": self.boxes_VS4}
+    def put(
+        self,
+        at_B: np.ndarray,
+        views_V: Sequence[int],
+        logits_BVC: np.ndarray,
+        digests_BV: np.ndarray,
+        partners_BV: np.ndarray | None = None,
+        lams_BV: np.ndarray | None = None,
+        boxes_BV4: np.ndarray | None = None,
+    ) -> None:
+        """Encode float32 logits of views of the samples at these places of the shard.
+
+        partners (rows of the split), lams, boxes: how views were mixed, if they were.
+        Raises: FgkdError for logits that cannot be stored.
+        """
+        label_BV = np.broadcast_to(self.labels[self.rows_S[at_B], None], digests_BV.shape)
+        both = [label_BV] if partners_BV is None else [label_BV, self.labels[partners_BV]]
+        arrays = self.codec.encode(logits_BVC, np.stack(both, -1))
+        place = np.ix_(np.array(views_V) - self.job.start, at_B)
+        found = stats.of_targets(logits_BVC, label_BV, self.codec, arrays)
+        self.targets_VS[place] = found.T
+        arrays["digests"] = digests_BV
+        if partners_BV is not None and lams_BV is not None and boxes_BV4 is not None:
+            arrays |= {"partners": partners_BV, "lams": lams_BV, "boxes": boxes_BV4}
+        for name, array in arrays.items():
+            self.arrays[name][place] = array.swapaxes(0, 1)
 
 
 class Writer:
@@ -76,6 +101,7 @@ class Writer:
         self.block_rows = plan.blocks(
             identity["views"]["seed"], len(identity["train"]["keys"]), identity["shard_size"]
         )
+        self._labels = np.array(identity["train"]["labels"], np.int64)
         self._journal = folder / journal
         self._check_identity()
 
@@ -121,27 +147,24 @@ class Writer:
         has_manifest = (self.folder / "manifest.json").exists()
         return has_manifest and not self.jobs() and not self.needs_val()
 
-    def publish(self, job: ShardJob, captured: Captured) -> None:
-        """Encode and write one shard of training targets."""
-        rows = self.block_rows[job.block]
-        column = self.identity["train"]
-        labels = np.array(column["labels"], np.int64)
-        own = np.broadcast_to(labels[rows], captured.digests_VS.shape)
-        partners = captured.partners_VS
-        both = [own] if partners is None else [own, labels[partners]]
-        arrays = self.codec.encode(captured.logits_VSC, np.stack(both, axis=-1))
+    def captured(self, job: ShardJob) -> Captured:
+        """An empty shard, for the answers to be put into."""
+        return Captured(job, self.block_rows[job.block], self._labels, self.codec)
+
+    def publish(self, captured: Captured) -> None:
+        """Write one shard of training targets."""
+        rows, column = captured.rows_S, self.identity["train"]
         good = np.array([column["keys"][i] not in captured.bad for i in rows], bool)
+        partners_VS = captured.arrays.get("partners")
         found = stats.of_shard(
-            captured.logits_VSC if good.all() else captured.logits_VSC[:, good],
-            labels[rows[good]],
-            np.array(column["domains"], np.int64)[rows[good]],
+            captured.targets_VS[:, good],
+            self._labels[rows[good]],
+            np.array([column["domains"][i] for i in rows[good]], np.int64),
             [column["keys"][i] for i in rows[good]],
-            self.codec,
-            arrays if good.all() else {name: array[:, good] for name, array in arrays.items()},
-            None if partners is None else labels[partners][:, good],
+            None if partners_VS is None else self._labels[partners_VS][:, good],
         )
-        arrays |= {"digests": captured.digests_VS, **captured.mixing()}
-        self._write(f"shards/{job.name}", job, "train", rows, arrays, captured.bad, found)
+        job, bad = captured.job, sorted(captured.bad)
+        self._write(f"shards/{job.name}", job, "train", rows, captured.arrays, bad, found)
 
     def publish_val(self, logits_NC: np.ndarray, bad: list[str]) -> None:
         """Write the validation images' clean teacher logits [N, C], as one float32 view."""
@@ -149,7 +172,7 @@ class Writer:
         codec = val_codec(self.codec.num_classes)
         arrays = codec.encode(logits_NC[None], np.full((1, len(logits_NC), 1), -1))
         rows = np.arange(len(logits_NC))
-        self._write(f"val/clean{job.suffix}", job, "val", rows, arrays, bad, {})
+        self._write(f"val/clean{job.suffix}", job, "val", rows, arrays, sorted(bad), {})
 
     def _write(
         self,
@@ -184,7 +207,7 @@ class Writer:
             self.backend.write(partial, shard)
         row = {"name": name, "block": job.block, "start": job.start, "stop": job.stop}
         row |= {"samples": len(rows), "bytes": path.stat().st_size, "sha256": fsio.sha256(path)}
-        fsio.append_line(self._journal, row | {"bad": sorted(bad), "stats": found})
+        fsio.append_line(self._journal, row | {"bad": bad, "stats": found})
 
     def _image(self, split: str, row: int, bad: list[str]) -> bytes:
         """The encoded image; of a quarantined one what there is, which may be nothing."""
