@@ -182,7 +182,7 @@ class Fetcher(TorchDataset[Any]):
         self,
         view: KeyedView | CleanView,
         sizes: Sequence[int],
-        hashes: list[str] | None = None,
+        hashes: list[str] | np.ndarray | None = None,
         skip_bad: bool = False,
         store: ImageStore | None = None,
     ) -> None:
@@ -258,7 +258,7 @@ class Fetcher(TorchDataset[Any]):
         if self.store and self.store.is_complete:  # which has compared the content
             return self.store[row]
         data = read_place(request.places[row]) if request.places else self.samples.read(row)
-        if request.check_content and self.hashes and self.hashes[row]:
+        if request.check_content and self.hashes is not None and self.hashes[row]:
             manifest.check_content(self.samples.keys[row], self.hashes[row], data)
         return self.view.decode(data, self.samples.paths[row])
 

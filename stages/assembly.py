@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -175,17 +174,8 @@ def fill_images(store: ImageStore | None, options: Any) -> None:
     count = len(store.samples)
     about = fsio.human_bytes(estimate_bytes(store.samples, store.short_side))
     session.echo(f"writing image store {store.folder}: {count:,} images, about {about}")
-    pace, last = session.Pace(count, 10.0), time.perf_counter()
-
-    def progress(done: int) -> None:
-        nonlocal last
-        now = time.perf_counter()
-        if line := pace.add(done, 1, 0.0, now - last):
-            session.echo(f"image {done:,}/{count:,}  {line}")
-        last = now
-
-    store.build(options.workers, options.skip_bad_images, progress)
-    pace.close()
+    with session.counting(count) as progress:
+        store.build(options.workers, options.skip_bad_images, progress)
 
 
 def plan_images(

@@ -144,7 +144,10 @@ def describe_identity(
 ) -> dict[str, Any]:
     """All that decides a cache's content but the number of views."""
     num_classes = len(dataset.classes)
-    val = dataset.splits.get("val")
+    columns = dict.fromkeys(("train", "val"), EMPTY)
+    for split in {"train", "val"} & set(dataset.splits):
+        with session.counting(len(dataset.splits[split])) as progress:
+            columns[split] = manifest.describe_samples(dataset.splits[split], progress)
     return {
         "format_version": manifest.FORMAT_VERSION,
         "format": options.format,
@@ -160,8 +163,7 @@ def describe_identity(
         "ensemble": options.ensemble if len(teachers.models) > 1 else None,
         "views": view.describe(teachers.img_size),
         "dataset": manifest.describe_dataset(dataset, val_fraction),
-        "train": manifest.describe_samples(dataset.splits["train"]),
-        "val": manifest.describe_samples(val) if val is not None else EMPTY,
+        **columns,
     }
 
 

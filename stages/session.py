@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -212,6 +213,23 @@ class Pace:
         """Remove the progress bar."""
         if self._bar:
             self._bar.close()
+
+
+@contextlib.contextmanager
+def counting(total: int) -> Iterator[Callable[[int], None]]:
+    """A function to call with how many images are done: a progress bar, or a line at times."""
+    pace, last, before = Pace(total, 10.0), time.perf_counter(), 0
+
+    def progress(done: int) -> None:
+        nonlocal last, before
+        now, num = time.perf_counter(), done - before
+        line = pace.add(done, num, 0.0, now - last, units=num)
+        if line and done < total:
+            echo(f"image {done:,}/{total:,}  {line}")
+        last, before = now, done
+
+    yield progress
+    pace.close()
 
 
 def started() -> float:

@@ -130,7 +130,9 @@ def _cached_data(options: TrainStudentConfig, reader: Reader) -> tuple[list[str]
     identity, folder = reader.identity, reader.folder
     if reader.holds_images and not options.data:
         args = folder / "args.yaml"
-        return (rundir.load_yaml(args)["data"] if args.exists() else []), reader.dataset()
+        dataset = reader.dataset()
+        reader.slim(dataset)
+        return (rundir.load_yaml(args)["data"] if args.exists() else []), dataset
     if is_url(reader.name):
         session.require(options.data, "--data", "NAME:PATH   # the shards hold no images")
     specs = session.absolute_specs(options.data or rundir.load_yaml(folder / "args.yaml")["data"])
@@ -139,8 +141,7 @@ def _cached_data(options: TrainStudentConfig, reader: Reader) -> tuple[list[str]
     if identity["views"]["recipe"].get("bbox_crop"):
         dataset = with_boxes(dataset)
     manifest.check_dataset(identity, dataset, str(folder))
-    for split in {"train", "val"} & set(dataset.splits):  # they are equal: hold them once
-        identity[split]["keys"] = dataset.splits[split].keys
+    reader.slim(dataset)
     return specs, dataset
 
 

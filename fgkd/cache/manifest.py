@@ -60,9 +60,9 @@ def content_hash(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=HASH_HEX // 2).hexdigest()
 
 
-def check_content(key: str, then: str, data: bytes) -> None:
+def check_content(key: str, then: str | bytes, data: bytes) -> None:
     """Raise WrongDataError when an image's bytes are not those a cache was made of."""
-    now = content_hash(data)
+    then, now = then.decode() if isinstance(then, bytes) else then, content_hash(data)
     if now != then:
         raise WrongDataError(
             f"the cache is of other data: content of {key}: {then} -> {now}",
@@ -70,10 +70,10 @@ def check_content(key: str, then: str, data: bytes) -> None:
         )
 
 
-def describe_samples(samples: Any, progress: Callable[[int], None] | None = None) -> dict[str, Any]:
-    """Columns keys, labels, domains, sizes (bytes), hashes of a split; reads every file once.
-
-    Also boxes, where the views crop inside them.
+def describe_samples(
+    samples: Any, progress: Callable[[int], None] = lambda done: None
+) -> dict[str, Any]:
+    """Columns keys, labels, domains, sizes (bytes), hashes (boxes) of a split; reads every file.
 
     An unreadable file gets size -1 and an empty hash: capture then reports or quarantines it.
     """
@@ -85,12 +85,12 @@ def describe_samples(samples: Any, progress: Callable[[int], None] | None = None
             return -1, ""
         return len(data), content_hash(data)
 
-    rows = []
+    rows: list[tuple[int, str]] = []
+    runs = np.array_split(np.arange(len(samples)), max(1, len(samples) // 64))
     with ThreadPoolExecutor(4) as pool:
-        for i, row in enumerate(pool.map(one, range(len(samples)))):
-            rows.append(row)
-            if progress and i % 1000 == 999:
-                progress(i + 1)
+        for run in pool.map(lambda run: list(map(one, run)), runs):
+            rows += run
+            progress(len(rows))
     boxes = {} if samples.boxes is None else {"boxes": samples.boxes.tolist()}
     return boxes | {
         "keys": list(samples.keys),
