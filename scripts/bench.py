@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import bench_cache
+import bench_capture
 import bench_growth
 import bench_input
+import bench_start
 import bench_train
 import torch
 from bench_common import Plan, Row
@@ -25,10 +27,16 @@ from bench_common import Plan, Row
 PARTS: dict[str, Any] = {
     "input": bench_input.rows,
     "train": bench_train.rows,
+    "capture": bench_capture.rows,
     "cache": bench_cache.rows,
     "growth": bench_growth.rows,
+    "start": bench_start.rows,
 }
-CHILDREN = {"epoch": bench_train.peak_memory, "memory": bench_growth.peak_memory}
+CHILDREN = {
+    "epoch": bench_train.peak_memory,
+    "capture": bench_capture.peak_memory,
+    "memory": bench_growth.peak_memory,
+}
 
 
 def machine() -> dict[str, Any]:

@@ -1,10 +1,8 @@
-"""What ten times the samples or views cost, what stage two holds in memory, what starting costs."""
+"""What ten times the samples or views cost, what stage two holds in memory."""
 
 from __future__ import annotations
 
 import itertools
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from bench_common import (
     LIGHT,
-    ROOT,
     Plan,
     Row,
     child,
+    grown,
     interleave,
     peak_mib,
     samples_of,
@@ -74,14 +72,11 @@ def rows(plan: Plan) -> list[Row]:
         return measure
 
     took = interleave({str(n): epoch(n) for n in sizes}, plan.pick(3, 1))
-    seconds = [took[str(n)] for n in sizes]
-    for less, more, few, many in zip(seconds, seconds[1:], sizes, sizes[1:], strict=False):
-        tenfold = more / less * (10 * few / many)
-        low, middle, high = np.percentile(tenfold, [25, 50, 75]).tolist()
-        note = f"an epoch of stage two, opening the cache included: {np.median(more):.2f} s"
-        against = f"{few:,} to {many:,} samples"
-        found.append(Row("time of 10x samples", against, middle, 10.5, True, (low, high), note))
-    return [*found, of_views(plan), help_time(plan)]
+    found += [
+        grown("time of 10x samples, an epoch of stage two", took[str(a)], took[str(b)], a, b)
+        for a, b in itertools.pairwise(sizes)
+    ]
+    return [*found, of_views(plan)]
 
 
 def of_views(plan: Plan) -> Row:
@@ -166,17 +161,3 @@ def start_up(plan: Plan, tiny: Path) -> Row:
     note = f"{gib:.2f} GiB of {CLASSES} classes, files in memory"
     against = f"{num * views:,} views"
     return Row("start-up of stage two, s", against, middle, 5.0, True, (low, high), note)
-
-
-def help_time(plan: Plan) -> Row:
-    """`fgkd --help`, from the shell."""
-    command = [sys.executable, "-m", "stages", "--help"]
-
-    def called() -> float:
-        clock = time.perf_counter()
-        subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
-        return time.perf_counter() - clock
-
-    took = interleave({"help": called}, plan.pick(7, 1))["help"]
-    low, middle, high = np.percentile(took, [25, 50, 75]).tolist()
-    return Row("fgkd --help, s", "", middle, 0.3, True, (low, high))

@@ -7,10 +7,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
-import simplejpeg
 import torch
-from bench_common import LIGHT, Plan, Row, interleave, ratio, samples_of
-from torch.utils.data import DataLoader, Dataset
+from bench_common import LIGHT, Plan, Row, decoding, interleave, ratio, samples_of
 
 from fgkd import plan as plans
 from fgkd import views
@@ -80,21 +78,6 @@ def timms(samples: Samples, recipe: views.ViewRecipe, workers: int, folder: str)
     return loader.loader  # before the prefetcher's conversion to float
 
 
-class Decoded(Dataset[int]):
-    """Batches that are decoded, and dropped."""
-
-    def __init__(self, samples: Samples) -> None:
-        self.samples = samples
-
-    def __len__(self) -> int:
-        return len(self.samples) // BATCH
-
-    def __getitem__(self, i: int) -> int:
-        for row in range(i * BATCH, (i + 1) * BATCH):
-            simplejpeg.decode_jpeg(self.samples.read(row), "RGB")
-        return i
-
-
 def rows(plan: Plan) -> list[Row]:
     """The input pipeline's lines of the table."""
     skip, count = plan.pick(3, 1), plan.pick(16, 1)
@@ -104,7 +87,7 @@ def rows(plan: Plan) -> list[Row]:
     everything = views.ViewRecipe.from_dict(views.RECIPES["seed"].to_dict() | {"erasing": 0.0})
 
     def bare() -> float:
-        return per_image(DataLoader(Decoded(samples), None, num_workers=plan.workers), skip, count)
+        return per_image(decoding(samples, plan.workers, BATCH), skip, count)
 
     def measure(make: Callable[..., Iterable[Any]], *args: Any) -> Callable[[], float]:
         return lambda: per_image(make(samples, *args), skip, count)

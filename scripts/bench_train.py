@@ -1,4 +1,4 @@
-"""A student's steps from a cache, on labels, and beside timm's live teacher; and capture."""
+"""A student's steps from a cache, on labels, and beside timm's live teachers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from bench_common import (
     Plan,
     Row,
     child,
-    identity_of,
     interleave,
     peak_mib,
     ratio,
@@ -26,16 +25,14 @@ from bench_common import (
 from fgkd import engine, models
 from fgkd import plan as plans
 from fgkd.cache.reader import Reader
-from fgkd.cache.store import Writer
-from fgkd.config import CacheLogitsConfig, TrainStudentConfig
-from fgkd.data import Dataset, Samples
-from fgkd.fetch import KeyedView
+from fgkd.config import TrainStudentConfig
+from fgkd.data import Samples
 from fgkd.loader import TrainLoader
-from stages import assembly, capture, session, train_student
+from stages import assembly, train_student
 
 CPU = torch.device("cpu")
 CLASSES, VIEWS = 320, 2
-STUDENT, TEACHER = "deit_tiny_distilled_patch16_224", "convnext_tiny"
+STUDENT, TEACHER, LARGER = "deit_tiny_distilled_patch16_224", "convnext_tiny", "convnext_base"
 
 
 class Pair:
@@ -102,13 +99,13 @@ def normalised(image_u8_BHW3: torch.Tensor) -> torch.Tensor:
     return ((image_u8_BHW3.float() - mean) / std).permute(0, 3, 1, 2)
 
 
-def beside_teacher(pair: Pair, samples: Samples) -> Iterator[float]:
+def beside_teacher(pair: Pair, samples: Samples, name: str = TEACHER) -> Iterator[float]:
     """timm's task with a live teacher, on the batches that the cached student has too."""
     from timm.task import LogitDistillationTask
 
     kwargs = {"num_classes": CLASSES}
     student = timm.create_model(STUDENT, img_size=pair.size, **kwargs, **pair.student_kwargs)
-    teacher = timm.create_model(TEACHER, **kwargs, **pair.teacher_kwargs).eval()
+    teacher = timm.create_model(name, **kwargs, **pair.teacher_kwargs).eval()
     task = LogitDistillationTask(
         student, teacher, torch.nn.CrossEntropyLoss(label_smoothing=0.1), device=CPU, verbose=False
     ).train()
@@ -137,9 +134,9 @@ def bare_student(pair: Pair) -> Iterator[float]:
         yield 0.0
 
 
-def bare_teacher(pair: Pair) -> Iterator[float]:
+def bare_teacher(pair: Pair, name: str = TEACHER) -> Iterator[float]:
     """The teacher's answers alone for one batch in memory."""
-    teacher = timm.create_model(TEACHER, num_classes=CLASSES, **pair.teacher_kwargs).eval()
+    teacher = timm.create_model(name, num_classes=CLASSES, **pair.teacher_kwargs).eval()
     images = torch.randn(pair.batch, 3, pair.size, pair.size)
     while True:
         with torch.inference_mode():
@@ -161,99 +158,63 @@ def stepping(stream: Iterator[Any], steps: int) -> Callable[[], float]:
 
 
 def rows(plan: Plan) -> list[Row]:
-    """The lines of the table that are about training and capture."""
+    """The lines of the table about training."""
     pair, steps = Pair(plan.quick), plan.pick(2, 1)
     samples = samples_of(plan.folder / "photos/a", plan.pick(128, 8), plan.pick(64, 4))
     cache = write_cache(plan.folder / "steps", samples, VIEWS, CLASSES, pair.size, digests=True)
-    measures = {
-        "cache": stepping(fitting(pair, samples, Reader(cache)), steps),
-        "labels": stepping(fitting(pair, samples, None), steps),
-        "timm": stepping(beside_teacher(pair, samples), steps),
-        "student": stepping(bare_student(pair), steps),
-        "teacher": stepping(bare_teacher(pair), steps),
-    }
-    found = interleave(measures, plan.pick(14, 2))
+    cached = stepping(fitting(pair, samples, Reader(cache)), steps)
+    student = stepping(bare_student(pair), steps)
+    labels = stepping(fitting(pair, samples, None), steps)
+    found = interleave({"cache": cached, "labels": labels}, plan.pick(24, 2))
+    step, spread = ratio(found["labels"], found["cache"])
     median = {name: float(np.median(values)) for name, values in found.items()}
-    step, step_spread = ratio(found["labels"], found["cache"])
-    speedup, epoch_spread = ratio(found["timm"], found["cache"])
-    possible = (median["student"] + median["teacher"]) / median["student"]
-    peaks = {how: 0.0 if plan.quick else child("epoch", how, cache, 0) for how in ("cache", "timm")}
-    models_note = f"{TEACHER} -> {STUDENT}, {pair.size} px, batches of {pair.batch}"
-    return [
+    note = f"{median['cache']:.3f} s a step against {median['labels']:.3f}"
+    out = [
         Row(
             *("student step from the cache", "the same loop with labels only", step, 0.98, False),
-            step_spread,
-            f"{median['cache']:.3f} s a step against {median['labels']:.3f}",
-        ),
-        Row(
-            *("student epoch from the cache", "timm's LogitDistillationTask, live teacher"),
-            *(speedup, 0.95 * possible, False, epoch_spread),
-            f"{models_note}; {median['cache']:.3f} s a step against {median['timm']:.3f}; "
-            f"{possible:.2f} if the cache cost nothing",
-        ),
-        Row(
-            *(
-                "peak memory of that epoch",
-                "timm's, share",
-                peaks["cache"] / max(peaks["timm"], 1e-9),
-            ),
-            note=f"{peaks['cache']:,.0f} MiB against {peaks['timm']:,.0f}",
-        ),
-        captured(plan, pair),
+            *(spread, note),
+        )
     ]
+    for name, repeats in ((TEACHER, plan.pick(12, 2)), (LARGER, plan.pick(5, 1))):
+        measures = {
+            "cache": cached,
+            "timm": stepping(beside_teacher(pair, samples, name), steps),
+            "student": student,
+            "teacher": stepping(bare_teacher(pair, name), steps),
+        }
+        out += beside(name, pair, interleave(measures, repeats))
+        peak = {how: 0.0 if plan.quick else child("epoch", how, cache) for how in ("cache", name)}
+        note = f"{peak['cache']:,.0f} MiB against {peak[name]:,.0f}"
+        value = peak["cache"] / max(peak[name], 1e-9)
+        out.append(Row("peak memory of that epoch", "timm's, share", value, note=note))
+    return out
 
 
-def peak_memory(how: str, cache: str, quick: str) -> float:
-    """Peak resident MiB of three steps of one of the two loops, in this process."""
-    pair = Pair(bool(int(quick)))
-    folder = Path(cache).parent / "photos/a"
+def beside(name: str, pair: Pair, found: dict[str, np.ndarray]) -> list[Row]:
+    """The cached epoch against timm's task with this teacher, and what is possible."""
+    median = {how: float(np.median(values)) for how, values in found.items()}
+    possible = (median["student"] + median["teacher"]) / median["student"]
+    speedup, spread = ratio(found["timm"], found["cache"])
+    note = (
+        f"{name} -> {STUDENT}, {pair.size} px, batches of {pair.batch}; "
+        f"{median['cache']:.3f} s a step against {median['timm']:.3f}; "
+        f"{possible:.2f} if the cache cost nothing"
+    )
+    against = "timm's LogitDistillationTask, live teacher"
+    bar = 0.95 * possible
+    return [Row("student epoch from the cache", against, speedup, bar, False, spread, note)]
+
+
+def peak_memory(how: str, cache: str) -> float:
+    """Peak resident MiB of three steps from the cache, or beside the teacher of that name."""
+    pair, folder = Pair(quick=False), Path(cache).parent / "photos/a"
     num = len(Reader(Path(cache)).identity["train"]["keys"])
     samples = samples_of(folder, num, len(list(folder.glob("*.jpg"))))
-    reader = Reader(Path(cache))
     loop: Iterator[Any] = (
-        fitting(pair, samples, reader) if how == "cache" else beside_teacher(pair, samples)
+        fitting(pair, samples, Reader(Path(cache)))
+        if how == "cache"
+        else beside_teacher(pair, samples, how)
     )
     for _ in range(3):
         next(loop)
     return peak_mib()
-
-
-def captured(plan: Plan, pair: Pair) -> Row:
-    """Whole captures against the bare teacher on as many tensors in memory, in turn."""
-    num, views = plan.pick(48, 4), plan.pick(4, 2)
-    samples = samples_of(plan.folder / "photos/a", num, plan.pick(64, 4))
-    dataset = Dataset("made up", [str(i) for i in range(CLASSES)], ["made up"], {"train": samples})
-    teacher = pair.teacher()
-    batch = plan.pick(32, 4)
-    options = CacheLogitsConfig(batch_size=batch, views=views, workers=1)
-    teachers = capture.Teachers([teacher], [], "logits", pair.size, CPU, "float32", batch)
-    teachers.ready()
-    counter = iter(range(1000))
-    view = KeyedView(dataset.splits["train"], LIGHT, 0)
-
-    def capture_all() -> float:
-        folder = plan.folder / f"capture{next(counter)}"
-        identity = identity_of(samples, CLASSES, 1024, pair.size)
-        writer = Writer(folder, identity, views, lambda split, i: b"")
-        writer.begin()
-        with session.StopSignal(False) as stop:
-            clock = time.perf_counter()
-            made = capture.Capture(writer, teachers, dataset, view, options)
-            made.write_train(writer.jobs(), stop)
-            return time.perf_counter() - clock
-
-    images = torch.zeros(batch, 1, pair.size, pair.size, 3, dtype=torch.uint8)
-
-    def bare() -> float:
-        clock = time.perf_counter()
-        for _ in range(num * views // batch):
-            engine.logits_of(teacher, images, device=CPU, max_batch=batch)
-        return time.perf_counter() - clock
-
-    bare()
-    found = interleave({"bare": bare, "capture": capture_all}, plan.pick(5, 1))
-    value, spread = ratio(found["bare"], found["capture"])
-    rate = num * views / float(np.median(found["capture"]))
-    note = f"{TEACHER}, {views} views an image; {rate:.1f} views/s, workers' start included"
-    against = "the bare teacher on tensors in memory"
-    return Row("cache-logits, compute-bound", against, value, 0.95, False, spread, note)

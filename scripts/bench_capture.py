@@ -1,0 +1,200 @@
+"""Stage one's second half: against the bare teacher, against the bare decoder, and as it grows."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from bench_common import (
+    LIGHT,
+    Plan,
+    Row,
+    child,
+    decoding,
+    grown,
+    identity_of,
+    interleave,
+    peak_mib,
+    photo,
+    ratio,
+    samples_of,
+)
+from bench_train import CLASSES, CPU, TEACHER, Pair
+
+from fgkd import engine, models
+from fgkd.cache.stats import TARGET
+from fgkd.cache.store import Writer
+from fgkd.config import CacheLogitsConfig
+from fgkd.data import Dataset, Samples
+from fgkd.fetch import KeyedView
+from stages import capture, cli, session
+
+SIDE, NUM_CLASSES, MANY_VIEWS = 32, 100, 64
+FLAT = 2.0  # MiB: what the same program's memory differs by from run to run
+SHARD_TARGET = (
+    8 + 2 * NUM_CLASSES + TARGET.itemsize
+)  # bytes of the open shard: digest, logits, sums
+
+
+def rows(plan: Plan) -> list[Row]:
+    """The lines of the table about capture."""
+    return [compute_bound(plan), *decode_bound(plan), *growth(plan)]
+
+
+def tiny_teacher(num_classes: int, size: int) -> models.Classifier:
+    """A ConvNeXt that costs next to nothing, so that all else shows."""
+    kwargs = {"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 8), "patch_size": size // 16}
+    names = [f"{i:03d}" for i in range(num_classes)]
+    return models.create(TEACHER, class_names=names, kwargs=kwargs, img_size=size)[0].eval()
+
+
+def capturing(
+    plan: Plan, samples: Samples, teacher: models.Classifier, options: CacheLogitsConfig
+) -> Callable[[], float]:
+    """Seconds of a whole capture into a new folder, its workers' start included."""
+    size = teacher.config["input_size"][-1]
+    dataset = Dataset("made up", [str(i) for i in range(CLASSES)], ["made up"], {"train": samples})
+    teachers = capture.Teachers([teacher], [], "logits", size, CPU, "float32", options.batch_size)
+    teachers.ready()
+    view, numbers = KeyedView(samples, LIGHT, 0), itertools.count()
+
+    def measure() -> float:
+        folder = plan.folder / f"capture{id(samples)}-{options.views}-{next(numbers)}"
+        identity = identity_of(samples, CLASSES, 1024, size)
+        writer = Writer(folder, identity, options.views, lambda split, i: b"")
+        writer.begin()
+        with session.StopSignal(False) as stop, contextlib.redirect_stdout(io.StringIO()):
+            clock = time.perf_counter()
+            made = capture.Capture(writer, teachers, dataset, view, options)
+            made.write_train(writer.jobs(), stop)
+            return time.perf_counter() - clock
+
+    return measure
+
+
+def compute_bound(plan: Plan) -> Row:
+    """Whole captures against the bare teacher on as many tensors in memory, in turn."""
+    num, views, batch = plan.pick(48, 4), plan.pick(4, 2), plan.pick(32, 4)
+    pair = Pair(plan.quick)
+    samples, teacher = samples_of(plan.folder / "photos/a", num, plan.pick(64, 4)), pair.teacher()
+    options = CacheLogitsConfig(batch_size=batch, views=views, workers=1)
+    whole = capturing(plan, samples, teacher, options)
+    images = torch.zeros(batch, 1, pair.size, pair.size, 3, dtype=torch.uint8)
+
+    def bare() -> float:
+        clock = time.perf_counter()
+        for _ in range(num * views // batch):
+            engine.logits_of(teacher, images, device=CPU, max_batch=batch)
+        return time.perf_counter() - clock
+
+    bare()
+    found = interleave({"bare": bare, "capture": whole}, plan.pick(7, 1))
+    value, spread = ratio(found["bare"], found["capture"])
+    rate = num * views / float(np.median(found["capture"]))
+    note = f"{TEACHER}, {views} views an image; {rate:.1f} views/s, workers' start included"
+    against = "the bare teacher on tensors in memory"
+    return Row("cache-logits, compute-bound", against, value, 0.95, False, spread, note)
+
+
+def decode_bound(plan: Plan) -> list[Row]:
+    """Captures by a teacher that costs nothing: images a second against those only decoded."""
+    num, batch = plan.pick(4096, 8), plan.pick(256, 4)
+    samples, teacher = samples_of(plan.folder / "photos/a", num, plan.pick(64, 4)), None
+    teacher = tiny_teacher(CLASSES, 224)
+
+    def decoded() -> float:
+        clock = time.perf_counter()
+        for _ in decoding(samples, plan.workers, plan.pick(64, 4)):
+            pass
+        return time.perf_counter() - clock
+
+    measures = {"bare": decoded}
+    for views in (1, 8):
+        options = CacheLogitsConfig(batch_size=batch, views=views, workers=plan.workers)
+        measures[str(views)] = capturing(plan, samples, teacher, options)
+    found = interleave(measures, plan.pick(5, 1))
+    out = []
+    for views in (1, 8):
+        value, spread = ratio(found["bare"], found[str(views)])
+        rate = num * views / float(np.median(found[str(views)]))
+        what = f"cache-logits, decode-bound, {views} view(s) an image"
+        note = f"{rate:,.0f} views/s by a teacher of one part in a thousand; digests included"
+        against = "the same files through libjpeg-turbo alone"
+        out.append(Row(what, against, value, None, False, spread, note))
+    return out
+
+
+def growth(plan: Plan) -> list[Row]:
+    """Whole commands: ten times the images, and up to 64 times the views."""
+    teacher = plan.folder / "teacher"
+    models.export(tiny_teacher(NUM_CLASSES, SIDE), teacher)
+    sizes = [plan.pick(full, quick) for full, quick in ((1000, 200), (10_000, 300), (100_000, 400))]
+    folders = {n: images_folder(plan.folder / f"images{n}", n) for n in sizes}
+    numbers = itertools.count()
+    peaks: dict[tuple[int, int], list[float]] = {}
+
+    def command(num: int, views: int) -> Callable[[], float]:
+        def measure() -> float:
+            args = (folders[num], teacher, views, plan.folder / f"grown{next(numbers)}")
+            clock = time.perf_counter()
+            peak = peak_memory(*map(str, args)) if plan.quick else child("capture", *args)
+            peaks.setdefault((num, views), []).append(peak)
+            return time.perf_counter() - clock
+
+        return measure
+
+    asked = [(n, 1) for n in sizes] + [(sizes[0], 8), (sizes[0], MANY_VIEWS)]
+    took = interleave({str(one): command(*one) for one in asked}, plan.pick(3, 1))
+    peak = {one: float(np.median(found)) for one, found in peaks.items()}
+    out = [
+        grown("time of 10x images, cache-logits", took[str((a, 1))], took[str((b, 1))], a, b)
+        for a, b in itertools.pairwise(sizes)
+    ]
+    few, some, many = sizes
+    out.append(
+        grown("time of 8x views, cache-logits", *(took[str((few, v))] for v in (8, 64)), 8, 64)
+    )
+    shard = 0.9 * few * (MANY_VIEWS - 1) * SHARD_TARGET / 2**20
+    more = peak[few, MANY_VIEWS] - peak[few, 1] - shard
+    note = f"the open shard of {MANY_VIEWS} views is {shard:.1f} MiB more; {few:,} images"
+    out.append(
+        Row(
+            "memory of 64x views but for the shard, MiB more",
+            "1 view",
+            more,
+            FLAT,
+            True,
+            None,
+            note,
+        )
+    )
+    each = (peak[many, 1] - peak[some, 1]) * 2**20 / (many - some)
+    note = f"{peak[some, 1]:,.0f} MiB for {some:,} images, {peak[many, 1]:,.0f} for {many:,}"
+    what = "memory of cache-logits, bytes more an image"
+    out.append(Row(what, "keys, labels, sizes, hashes as JSON", each, None, True, None, note))
+    return out
+
+
+def images_folder(folder: Path, num: int) -> Path:
+    """`num` small JPEGs of different bytes and sizes in NUM_CLASSES classes, as `folder:` reads."""
+    pictures = [photo(i, 48, 48) for i in range(16)]
+    for i in range(num):
+        path = folder / f"train/{i % NUM_CLASSES:03d}/{i:07d}.jpg"
+        if i < NUM_CLASSES:
+            path.parent.mkdir(parents=True)
+        path.write_bytes(pictures[i % 16] + i.to_bytes(8, "big") * (1 + i // 16 % 512))
+    return folder
+
+
+def peak_memory(images: str, teacher: str, views: str, output: str) -> float:
+    """Peak resident MiB of the main process of a whole cache-logits."""
+    given = ("--data", f"folder:{images}", "--teacher", teacher, "--views", views)
+    with contextlib.redirect_stdout(io.StringIO()):
+        cli.main(["cache-logits", *given, "--output", output, "--workers", "2"])
+    return peak_mib()
