@@ -11,12 +11,15 @@ import itertools
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
+
 from ..errors import FgkdError
 from .base import Dataset, Samples, read_place
 
 MIDDLE = 256  # bytes; in the middle of an image file its pixels are, not words on it
 NAMED = 3  # examples in a warning
 THREADS = 8  # a network disk answers several at once
+UNREAD = -1  # which no hash is
 Row = tuple[str, int]  # split, place in it
 
 
@@ -55,36 +58,67 @@ def find(dataset: Dataset) -> list[list[Row]]:
 
     Files that cannot be read are in no group.
     """
-    rows = [(split, i) for split, samples in dataset.splits.items() for i in range(len(samples))]
-    groups = [rows]
+    rows = _Rows(dataset)
+    left, group = np.arange(len(rows.split)), np.zeros(len(rows.split), np.int64)
     for look in (Samples.size, _middle, _digest):
-        groups = [part for part in _split(dataset, groups, look) if _matters(dataset, part)]
-    return groups
+        code = rows.looks(left, look)
+        left, group, code = (column[code != UNREAD] for column in (left, group, code))
+        _, code = np.unique(code, return_inverse=True)
+        _, group = np.unique(group * len(code) + code, return_inverse=True)
+        matters = _varies(rows.split[left], group) | _varies(rows.label[left], group)
+        left, group = left[matters], group[matters]
+    found: dict[int, list[Row]] = {}
+    for row, number in zip(left.tolist(), group.tolist(), strict=True):
+        found.setdefault(number, []).append(rows.row(row))
+    return list(found.values())
 
 
-def _split(
-    dataset: Dataset, groups: list[list[Row]], look: Callable[[Samples, int], Hashable]
-) -> list[list[Row]]:
-    """Each group as parts that look the same."""
+class _Rows:
+    """Every image of a dataset as columns: its split, place and, in train, label (-1: none)."""
 
-    def seen(row: Row) -> Hashable:
-        try:
-            return look(dataset.splits[row[0]], row[1])
-        except FgkdError:
-            return None  # reported when the image is used
+    def __init__(self, dataset: Dataset) -> None:
+        self.names, self.samples = list(dataset.splits), list(dataset.splits.values())
+        lengths = [len(samples) for samples in self.samples]
+        self.split = np.repeat(np.arange(len(lengths)), lengths)
+        self.place = np.concatenate([np.arange(length) for length in lengths])
+        same = {name: i for i, name in enumerate(dataset.classes)}  # classes of one name are one
+        first = np.array([same[name] for name in dataset.classes] + [-1])
+        of_split = [
+            first[np.maximum(samples.labels, -1)] if name == "train" else np.full(len(samples), -1)
+            for name, samples in dataset.splits.items()
+        ]
+        self.label = np.concatenate(of_split)
 
-    flat = [(number, row) for number, group in enumerate(groups) for row in group]
-    looks: list[Hashable] = [None] * len(flat)
-    with ThreadPoolExecutor(THREADS) as pool:  # each its share: a future a file would cost more
-        shares = [flat[first::THREADS] for first in range(THREADS)]
-        answers = pool.map(lambda share: [seen(row) for _, row in share], shares)
-        for first, answer in enumerate(answers):
-            looks[first::THREADS] = answer
-    parts: dict[Hashable, list[Row]] = {}
-    for (number, row), what in zip(flat, looks, strict=True):
-        if what not in (None, -1):
-            parts.setdefault((number, what), []).append(row)
-    return list(parts.values())
+    def row(self, i: int) -> Row:
+        return self.names[self.split[i]], int(self.place[i])
+
+    def looks(self, rows: np.ndarray, look: Callable[[Samples, int], Hashable]) -> np.ndarray:
+        """int64 hashes of what `look` says of these rows; UNREAD where it cannot."""
+
+        def seen(split: int, place: int) -> int:
+            try:
+                found = look(self.samples[split], place)
+            except FgkdError:
+                return UNREAD  # reported when the image is used
+            return UNREAD if found == -1 else hash(found)
+
+        out = np.empty(len(rows), np.int64)
+        at = self.split[rows].tolist(), self.place[rows].tolist()
+        with ThreadPoolExecutor(THREADS) as pool:  # each its share: a future a file would cost more
+            shares = [[column[first::THREADS] for column in at] for first in range(THREADS)]
+            answers = pool.map(lambda share: list(map(seen, *share)), shares)
+            for first, answer in enumerate(answers):
+                out[first::THREADS] = answer
+        return out
+
+
+def _varies(value: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """Which rows are of a group in which this value, where there is one (>= 0), is not the same."""
+    largest = np.full(group.max(initial=-1) + 1, -1)
+    np.maximum.at(largest, group, value)
+    differs = np.zeros(len(largest), bool)
+    np.logical_or.at(differs, group, (value >= 0) & (value != largest[group]))
+    return differs[group]
 
 
 def _middle(samples: Samples, i: int) -> bytes:
@@ -96,10 +130,6 @@ def _middle(samples: Samples, i: int) -> bytes:
 
 def _digest(samples: Samples, i: int) -> bytes:
     return hashlib.blake2b(samples.read(i), digest_size=16).digest()
-
-
-def _matters(dataset: Dataset, rows: list[Row]) -> bool:
-    return len({split for split, _ in rows}) > 1 or len(_labels(dataset, rows)) > 1
 
 
 def _labels(dataset: Dataset, rows: list[Row]) -> dict[str, Row]:
