@@ -220,15 +220,23 @@ def _not_finite(what: str) -> FgkdError:
     )
 
 
-def logits_of(
+def logits_of(model: Classifier, image_u8_BVHW3: Tensor, **how: Any) -> Tensor:
+    """float32 logits [B * V, K] on the CPU, in (image, view) order; `how`: as of `ask`."""
+    return ask(model, image_u8_BVHW3, **how)()
+
+
+def ask(
     model: Classifier,
     image_u8_BVHW3: Tensor,
     *,
     device: torch.device,
     max_batch: int,
     amp_dtype: torch.dtype | None = None,
-) -> Tensor:
-    """float32 logits [B * V, K] on the CPU, in (image, view) order, `max_batch` views at a time."""
+) -> Callable[[], Tensor]:
+    """Ask for logits, `max_batch` views at a time; the function returned waits for them.
+
+    A GPU works on by itself between the two, and can be asked again.
+    """
     model.eval()
     pieces = [torch.zeros(0, len(model.config["label_names"]))]
     for images in image_u8_BVHW3.flatten(0, 1).split(max_batch):
@@ -236,8 +244,16 @@ def logits_of(
             images = images.pin_memory().to(device, non_blocking=True)
         if len(images):
             with torch.inference_mode(), _autocast(device, amp_dtype):
-                pieces.append(model(images).answer_BK.float().cpu())
-    return torch.cat(pieces)
+                answer_BK = model(images).answer_BK.float()
+                pieces.append(answer_BK.to("cpu", non_blocking=device.type == "cuda"))
+    done = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
+
+    def wait() -> Tensor:
+        if done:
+            done.synchronize()
+        return torch.cat(pieces)
+
+    return wait
 
 
 def clean_requests(rows: np.ndarray, batch_size: int, num_views: int = 1) -> list[Request]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -67,22 +67,25 @@ class Teachers:
             mean = stacked.mean(0)
         return mean.float().numpy()
 
-    def ask(self, images: tuple[torch.Tensor, ...]) -> np.ndarray:
-        """float32 [B * V, K] for the views of a request, one tensor a size."""
+    def logits_of(self, images: tuple[torch.Tensor, ...]) -> np.ndarray:
+        """float32 [N, K] for the views of a request, one tensor a size."""
+        return self.ask(images)()
+
+    def ask(self, images: tuple[torch.Tensor, ...]) -> Callable[[], np.ndarray]:
+        """Ask for `logits_of` these; the function returned waits for them."""
         amp = torch.bfloat16 if self.dtype == "bfloat16" else None
         of_size = dict(zip(self.sizes, images, strict=True))
-        return self.average(
-            [
-                engine.logits_of(
-                    model,
-                    of_size[model.config["input_size"][-1]],
-                    device=self.device,
-                    max_batch=self.max_batch,
-                    amp_dtype=amp,
-                )
-                for model in self.models
-            ]
-        )
+        asked = [
+            engine.ask(
+                model,
+                of_size[model.config["input_size"][-1]],
+                device=self.device,
+                max_batch=self.max_batch,
+                amp_dtype=amp,
+            )
+            for model in self.models
+        ]
+        return lambda: self.average([wait() for wait in asked])
 
 
 class Capture:
@@ -151,9 +154,9 @@ class Capture:
             for answer in fetch(fetcher, requests(), self.options.workers):
                 waited = time.perf_counter() - clock
                 job, request, places = sent.popleft()
-                logits_NK = self.teachers.ask(answer.images)
+                wait = self.teachers.ask(answer.images)
                 answer = replace(answer, images=())
-                kept.append(keeper.submit(self.keep, job, request, places, answer, logits_NK))
+                kept.append(keeper.submit(self.keep, job, request, places, answer, wait))
                 if len(kept) > KEPT_AHEAD:
                     kept.popleft().result()
                 num = len(request.rows) * len(request.views)
@@ -175,9 +178,10 @@ class Capture:
         request: Request,
         places: np.ndarray,
         answer: Fetched,
-        logits_NK: np.ndarray,
+        wait: Callable[[], np.ndarray],
     ) -> None:
         """Encode an answer, whose rows are at these places of the shard; publish a full shard."""
+        logits_NK = wait()
         held = self._open = self._open or self.writer.captured(job)
         logits_BVK = logits_NK.reshape(*answer.digests_BV.shape, logits_NK.shape[-1])
         partners_BV = None if request.partners is None else request.partners[answer.at]

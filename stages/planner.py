@@ -71,7 +71,7 @@ def capture_seconds(capture: Capture, jobs: list[ShardJob]) -> tuple[float, floa
     answers: deque[np.ndarray] = deque(maxlen=64)
     requests = (request for job in jobs for request, _ in capture.requests(job))
     speed = measure(
-        fetcher, requests, lambda a: answers.append(teachers.ask(a.images)), options.workers
+        fetcher, requests, lambda a: answers.append(teachers.logits_of(a.images)), options.workers
     )
     sizes = [len(writer.block_rows[job.block]) * (job.stop - job.start) for job in jobs]
     publish_s = time_publish(capture, jobs[0], np.concatenate(answers))

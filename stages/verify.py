@@ -159,8 +159,10 @@ def compare_teacher(
     A forward pass moves with its batch, so the floor is the difference between answering all
     images together and one by one; the encoding's own error comes on top.
     """
-    together = teachers.ask(images)
-    single = [teachers.ask(tuple(size[i : i + 1] for size in images)) for i in range(len(together))]
+    together = teachers.logits_of(images)
+    single = [
+        teachers.logits_of(tuple(size[i : i + 1] for size in images)) for i in range(len(together))
+    ]
     now, then = answers(codec, codec.encode(together, labels_NL)), answers(codec, arrays)
     if codec.name == "topk":  # what is kept must be of the classes it is said to be of, too
         at = arrays["indices"].astype(np.int64)

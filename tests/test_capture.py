@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import random
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from run_miniatures import (
     STUDENT,
@@ -18,6 +22,8 @@ from run_miniatures import (
     run_ranks,
     tree,
 )
+
+from stages.capture import Teachers
 
 FORMATS = ("hdf5", "webdataset")
 NUM_KILLS = 20
@@ -65,6 +71,31 @@ def unbroken_of(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def unbroken(unbroken_of: dict[str, Path]) -> Path:
     """That of HDF5 shards."""
     return unbroken_of["hdf5"]
+
+
+def test_the_teacher_is_asked_again_before_its_answer_is_waited_for(
+    tiny_teacher: Path, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer comes here only when the next has been asked for, as late as a GPU's may."""
+    asked: list[threading.Event] = []
+    ask = Teachers.ask
+
+    def late(self: Teachers, images: Any) -> Callable[[], np.ndarray]:
+        number, wait = len(asked), ask(self, images)
+        asked.append(threading.Event())
+        if number:
+            asked[number - 1].set()
+
+        def answer() -> np.ndarray:
+            assert number == 29 or asked[number].wait(30), "the teacher was kept waiting"
+            return wait()
+
+        return answer
+
+    monkeypatch.setattr(Teachers, "ask", late)
+    fgkd(*capture(tiny_teacher, tmp_path / "cache", "--batch-size", 8))
+    assert len(asked) == 7 * 4 + 2
+    assert product(tmp_path / "cache") == product(unbroken)
 
 
 @pytest.mark.parametrize("name", FORMATS)
