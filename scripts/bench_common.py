@@ -116,9 +116,17 @@ def samples_of(folder: Path, num: int, files: int, width: int = 500, height: int
 
 
 def identity_of(samples: Samples, num_classes: int, shard_size: int, size: int) -> dict[str, Any]:
-    """A cache's identity; without content hashes, which a synthetic data set does not need."""
-    n = len(samples)
-    column = {"labels": samples.labels.tolist(), "domains": [0] * n, "sizes": [0] * n}
+    """A cache's identity, as cache-logits describes these images."""
+    seen = {path: Path(path).read_bytes() for path in set(samples.paths)}
+    sizes = {path: len(data) for path, data in seen.items()}
+    hashes = {path: manifest.content_hash(data) for path, data in seen.items()}
+    column = {
+        "keys": list(samples.keys),
+        "labels": samples.labels.tolist(),
+        "domains": samples.domains.tolist(),
+        "sizes": [sizes[path] for path in samples.paths],
+        "hashes": [hashes[path] for path in samples.paths],
+    }
     return {
         "format_version": manifest.FORMAT_VERSION,
         "format": "hdf5",
@@ -135,7 +143,7 @@ def identity_of(samples: Samples, num_classes: int, shard_size: int, size: int) 
             "chiral": False,
             "val_fraction": 0.0,
         },
-        "train": {"keys": list(samples.keys), **column, "hashes": [""] * n},
+        "train": column,
         "val": {"keys": [], "labels": [], "domains": [], "sizes": [], "hashes": []},
     }
 

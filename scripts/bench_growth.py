@@ -22,7 +22,7 @@ from bench_common import (
 
 from fgkd import plan as plans
 from fgkd.cache.reader import Reader
-from fgkd.data import Samples
+from fgkd.data import Dataset, Samples
 from fgkd.fetch import Fetcher, KeyedView, Request
 from fgkd.loader import TrainLoader
 
@@ -137,7 +137,7 @@ def peak_memory(how: str, cache: str, num: str) -> float:
     samples = samples_of(Path(cache).parent / "photos/tiny", int(num), 4, 48, 48)
     reader = Reader(Path(cache)) if how == "cache" else None
     if reader:
-        reader.identity["train"]["keys"] = samples.keys  # held once, as stages/source.py does
+        reader.slim(Dataset("made up", [], [], {"train": samples}))  # as the stage does
     loader = loader_of(samples, reader, 2, 0)
     for _ in itertools.islice(loader.batches(max(0, loader.schedule.steps_per_epoch - 3)), 6):
         pass
