@@ -6,6 +6,8 @@ rendering the images they hold. So workers write into slots of one pool, made be
 
 from __future__ import annotations
 
+import atexit
+import functools
 import itertools
 import math
 import signal
@@ -54,15 +56,29 @@ def _from_workers(fetcher: Fetcher, requests: Iterator[Request], workers: int) -
         collate_fn=_as_is,
         worker_init_fn=_ignore_signals,
     )
-    for answer in loader:
-        request, slot = sent.popleft()
-        if slot is not None:
-            images = pool.tensors(slot, fetcher.shapes(request))
-            if not isinstance(answer, FgkdError) and not answer.images:
-                answer = replace(answer, images=images)
-            del images
-        yield _sound(answer)
-        del answer
+    answers = iter(loader)
+    # Whoever leaves off in the middle may still hold this at the exit, which waits for processes
+    # that do not heed its SIGTERM. Registered last, this is called before.
+    kill = functools.partial(_kill, answers._workers)
+    atexit.register(kill)
+    try:
+        for answer in answers:
+            request, slot = sent.popleft()
+            if slot is not None:
+                images = pool.tensors(slot, fetcher.shapes(request))
+                if not isinstance(answer, FgkdError) and not answer.images:
+                    answer = replace(answer, images=images)
+                del images
+            yield _sound(answer)
+            del answer
+    finally:
+        del answers  # else an error's traceback would keep it, and with it the workers
+        atexit.unregister(kill)
+
+
+def _kill(processes: list[Any]) -> None:
+    for process in processes:
+        process.kill()
 
 
 def _sound(answer: Fetched | FgkdError) -> Fetched:

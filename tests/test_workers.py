@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -81,3 +86,15 @@ def test_a_slot_is_free_when_nothing_of_it_is_left() -> None:
     assert part.tolist() == [2]
     del part
     assert pool.lease(shapes) == slot
+
+
+def test_a_script_that_leaves_off_in_the_middle_ends(fetcher: Fetcher, tmp_path: Path) -> None:
+    """Its generator still lives at the exit; its worker processes must not."""
+    (tmp_path / "fetcher").write_bytes(pickle.dumps((fetcher, requests())))
+    code = (
+        "import pickle, sys\nfrom fgkd.workers import fetch\n"
+        "answers = fetch(*pickle.load(open(sys.argv[1], 'rb')), 2)\nprint(len(next(answers).rows))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "fetcher")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
