@@ -76,7 +76,7 @@ class Classifier(nn.Module):
 
     def forward(self, image_u8_BHW3: Tensor) -> Logits:
         x = image_u8_BHW3.permute(0, 3, 1, 2)  # channels-last memory, without a copy
-        x = (x.to(self.mean.dtype) / 255 - self.mean) / self.std
+        x = x.to(self.mean.dtype, copy=True).div_(255).sub_(self.mean).div_(self.std)
         if not self.has_dist:
             return Logits(self.net(x))
         net: Any = self.net

@@ -34,6 +34,7 @@ PARTS: dict[str, Any] = {
 }
 CHILDREN = {
     "epoch": bench_train.peak_memory,
+    "compute": bench_capture.measure_compute,
     "capture": bench_capture.peak_memory,
     "memory": bench_growth.peak_memory,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -216,10 +217,10 @@ def decoding(samples: Samples, workers: int, batch: int) -> DataLoader[int]:
     return DataLoader(Decoded(samples, batch), None, num_workers=workers)
 
 
-def child(*args: object) -> float:
-    """The number that `bench.py --child ...` prints last, from a process of its own."""
+def child(*args: object) -> Any:
+    """What `bench.py --child ...` prints last, as JSON, from a process of its own."""
     command = [sys.executable, str(ROOT / "scripts/bench.py"), "--child", *map(str, args)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}:\n{done.stderr[-2000:]}")
-    return float(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])

@@ -154,7 +154,8 @@ class Writer:
     def publish(self, captured: Captured) -> None:
         """Write one shard of training targets."""
         rows, column = captured.rows_S, self.identity["train"]
-        good = np.array([column["keys"][i] not in captured.bad for i in rows], bool)
+        good: Any = np.array([column["keys"][i] not in captured.bad for i in rows], bool)
+        good = slice(None) if good.all() else good  # which copies nothing
         partners_VS = captured.arrays.get("partners")
         found = stats.of_shard(
             captured.targets_VS[:, good],
