@@ -23,7 +23,6 @@ import yaml
 from . import checkpoint, config, distributed, fsio
 from .cache.manifest import explain_mismatch, has
 from .errors import FgkdError, quoted
-from .schema import fingerprint, numbers
 
 T = TypeVar("T")
 # What every run.json holds, as a template of `has`.
@@ -113,7 +112,7 @@ class RunDir:
 
     def __init__(self, path: Path, echo: Callable[[str], None]) -> None:
         self.path = path
-        self._echo, self._key = echo, ""
+        self._echo = echo
         self.is_writer = distributed.rank() == 0
         self.last, self.best = path / "checkpoints" / "last.pt", path / "checkpoints" / "best.pt"
         self.model_dir = path / "model"
@@ -137,7 +136,6 @@ class RunDir:
         elif self.is_writer:
             fsio.write_json(self.path / "run.json", {"stage": stage, **facts})
             save_args(args, options)  # last: its presence means that the run has begun
-        self._key = fingerprint([stage, numbers(options), _inputs(facts)])
         if resume and not self.last.exists():
             self.cut_back(0)  # stopped after the first epoch's row, before its checkpoint
         distributed.barrier()
@@ -206,19 +204,9 @@ class RunDir:
                 fsio.trim_lines(self.path / name, lambda row: row.get("step") in range(step + 1))
 
     def save(self, path: Path, state: dict[str, Any]) -> None:
-        """Write a checkpoint (rank 0), which knows its run."""
+        """Write a checkpoint (rank 0)."""
         if self.is_writer:
-            checkpoint.save(path, {**state, "run": self._key})
-
-    def load(self, device: Any = "cpu") -> dict[str, Any]:
-        """The last checkpoint. Raises: FgkdError when it is of a run of other options or inputs."""
-        state = checkpoint.load(self.last, device)
-        if state.get("run") != self._key:
-            raise FgkdError(
-                f"checkpoint {self.last} is of another run",
-                "put this run's own in its place, or start anew: --overwrite instead of --resume",
-            )
-        return state
+            checkpoint.save(path, state)
 
 
 def _inputs(facts: dict[str, Any]) -> dict[str, Any]:

@@ -124,17 +124,12 @@ def to_dict(config: Any) -> dict[str, Any]:
     }
 
 
-def numbers(options: Any) -> dict[str, Any]:
-    """The options that change numbers: all but the free ones."""
-    fields = dataclasses.fields(options)
-    return {f.name: getattr(options, f.name) for f in fields if not f.metadata["free"]}
-
-
 def diff(old: Any, new: Any) -> list[str]:
     """`name: old -> new` for each option that differs and changes numbers (not the free ones)."""
-    now = numbers(new)
     return [
-        f"{name}: {then} -> {now[name]}" for name, then in numbers(old).items() if then != now[name]
+        f"{f.name}: {getattr(old, f.name)} -> {getattr(new, f.name)}"
+        for f in dataclasses.fields(old)
+        if not f.metadata["free"] and getattr(old, f.name) != getattr(new, f.name)
     ]
 
 

@@ -127,7 +127,7 @@ def measure_compute(folder: str, kept: str, quick: str) -> dict[str, list[float]
 
     bare()
     measures = {"bare": bare, "capture": whole} if int(kept) else {"bare": bare}
-    found = interleave(measures, plan.pick(7 if int(kept) else 3, 1))
+    found = interleave(measures, plan.pick(5 if int(kept) else 3, 1))
     return {name: values.tolist() for name, values in found.items()}
 
 
@@ -140,7 +140,7 @@ class Blind(models.Classifier):
 
 def decode_bound(plan: Plan) -> list[Row]:
     """Captures by a teacher that costs nothing: images a second against those only decoded."""
-    num, batch = plan.pick(4096, 8), plan.pick(256, 4)
+    num, batch = plan.pick(2048, 8), plan.pick(256, 4)
     samples = samples_of(plan.folder / "photos/a", num, plan.pick(64, 4))
     teacher = Blind(tiny_teacher(CLASSES, 224).net, uses_dist=True)
 

@@ -165,7 +165,7 @@ def rows(plan: Plan) -> list[Row]:
     cached = stepping(fitting(pair, samples, Reader(cache)), steps)
     student = stepping(bare_student(pair), steps)
     labels = stepping(fitting(pair, samples, None), steps)
-    found = interleave({"cache": cached, "labels": labels}, plan.pick(24, 2))
+    found = interleave({"cache": cached, "labels": labels}, plan.pick(14, 2))
     step, spread = ratio(found["labels"], found["cache"])
     median = {name: float(np.median(values)) for name, values in found.items()}
     note = f"{median['cache']:.3f} s a step against {median['labels']:.3f}"
@@ -175,7 +175,7 @@ def rows(plan: Plan) -> list[Row]:
             *(spread, note),
         )
     ]
-    for name, repeats in ((TEACHER, plan.pick(12, 2)), (LARGER, plan.pick(5, 1))):
+    for name, repeats in ((TEACHER, plan.pick(8, 2)), (LARGER, plan.pick(4, 1))):
         measures = {
             "cache": cached,
             "timm": stepping(beside_teacher(pair, samples, name), steps),

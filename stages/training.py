@@ -74,7 +74,7 @@ def train(
     """Run or continue a training to its end, leaving the best model in RUN/model."""
     schedule = loader.schedule
     if resume:
-        state.restore(run.load(device))
+        state.restore(checkpoint.load(run.last, device))
         run.cut_back(state.step)
         run.log(f"resumed at step {state.step} of {schedule.total_steps}")
     board = Board(run.path, options.tensorboard, state.step)
@@ -168,7 +168,7 @@ def _closing_line(run: RunDir, best: dict[str, Any]) -> str:
 
 def is_finished(run: RunDir, total_steps: int, resume: bool) -> bool:
     """Whether a resumed run has nothing left to do; says so."""
-    finished = resume and run.load()["step"] >= total_steps
+    finished = resume and checkpoint.load(run.last)["step"] >= total_steps
     if finished:
         run.log(f"{run.path} is finished ({total_steps} steps); nothing to do")
     return finished

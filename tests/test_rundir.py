@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -220,22 +219,3 @@ def test_rows_of_another_kind_are_forgotten_on_resume(tmp_path: Path) -> None:
         fsio.append_line(tmp_path / "metrics.jsonl", row)
     RunDir(tmp_path, lambda line: None).cut_back(5)
     assert fsio.read_lines(tmp_path / "metrics.jsonl") == [{"step": 2}]
-
-
-@pytest.mark.parametrize("other", [{"epochs": 4}, {"facts": {"views": {"seed": 2}}}])
-def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path, other: dict[str, Any]) -> None:
-    """Though it would fit the model; that of an equal run elsewhere is as good as its own."""
-    runs = {}
-    for name, options in {"own": {}, "equal": {"workers": 1}, "other": other}.items():
-        runs[name] = RunDir(tmp_path / name, lambda line: None)
-        facts = FACTS | {"parents": {}} | options.pop("facts", {})
-        config = TrainTeacherConfig(output=str(tmp_path / name), **options)
-        runs[name].begin("train-teacher", config, facts)
-        runs[name].save(runs[name].last, {"step": len(runs)})
-    assert runs["own"].load()["step"] == 1
-    shutil.copy(runs["equal"].last, runs["own"].last)
-    assert runs["own"].load()["step"] == 2
-    shutil.copy(runs["other"].last, runs["own"].last)
-    with pytest.raises(FgkdError, match="is of another run") as caught:
-        runs["own"].load()
-    assert "--overwrite" in caught.value.hint
