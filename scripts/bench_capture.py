@@ -37,7 +37,7 @@ from stages import capture, cli, session
 
 COMPUTE = {False: (48, 4, 32), True: (4, 2, 4)}  # images, views and batch; of --quick
 SIDE, NUM_CLASSES, MANY_VIEWS = 32, 100, 64
-FLAT = 2.0  # MiB: what the same program's memory differs by from run to run
+FLAT = 4.0  # MiB: an answer being encoded (float64), and a shard being summed up
 SHARD_TARGET = (
     8 + 2 * NUM_CLASSES + TARGET.itemsize
 )  # bytes of the open shard: digest, logits, sums
