@@ -8,6 +8,7 @@ import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,12 +36,11 @@ from fgkd.data import Dataset, Samples
 from fgkd.fetch import KeyedView
 from stages import capture, cli, session
 
-COMPUTE = {False: (48, 4, 32), True: (4, 2, 4)}  # images, views and batch; of --quick
+COMPUTE = {False: (96, 4, 32), True: (4, 2, 4)}  # images, views and batch; of --quick
 SIDE, NUM_CLASSES, MANY_VIEWS = 32, 100, 64
 FLAT = 4.0  # MiB: an answer being encoded (float64), and a shard being summed up
-SHARD_TARGET = (
-    8 + 2 * NUM_CLASSES + TARGET.itemsize
-)  # bytes of the open shard: digest, logits, sums
+# Bytes a target of the open shard: logits, digest, what is known of it, eight columns to sum it up.
+SHARD_TARGET = 2 * NUM_CLASSES + 8 + TARGET.itemsize + 8 * 8
 
 
 def rows(plan: Plan) -> list[Row]:
@@ -80,20 +80,20 @@ def capturing(
 
 
 def compute_bound(plan: Plan) -> list[Row]:
-    """Whole captures beside the bare teacher, in processes that begin as the command does."""
-    seconds = {}
-    for kept in (1, 0):  # whether freed memory is, which every command sees to
-        args = (plan.folder / f"compute{kept}", kept, int(plan.quick))
-        if plan.quick:
-            seconds[kept] = measure_compute(*map(str, args))
-        else:
-            seconds[kept] = child("compute", *args)
-    found = {name: np.array(values) for name, values in seconds[1].items()}
-    value, spread = ratio(found["bare"], found["capture"])
+    """Whole captures beside the bare teacher, each in a process that begins as the command does."""
+    seconds: dict[int, list[Any]] = {1: [], 0: []}
+    for kept in [1] * plan.pick(4, 1) + [0] * plan.pick(1, 1):  # is freed memory kept, as it is?
+        args = (plan.folder / f"compute{kept}-{len(seconds[kept])}", kept, int(plan.quick))
+        pair = measure_compute(*map(str, args)) if plan.quick else child("compute", *args)
+        seconds[kept].append(pair)
+    bare, whole = np.array(seconds[1]).T
+    value, spread = ratio(bare, whole)
     views = COMPUTE[plan.quick][0] * COMPUTE[plan.quick][1]
-    rate = views / float(np.median(found["capture"]))
-    note = f"{TEACHER}, 4 views an image; {rate:.1f} views/s, workers' start included"
-    bare, given_back = float(np.median(found["bare"])), float(np.median(seconds[0]["bare"]))
+    rate, given_back = views / float(np.median(bare)), views / float(np.median(seconds[0], 0)[0])
+    note = (
+        f"{TEACHER}, 4 views an image; {views / float(np.median(whole)):.1f} views/s, "
+        "workers' start and first touch of memory included"
+    )
     what = "the bare teacher where freed memory is kept"
     return [
         Row(
@@ -101,14 +101,17 @@ def compute_bound(plan: Plan) -> list[Row]:
             *(False, spread, note),
         ),
         Row(
-            *(what, "given back to the system", given_back / bare),
-            note=f"{views / bare:.1f} views/s against {views / given_back:.1f}",
+            *(what, "given back to the system", rate / given_back),
+            note=f"{rate:.1f} views/s against {given_back:.1f}",
         ),
     ]
 
 
-def measure_compute(folder: str, kept: str, quick: str) -> dict[str, list[float]]:
-    """Seconds of the bare teacher on tensors in memory and of whole captures, in turn."""
+def measure_compute(folder: str, kept: str, quick: str) -> tuple[float, float]:
+    """Seconds of the bare teacher on tensors in memory, and of a whole capture before it.
+
+    The workers are forked from a process that has asked nothing yet, as the command's are.
+    """
     plan = Plan(Path(folder), bool(int(quick)))
     num, views, batch = COMPUTE[plan.quick]
     if int(kept):
@@ -116,19 +119,13 @@ def measure_compute(folder: str, kept: str, quick: str) -> dict[str, list[float]
     pair = Pair(plan.quick)
     samples, teacher = samples_of(plan.folder / "photos", num, num), pair.teacher()
     options = CacheLogitsConfig(batch_size=batch, views=views, workers=1)
-    whole = capturing(plan, samples, teacher, options)
+    whole = capturing(plan, samples, teacher, options)()
     images = torch.zeros(batch, 1, pair.size, pair.size, 3, dtype=torch.uint8)
-
-    def bare() -> float:
-        clock = time.perf_counter()
-        for _ in range(num * views // batch):
-            engine.logits_of(teacher, images, device=CPU, max_batch=batch)
-        return time.perf_counter() - clock
-
-    bare()
-    measures = {"bare": bare, "capture": whole} if int(kept) else {"bare": bare}
-    found = interleave(measures, plan.pick(5 if int(kept) else 3, 1))
-    return {name: values.tolist() for name, values in found.items()}
+    engine.logits_of(teacher, images, device=CPU, max_batch=batch)
+    clock = time.perf_counter()
+    for _ in range(num * views // batch):
+        engine.logits_of(teacher, images, device=CPU, max_batch=batch)
+    return time.perf_counter() - clock, whole
 
 
 class Blind(models.Classifier):
