@@ -28,7 +28,7 @@ from bench_common import (
 )
 from bench_train import CLASSES, CPU, TEACHER, Pair
 
-from fgkd import engine, models
+from fgkd import distributed, engine, models
 from fgkd.cache.stats import TARGET
 from fgkd.cache.store import Writer
 from fgkd.config import CacheLogitsConfig
@@ -115,7 +115,7 @@ def measure_compute(folder: str, kept: str, quick: str) -> tuple[float, float]:
     plan = Plan(Path(folder), bool(int(quick)))
     num, views, batch = COMPUTE[plan.quick]
     if int(kept):
-        session.keep_memory()
+        distributed.keep_memory()
     pair = Pair(plan.quick)
     samples, teacher = samples_of(plan.folder / "photos", num, num), pair.teacher()
     options = CacheLogitsConfig(batch_size=batch, views=views, workers=1)

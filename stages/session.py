@@ -106,30 +106,13 @@ def start_device(name: str) -> tuple[Any, str]:
     distributed.start(device)
     peers.watch()
     if device.type == "cpu":
-        keep_memory()
+        distributed.keep_memory()
     # float32 means float32: autocast is the way to ask for less.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     ranks = f", {distributed.world()} processes" if distributed.world() > 1 else ""
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
     return device, f"{device} ({why}){threads}{ranks}"
-
-
-def keep_memory() -> None:
-    """Have glibc keep what is freed, for the next step, where a CPU computes.
-
-    By itself it gives large blocks back and asks for them again, and to fill the new ones with
-    zeros takes the system a third of every step. Elsewhere than on glibc nothing happens.
-    """
-    import ctypes
-
-    trim_threshold, mmap_max = -1, -4  # <malloc.h>
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return
-    mallopt(mmap_max, 0)
-    mallopt(trim_threshold, -1)
 
 
 def banner(title: str, lines: dict[str, str]) -> list[str]:
