@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from fgkd import engine, fsio, models, optim, rng
@@ -154,9 +155,12 @@ def describe_device(options: Any, device_line: str) -> str:
 
 
 def open_images(
-    options: Any, samples: Samples, short_side: int | None, hashes: list[str] | None = None
+    options: Any, samples: Samples, short_side: int | None, hashes: Any = None
 ) -> ImageStore | None:
-    """The image store of --image-store, as far as it is written; None without the option."""
+    """The image store of --image-store, as far as it is written; None without the option.
+
+    hashes: the content hashes of a cache, as text or as bytes.
+    """
     if not options.image_store:
         return None
     if short_side is None:
@@ -164,7 +168,8 @@ def open_images(
             "--image-store holds shrunk images, but no --image-store-side is given",
             "--image-store-side 256   # a good choice is 1.15 to 1.25 times --img-size",
         )
-    return ImageStore(Path(options.image_store), samples, short_side, hashes)
+    known = None if hashes is None else np.asarray(hashes).astype(str).tolist()
+    return ImageStore(Path(options.image_store), samples, short_side, known)
 
 
 def fill_images(store: ImageStore | None, options: Any) -> None:

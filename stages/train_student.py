@@ -84,8 +84,7 @@ def _train_from(
     )
     lr_at = assembly.schedule_lr(options, schedule.steps_per_epoch)
     check_live_size(source, size)
-    known = source.cache.identity["train"]["hashes"] if source.cache else None
-    hashes = None if known is None else [one.decode() for one in known]
+    hashes = source.cache.identity["train"]["hashes"] if source.cache else None
     images = assembly.open_images(options, train, source.short_side, hashes)
     loader = TrainLoader(
         samples=train,
