@@ -64,7 +64,7 @@ class Batch:
             count = (stop - start) if self.count else 0
             part = self._cut(slice(start, max(stop, start + 1)), count)
             shares = (count / max(images, 1.0), part.num_labelled() / max(labels, 1.0))
-            moved: dict[str, Any] = {name: _move(getattr(part, name), device) for name in TENSORS}
+            moved: dict[str, Any] = {k: to_device(getattr(part, k), device) for k in TENSORS}
             yield dataclasses.replace(part, image_share=shares[0], label_share=shares[1], **moved)
 
     def _cut(self, rows: slice, count: int) -> Batch:
@@ -73,8 +73,11 @@ class Batch:
         return dataclasses.replace(self, count=count, row_ids=self.row_ids[rows], **cut)
 
 
-def _move(tensor: Tensor | None, device: torch.device) -> Tensor | None:
-    """On the device; from pinned memory, so that the copy runs beside the computation."""
+def to_device(tensor: Tensor | None, device: torch.device) -> Tensor | None:
+    """On the device; from pinned memory, so that the copy runs beside the computation.
+
+    Images out of `workers` lie in such memory and are not to be let go before the copy is made.
+    """
     if tensor is None or device.type != "cuda":
         return tensor
-    return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.pin_memory().to(device, non_blocking=True)  # pinned already: pins nothing

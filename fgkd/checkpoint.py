@@ -18,15 +18,17 @@ def save(path: Path, state: dict[str, Any]) -> None:
         torch.save(state, file)
 
 
-def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read a checkpoint with `weights_only=True`.
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint with `weights_only=True`, whatever device it was saved on, to the CPU.
+
+    Whoever takes its tensors moves them; an optimizer's step counts are to stay where they are.
 
     Raises: FgkdError when it is missing, truncated or holds anything but tensors and plain values.
     """
     if not path.exists():
         raise FgkdError(f"no checkpoint at {path}", f"ls -R {quoted(path.parent.parent)}")
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if isinstance(error, pickle.UnpicklingError):  # torch advises to load it as code

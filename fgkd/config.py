@@ -191,6 +191,11 @@ class TrainOptions:
     compile: bool = option(
         False, "torch.compile the model: faster after minutes, needs a C++ compiler.", free=True
     )
+    deterministic: bool = option(
+        True,
+        "On a GPU take kernels that repeat bit for bit, so that a resumed run ends as a whole one.",
+        free=True,
+    )
     eval_batch_size: int = option(256, "Images an evaluation step.", low=1, free=True)
     log_interval: float = option(10.0, "Seconds between console lines.", above=0.0, free=True)
     tensorboard: bool = option(

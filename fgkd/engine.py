@@ -1,7 +1,4 @@
-"""The one training loop, passed a step closure; and evaluation. Knows no file and no option.
-
-Shape legend: B batch, N images, K classes.
-"""
+"""The one training loop, passed a step closure. Knows no file and no option."""
 
 from __future__ import annotations
 
@@ -13,16 +10,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from . import distributed, optim, rng
 from .batch import Batch
 from .errors import FgkdError
-from .fetch import CleanView, Fetcher, Request
 from .models import Classifier
-from .workers import fetch
 
 Step = Callable[[nn.Module, Batch], dict[str, Tensor]]  # (model, micro-batch) -> losses
 MIN_LOSS_SCALE = 2.0**-10  # gradients that overflow even at this loss scale are not finite at all
@@ -114,15 +108,17 @@ def fit(
     net = _distribute(state.model, device)
     forward: Any = torch.compile(net) if compiled else net
     parameters = [p for p in state.model.parameters() if p.requires_grad]
-    clock = time.perf_counter()
-    for batch in batches:
-        wait_s = time.perf_counter() - clock
+    stream, clock = iter(batches), time.perf_counter()
+    batch, wait_s = _take(stream)
+    while batch is not None:
+        if isinstance(batch, Exception):
+            raise batch
         step, epoch = batch.spec.step, batch.spec.epoch
         images, labels, stop = distributed.sums(
             [float(batch.count), batch.num_labelled(), float(should_stop())], device
         )
         state.model.train()
-        means: dict[str, float] = {}
+        losses: dict[str, Tensor | float] = {}
         parts = list(batch.split(grad_accum_steps, images, labels, device))
         for micro, part in enumerate(parts):
             rng.seed_torch("dropout", seed, step, micro, distributed.rank())
@@ -134,32 +130,76 @@ def fit(
                 with state.model.statistics_kept():
                     total.backward()
             for name, value in out.items():
-                means[name] = means.get(name, 0.0) + float(value.detach())
-        means = dict(zip(means, distributed.sums(list(means.values()), device), strict=True))
-        _check_finite(means, step, epoch)
-        lr, norm, skipped = lr_at(step), 0.0, False
+                losses[name] = losses.get(name, 0.0) + value.detach().double()
+        lr, norm, skipped = lr_at(step), torch.zeros((), device=device), False
         if images:
             optim.set_lr(state.optimizer, lr)
             state.scaler.unscale_(state.optimizer)
             norm = optim.clip_grad(parameters, clip_grad, clip_mode)
+        figures = _Figures(losses, norm, state.scaler.is_enabled())
+        following, waited_s = _take(stream)  # while a GPU works on what was asked of it so far
+        wait_s += waited_s
+        if state.scaler.is_enabled() or not optim.only_if(figures.are_finite, state.optimizer):
+            figures.check(step, epoch)
+        if images:
             rng.seed_torch("update", seed, step)  # what kron draws is that of all ranks
-            skipped = _update(state, norm, step)
+            skipped = _update(state, step)
+        means, grad_norm = figures.check(step, epoch)
         state.step = step + 1
         for name, mean in (means | {"images": 1.0}).items():
             state.sums[name] = state.sums.get(name, 0.0) + mean * images
         ends = state.step % steps_per_epoch == 0
         times = {"wait_s": wait_s, "step_s": time.perf_counter() - clock}
         yield Report(
-            *(state.step, epoch, ends, means, lr, norm, skipped),
+            *(state.step, epoch, ends, means, lr, grad_norm, skipped),
             *(int(images), stop > 0, batch.bad, times),
         )
-        clock = time.perf_counter()
+        batch, wait_s, clock = following, 0.0, time.perf_counter()
 
 
-def _update(state: State, norm: float, step: int) -> bool:
+def _take(stream: Iterator[Batch]) -> tuple[Batch | Exception | None, float]:
+    """The next batch, None after the last, and the seconds it was waited for.
+
+    An error is returned: it is of a step to come, and the one in hand is to be finished first.
+    """
+    clock = time.perf_counter()
+    try:
+        batch: Batch | Exception | None = next(stream, None)
+    except Exception as error:
+        batch = error
+    return batch, time.perf_counter() - clock
+
+
+class _Figures:
+    """A step's losses over all ranks and its gradient's norm, on their way to main memory.
+
+    To wait for them before the update is asked for would leave a GPU with nothing to do.
+    """
+
+    def __init__(self, losses: dict[str, Any], norm: Tensor, scaled: bool) -> None:
+        self.names, self.scaled = list(losses), scaled
+        values = torch.stack([*losses.values(), norm.double()])
+        distributed.add_up(values[:-1])
+        self.are_finite = torch.isfinite(values[:-1] if scaled else values).all()
+        on_gpu = values.device.type == "cuda"
+        self._values = values.to("cpu", non_blocking=on_gpu)
+        self._there = torch.cuda.current_stream(values.device).record_event() if on_gpu else None
+
+    def check(self, step: int, epoch: int) -> tuple[dict[str, float], float]:
+        """Wait for (losses, norm). Raises: FgkdError if not finite, but for a scaled norm."""
+        if self._there:
+            self._there.synchronize()
+        *losses, norm = self._values.tolist()
+        means = dict(zip(self.names, losses, strict=True))
+        if not all(map(math.isfinite, losses)):
+            raise _not_finite(f"the loss is not finite at step {step} (epoch {epoch + 1}): {means}")
+        if not (self.scaled or math.isfinite(norm)):
+            raise _not_finite(f"the gradient is not finite at step {step} (norm {norm})")
+        return means, norm
+
+
+def _update(state: State, step: int) -> bool:
     """Move the weights and their average; True if float16 gradients overflowed and none moved."""
-    if not (state.scaler.is_enabled() or math.isfinite(norm)):
-        raise _not_finite(f"the gradient is not finite at step {step} (norm {norm})")
     scale = state.scaler.get_scale()
     state.scaler.step(state.optimizer)
     state.scaler.update()
@@ -208,89 +248,8 @@ def _autocast(
     return torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
 
 
-def _check_finite(means: dict[str, float], step: int, epoch: int) -> None:
-    if not all(map(math.isfinite, means.values())):
-        raise _not_finite(f"the loss is not finite at step {step} (epoch {epoch + 1}): {means}")
-
-
 def _not_finite(what: str) -> FgkdError:
     return FgkdError(
         f"{what}; no update was made",
         "start anew with a lower --lr, with --clip-grad 1, or without --amp",
-    )
-
-
-def logits_of(model: Classifier, image_u8_BVHW3: Tensor, **how: Any) -> Tensor:
-    """float32 logits [B * V, K] on the CPU, in (image, view) order; `how`: as of `ask`."""
-    return ask(model, image_u8_BVHW3, **how)()
-
-
-def ask(
-    model: Classifier,
-    image_u8_BVHW3: Tensor,
-    *,
-    device: torch.device,
-    max_batch: int,
-    amp_dtype: torch.dtype | None = None,
-) -> Callable[[], Tensor]:
-    """Ask for logits, `max_batch` views at a time; the function returned waits for them.
-
-    A GPU works on by itself between the two, and can be asked again.
-    """
-    model.eval()
-    pieces = [torch.zeros(0, len(model.config["label_names"]))]
-    for images in image_u8_BVHW3.flatten(0, 1).split(max_batch):
-        if device.type == "cuda":
-            images = images.pin_memory().to(device, non_blocking=True)
-        if len(images):
-            with torch.inference_mode(), _autocast(device, amp_dtype):
-                answer_BK = model(images).answer_BK.float()
-                pieces.append(answer_BK.to("cpu", non_blocking=device.type == "cuda"))
-    done = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
-
-    def wait() -> Tensor:
-        if done:
-            done.synchronize()
-        return torch.cat(pieces)
-
-    return wait
-
-
-def clean_requests(rows: np.ndarray, batch_size: int, num_views: int = 1) -> list[Request]:
-    """Requests for the first views of these rows, in batches, without digests."""
-    parts = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
-    return [Request(part, range(num_views), digests=np.zeros(len(part), bool)) for part in parts]
-
-
-def evaluate(
-    model: Classifier,
-    fetcher: Fetcher,
-    *,
-    batch_size: int,
-    workers: int,
-    device: torch.device,
-) -> tuple[np.ndarray, Tensor, list[tuple[str, str]]]:
-    """(rows, float32 logits [N, K], bad images) of every image once, over all ranks.
-
-    Where the fetcher has several views of an image, its logits are their mean.
-    """
-    rows = distributed.share(np.arange(len(fetcher.samples)))
-    assert isinstance(fetcher.view, CleanView)
-    num_views = fetcher.view.num_views
-    requests = clean_requests(rows, batch_size, num_views)
-    done = [
-        (
-            answer.rows,
-            logits_of(model, answer.images[0], device=device, max_batch=batch_size)
-            .unflatten(0, (len(answer.rows), num_views))
-            .mean(1),
-            answer.bad,
-        )
-        for answer in fetch(fetcher, requests, workers)
-    ]
-    everyone = [row for part in distributed.gather(done) for row in part]
-    return (
-        np.concatenate([rows for rows, _, _ in everyone]),
-        torch.cat([logits for _, logits, _ in everyone]),
-        [bad for _, _, bads in everyone for bad in bads],
     )

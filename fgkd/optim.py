@@ -16,6 +16,7 @@ from .errors import FgkdError, near
 SCHEDULES = ("cosine", "linear", "step", "constant")
 LAYER_DECAY_STYLES = ("timm", "convnext12")
 CLIP_MODES = ("norm", "value")
+FUSED = ("adam", "adamw", "sgd", "momentum")  # torch's own: one kernel for all parameters on a GPU
 
 
 def lr_at(
@@ -162,7 +163,9 @@ def create_optimizer(
         raise FgkdError(
             f"timm has no first-order optimizer {name!r}{near(name, known)}", "--opt adamw"
         )
-    chosen = {"betas": betas and tuple(betas), "eps": eps}
+    chosen: dict[str, Any] = {"betas": betas and tuple(betas), "eps": eps}
+    if _is_on_gpu(groups) and name.lower() in FUSED:
+        chosen["fused"] = True
     given = {key: value for key, value in chosen.items() if value is not None}
     try:
         optimizer = create_optimizer_v2(groups, opt=name, lr=lr, momentum=momentum, **given)
@@ -174,15 +177,31 @@ def create_optimizer(
     return optimizer
 
 
+def _is_on_gpu(groups: list[dict[str, Any]]) -> bool:
+    return any(param.is_cuda for group in groups for param in group["params"])
+
+
+def only_if(finite: Tensor, optimizer: torch.optim.Optimizer) -> bool:
+    """Have the next step leave the weights alone unless `finite`; False: this optimizer cannot.
+
+    The fused ones can, on the GPU, as a GradScaler has them do: the host need not wait to know.
+    """
+    if not getattr(optimizer, "_step_supports_amp_scaling", False):
+        return False
+    optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+    return True
+
+
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Give every group `lr` times its `lr_scale`."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
-def clip_grad(parameters: Iterable[Tensor], value: float | None, mode: str = "norm") -> float:
+def clip_grad(parameters: Iterable[Tensor], value: float | None, mode: str = "norm") -> Tensor:
     """The norm of all gradients before clipping them to `value`; None and 0 clip nothing.
 
+    It is a scalar on the gradients' device, which need not be waited for.
     `norm` scales them together so that their norm is at most `value`, `value` clamps each element
     to [-value, value].
     """
@@ -194,4 +213,4 @@ def clip_grad(parameters: Iterable[Tensor], value: float | None, mode: str = "no
         nn.utils.clip_grads_with_norm_(params, value, norm)
     elif value:
         nn.utils.clip_grad_value_(params, value)
-    return norm.item()
+    return norm

@@ -10,6 +10,7 @@ import atexit
 import functools
 import itertools
 import math
+import os
 import signal
 import weakref
 from collections import deque
@@ -25,6 +26,10 @@ from torch.utils.data import Dataset as TorchDataset
 from .errors import FgkdError
 from .fetch import Fetched, Fetcher, Request
 
+# Answers that are held at a time, at most: by a capture, one being encoded, two waiting for it,
+# and one before the teacher. A training step holds its own batch and the next.
+IN_USE = 4
+
 
 def fetch(fetcher: Fetcher, requests: Iterable[Request], workers: int) -> Iterator[Fetched]:
     """Answers in the order of the requests, from `workers` processes (0: this one)."""
@@ -39,8 +44,8 @@ def _from_workers(fetcher: Fetcher, requests: Iterator[Request], workers: int) -
     first = next(requests, None)
     if first is None:
         return
-    # Two requests a worker are under way; one answer is in use, one going out, one coming in.
-    pool = Pool(2 * workers + 3, sum(map(math.prod, fetcher.shapes(first))))
+    # Two requests a worker are under way; one answer is coming in, and some are in use.
+    pool = Pool(2 * workers + 1 + IN_USE, sum(map(math.prod, fetcher.shapes(first))))
     sent: deque[tuple[Request, int | None]] = deque()
 
     def leased() -> Iterator[tuple[Request, int | None]]:
@@ -56,7 +61,9 @@ def _from_workers(fetcher: Fetcher, requests: Iterator[Request], workers: int) -
         collate_fn=_as_is,
         worker_init_fn=_ignore_signals,
     )
-    answers = iter(loader)
+    answers = iter(loader)  # starts the workers
+    if torch.cuda.is_initialized():
+        pool.lock_pages()
     # Whoever leaves off in the middle may still hold this at the exit, which waits for processes
     # that do not heed its SIGTERM. Registered last, this is called before.
     kill = functools.partial(_kill, answers._workers)
@@ -123,9 +130,17 @@ class Pool:
 
     def __init__(self, num_slots: int, slot_bytes: int) -> None:
         storage = torch.UntypedStorage._new_shared(num_slots * slot_bytes)  # touches no page
-        flat = torch.empty(0, dtype=torch.uint8).set_(storage)
-        self._memory, self.slot_bytes = flat.view(num_slots, slot_bytes), slot_bytes
+        self._memory = torch.empty(0, dtype=torch.uint8).set_(storage).view(num_slots, slot_bytes)
+        self.slot_bytes = slot_bytes
         self._free = list(range(num_slots))
+        self._lock: Any = None  # of the pages, for a GPU
+
+    def lock_pages(self) -> None:
+        """Let a GPU copy from the slots by itself, as from pinned memory; in this process alone.
+
+        Where a system refuses, tensors are copied to pinned memory first.
+        """
+        self._lock = _PageLock(self._memory)
 
     def lease(self, shapes: Sequence[tuple[int, ...]]) -> int | None:
         """A free slot for uint8 arrays of these shapes; None if all are in use or too small."""
@@ -139,8 +154,25 @@ class Pool:
     def tensors(self, slot: int, shapes: Sequence[tuple[int, ...]]) -> tuple[torch.Tensor, ...]:
         """The arrays as tensors, the last of which to go frees the slot."""
         whole = self._memory[slot].numpy()
-        weakref.finalize(whole, self._free.append, slot)  # views and tensors keep `whole`
+        # Views and tensors keep `whole`, and it keeps the pages locked.
+        weakref.finalize(whole, self._release, slot, self._lock)
         return tuple(map(torch.from_numpy, _cut(whole, shapes)))
+
+    def _release(self, slot: int, lock: Any) -> None:
+        self._free.append(slot)
+
+
+class _PageLock:
+    """Pages that a GPU may read while this lives."""
+
+    def __init__(self, memory: torch.Tensor) -> None:
+        self.memory, self.process, cudart = memory, os.getpid(), torch.cuda.cudart()
+        done = cudart.cudaHostRegister(memory.data_ptr(), memory.nbytes, 0)
+        self._unlock = cudart.cudaHostUnregister if done == cudart.cudaError.success else None
+
+    def __del__(self) -> None:
+        if self._unlock and self.process == os.getpid():  # not in a worker that was forked later
+            self._unlock(self.memory.data_ptr())
 
 
 def _cut(whole: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:

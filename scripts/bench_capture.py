@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from bench_common import (
     LIGHT,
     Plan,
     Row,
-    child,
     decoding,
     grown,
     identity_of,
@@ -26,9 +26,9 @@ from bench_common import (
     ratio,
     samples_of,
 )
-from bench_train import CLASSES, CPU, TEACHER, Pair
+from bench_train import CLASSES, LARGER, TEACHER, Pair, stepping
 
-from fgkd import distributed, engine, models
+from fgkd import distributed, models
 from fgkd.cache.stats import TARGET
 from fgkd.cache.store import Writer
 from fgkd.config import CacheLogitsConfig
@@ -36,16 +36,16 @@ from fgkd.data import Dataset, Samples
 from fgkd.fetch import KeyedView
 from stages import capture, cli, session
 
-COMPUTE = {False: (96, 4, 32), True: (4, 2, 4)}  # images, views and batch; of --quick
 SIDE, NUM_CLASSES, MANY_VIEWS = 32, 100, 64
 FLAT = 4.0  # MiB: an answer being encoded (float64), and a shard being summed up
 # Bytes a target of the open shard: logits, digest, what is known of it, eight columns to sum it up.
 SHARD_TARGET = 2 * NUM_CLASSES + 8 + TARGET.itemsize + 8 * 8
 
 
-def rows(plan: Plan) -> list[Row]:
-    """The lines of the table about capture."""
-    return [*compute_bound(plan), *decode_bound(plan), *growth(plan)]
+def rows(plan: Plan) -> Iterator[Row]:
+    """The lines of the table about capture but for `compute_bound`."""
+    yield from decode_bound(plan)
+    yield from growth(plan)
 
 
 def tiny_teacher(num_classes: int, size: int) -> models.Classifier:
@@ -61,13 +61,14 @@ def capturing(
     """Seconds of a whole capture into a new folder, its workers' start included."""
     size = teacher.config["input_size"][-1]
     dataset = Dataset("made up", [str(i) for i in range(CLASSES)], ["made up"], {"train": samples})
-    teachers = capture.Teachers([teacher], [], "logits", size, CPU, "float32", options.batch_size)
+    device, dtype = plan.device, options.dtype
+    teachers = capture.Teachers([teacher], [], "logits", size, device, dtype, options.batch_size)
     teachers.ready()
     view, numbers = KeyedView(samples, LIGHT, 0), itertools.count()
 
     def measure() -> float:
         folder = plan.folder / f"capture{id(samples)}-{options.views}-{next(numbers)}"
-        identity = identity_of(samples, CLASSES, 1024, size)
+        identity = identity_of(view, CLASSES, 1024, size)
         writer = Writer(folder, identity, options.views, lambda split, i: b"")
         writer.begin()
         with session.StopSignal(False) as stop, contextlib.redirect_stdout(io.StringIO()):
@@ -79,53 +80,72 @@ def capturing(
     return measure
 
 
+def compute_load(plan: Plan) -> tuple[str, int, CacheLogitsConfig]:
+    """A teacher that decides the time on this device, images to ask it about, and how."""
+    if plan.device.type == "cuda":
+        how = CacheLogitsConfig(
+            batch_size=256, views=8, workers=plan.workers, dtype="bfloat16", device="cuda"
+        )
+        return LARGER, 4096, how
+    how = CacheLogitsConfig(batch_size=plan.pick(32, 4), views=plan.pick(4, 2), workers=1)
+    return TEACHER, plan.pick(96, 4), how
+
+
 def compute_bound(plan: Plan) -> list[Row]:
     """Whole captures beside the bare teacher, each in a process that begins as the command does."""
     seconds: dict[int, list[Any]] = {1: [], 0: []}
-    for kept in [1] * plan.pick(4, 1) + [0] * plan.pick(1, 1):  # is freed memory kept, as it is?
-        args = (plan.folder / f"compute{kept}-{len(seconds[kept])}", kept, int(plan.quick))
-        pair = measure_compute(*map(str, args)) if plan.quick else child("compute", *args)
-        seconds[kept].append(pair)
+    on_cpu = plan.device.type == "cpu"
+    for kept in [1] * plan.pick(4, 1, 2) + [0] * on_cpu:  # is freed memory kept, as it is?
+        folder = plan.folder / f"compute{kept}-{len(seconds[kept])}"
+        seconds[kept].append(plan.child(measure_compute, folder, kept))
     bare, whole = np.array(seconds[1]).T
     value, spread = ratio(bare, whole)
-    views = COMPUTE[plan.quick][0] * COMPUTE[plan.quick][1]
-    rate, given_back = views / float(np.median(bare)), views / float(np.median(seconds[0], 0)[0])
+    name, num, how = compute_load(plan)
+    rates = num * how.views / np.array([bare, whole])
     note = (
-        f"{TEACHER}, 4 views an image; {views / float(np.median(whole)):.1f} views/s, "
+        f"{name}, {how.dtype}, {how.views} views an image; {np.median(rates[1]):,.1f} views/s, "
         "workers' start and first touch of memory included"
     )
-    what = "the bare teacher where freed memory is kept"
-    return [
+    out = [
         Row(
             *("cache-logits, compute-bound", "the bare teacher on tensors in memory", value, 0.95),
             *(False, spread, note),
-        ),
-        Row(
-            *(what, "given back to the system", rate / given_back),
-            note=f"{rate:.1f} views/s against {given_back:.1f}",
-        ),
+        )
     ]
+    if on_cpu:
+        kept_rate, given_back = np.median(rates[0]), num * how.views / seconds[0][0][0]
+        what = "the bare teacher where freed memory is kept"
+        note = f"{kept_rate:.1f} views/s against {given_back:.1f}"
+        out.append(Row(what, "given back to the system", kept_rate / given_back, note=note))
+    return out
 
 
-def measure_compute(folder: str, kept: str, quick: str) -> tuple[float, float]:
+def measure_compute(plan: Plan, folder: str, kept: str) -> tuple[float, float]:
     """Seconds of the bare teacher on tensors in memory, and of a whole capture before it.
 
     The workers are forked from a process that has asked nothing yet, as the command's are.
     """
-    plan = Plan(Path(folder), bool(int(quick)))
-    num, views, batch = COMPUTE[plan.quick]
-    if int(kept):
+    if plan.device.type == "cuda":
+        distributed.set_up_gpu(None)  # as the command does
+    elif int(kept):
         distributed.keep_memory()
-    pair = Pair(plan.quick)
-    samples, teacher = samples_of(plan.folder / "photos", num, num), pair.teacher()
-    options = CacheLogitsConfig(batch_size=batch, views=views, workers=1)
-    whole = capturing(plan, samples, teacher, options)()
-    images = torch.zeros(batch, 1, pair.size, pair.size, 3, dtype=torch.uint8)
-    engine.logits_of(teacher, images, device=CPU, max_batch=batch)
-    clock = time.perf_counter()
-    for _ in range(num * views // batch):
-        engine.logits_of(teacher, images, device=CPU, max_batch=batch)
-    return time.perf_counter() - clock, whole
+    name, num, how = compute_load(plan)
+    pair, place = Pair(plan), dataclasses.replace(plan, folder=Path(folder))
+    teacher = pair.teacher(name)
+    samples = samples_of(plan.folder / "photos/a", num, plan.pick(64, 4))
+    whole = capturing(place, samples, teacher, how)()
+    steps = num * how.views // how.batch_size
+    return stepping(pair, answers(pair, teacher, how.batch_size), steps)() * steps, whole
+
+
+def answers(pair: Pair, teacher: models.Classifier, batch: int) -> Iterator[float]:
+    """The teacher's, to one batch in memory again and again."""
+    shape = (batch, pair.size, pair.size, 3)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, device=pair.device)
+    while True:
+        with torch.inference_mode(), pair.autocast():
+            teacher(images)
+        yield 0.0
 
 
 class Blind(models.Classifier):
@@ -176,7 +196,7 @@ def growth(plan: Plan) -> list[Row]:
         def measure() -> float:
             args = (folders[num], teacher, views, plan.folder / f"grown{next(numbers)}")
             clock = time.perf_counter()
-            peak = peak_memory(*map(str, args)) if plan.quick else child("capture", *args)
+            peak = plan.child(peak_memory, *args)
             peaks.setdefault((num, views), []).append(peak)
             return time.perf_counter() - clock
 
@@ -225,7 +245,7 @@ def images_folder(folder: Path, num: int) -> Path:
     return folder
 
 
-def peak_memory(images: str, teacher: str, views: str, output: str) -> float:
+def peak_memory(plan: Plan, images: str, teacher: str, views: str, output: str) -> float:
     """Peak resident MiB of the main process of a whole cache-logits."""
     given = ("--data", f"folder:{images}", "--teacher", teacher, "--views", views)
     with contextlib.redirect_stdout(io.StringIO()):

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import simplejpeg
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 ROOT = Path(__file__).parent.parent
@@ -63,10 +64,34 @@ class Plan:
 
     folder: Path
     quick: bool
-    workers: int = 2
+    device: torch.device
+    workers: int
 
-    def pick(self, full: int, quick: int) -> int:
-        return quick if self.quick else full
+    def pick(self, full: int, quick: int, on_cuda: int | None = None) -> int:
+        """One of these amounts; a GPU takes more of most to show anything."""
+        if self.quick:
+            return quick
+        return on_cuda if on_cuda is not None and self.device.type == "cuda" else full
+
+    @property
+    def amp_dtype(self) -> torch.dtype | None:
+        """What every model computes in: bfloat16 where autocast is what everybody uses."""
+        return torch.bfloat16 if self.device.type == "cuda" else None
+
+    def child(self, measure: Callable[..., Any], *args: object) -> Any:
+        """measure(plan, *args) in a process of its own, which begins as a command does.
+
+        Of a quick run in this one. Arguments are text, the answer is JSON.
+        """
+        if self.quick:
+            return measure(self, *map(str, args))
+        name = f"{measure.__module__}:{measure.__name__}"
+        where = ("--device", self.device, "--workers", self.workers, "--child", self.folder, name)
+        command = [sys.executable, str(ROOT / "scripts/bench.py"), *map(str, (*where, *args))]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)}:\n{done.stderr[-2000:]}")
+        return json.loads(done.stdout.splitlines()[-1])
 
 
 def interleave(measures: dict[str, Callable[[], float]], repeats: int) -> dict[str, np.ndarray]:
@@ -116,8 +141,9 @@ def samples_of(folder: Path, num: int, files: int, width: int = 500, height: int
     return Samples(keys, zeros, zeros, [str(paths[i % files]) for i in range(num)])
 
 
-def identity_of(samples: Samples, num_classes: int, shard_size: int, size: int) -> dict[str, Any]:
-    """A cache's identity, as cache-logits describes these images."""
+def identity_of(view: KeyedView, num_classes: int, shard_size: int, size: int) -> dict[str, Any]:
+    """A cache's identity, as cache-logits describes these images and views."""
+    samples = view.samples
     seen = {path: Path(path).read_bytes() for path in set(samples.paths)}
     sizes = {path: len(data) for path, data in seen.items()}
     hashes = {path: manifest.content_hash(data) for path, data in seen.items()}
@@ -136,7 +162,7 @@ def identity_of(samples: Samples, num_classes: int, shard_size: int, size: int) 
         "dtype": "float32",
         "teachers": [{"architecture": "made up", "weights_sha256": "", "img_size": size}],
         "ensemble": None,
-        "views": {"recipe": LIGHT.to_dict(), "seed": 0, "img_size": size},
+        "views": view.describe(size),
         "dataset": {
             "name": "made up",
             "classes": [str(i) for i in range(num_classes)],
@@ -150,15 +176,21 @@ def identity_of(samples: Samples, num_classes: int, shard_size: int, size: int) 
 
 
 def write_cache(
-    folder: Path, samples: Samples, num_views: int, num_classes: int, size: int, digests: bool
+    folder: Path,
+    samples: Samples,
+    num_views: int,
+    num_classes: int,
+    size: int,
+    digests: bool,
+    short_side: int | None = None,
 ) -> Path:
     """A complete cache of random logits in shards of 1,024 samples; the same logits in each."""
-    writer = Writer(
-        folder, identity_of(samples, num_classes, 1024, size), num_views, lambda s, i: b""
-    )
+    view = KeyedView(samples, LIGHT, 0, short_side)
+    identity = identity_of(view, num_classes, 1024, size)
+    writer = Writer(folder, identity, num_views, lambda split, row: b"")
     writer.begin()
     full = np.random.default_rng(0).normal(size=(num_views, 1024, num_classes)).astype(np.float16)
-    fetcher = Fetcher(KeyedView(samples, LIGHT, 0), [size])
+    fetcher = Fetcher(view, [size])
     for job in writer.jobs():
         rows = writer.block_rows[job.block]
         found = np.zeros((num_views, len(rows)), np.uint64)
@@ -215,12 +247,3 @@ class Decoded(Dataset[int]):
 def decoding(samples: Samples, workers: int, batch: int) -> DataLoader[int]:
     """Every file decoded by libjpeg-turbo in workers, batch by batch; nothing else."""
     return DataLoader(Decoded(samples, batch), None, num_workers=workers)
-
-
-def child(*args: object) -> Any:
-    """What `bench.py --child ...` prints last, as JSON, from a process of its own."""
-    command = [sys.executable, str(ROOT / "scripts/bench.py"), "--child", *map(str, args)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])

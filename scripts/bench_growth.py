@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,6 @@ from bench_common import (
     LIGHT,
     Plan,
     Row,
-    child,
     grown,
     interleave,
     peak_mib,
@@ -47,7 +46,7 @@ def loader_of(samples: Samples, cache: Reader | None, epochs: int, workers: int)
     return loader
 
 
-def rows(plan: Plan) -> list[Row]:
+def rows(plan: Plan) -> Iterator[Row]:
     """The lines of the table about growth, memory and start-up."""
     sizes = [plan.pick(full, quick) for full, quick in ((1000, 20), (10_000, 200), (100_000, 600))]
     tiny = plan.folder / "photos/tiny"
@@ -58,7 +57,8 @@ def rows(plan: Plan) -> list[Row]:
         )
         for n in sizes
     }
-    found = [*memory(caches, sizes, plan.quick), start_up(plan, tiny)]
+    yield from memory(plan, caches, sizes)
+    yield start_up(plan, tiny)
 
     def epoch(n: int) -> Callable[[], float]:
         def measure() -> float:
@@ -72,11 +72,9 @@ def rows(plan: Plan) -> list[Row]:
         return measure
 
     took = interleave({str(n): epoch(n) for n in sizes}, plan.pick(3, 1))
-    found += [
-        grown("time of 10x samples, an epoch of stage two", took[str(a)], took[str(b)], a, b)
-        for a, b in itertools.pairwise(sizes)
-    ]
-    return [*found, of_views(plan)]
+    for a, b in itertools.pairwise(sizes):
+        yield grown("time of 10x samples, an epoch of stage two", took[str(a)], took[str(b)], a, b)
+    yield of_views(plan)
 
 
 def of_views(plan: Plan) -> Row:
@@ -102,17 +100,12 @@ def of_views(plan: Plan) -> Row:
     return Row("time of rendering more views", against, middle, 1.05, True, (low, high), note)
 
 
-def memory(caches: dict[int, Path], sizes: list[int], quick: bool) -> list[Row]:
+def memory(plan: Plan, caches: dict[int, Path], sizes: list[int]) -> list[Row]:
     """Resident memory of stage two's loop with and without the cache, over an epoch's end."""
-
-    def measure(n: int, how: str) -> float:
-        return (
-            peak_memory(how, str(caches[n]), str(n))
-            if quick
-            else child("memory", how, caches[n], n)
-        )
-
-    used = {n: {how: measure(n, how) for how in ("labels", "cache")} for n in sizes[1:]}
+    used = {
+        n: {how: plan.child(peak_memory, how, caches[n], n) for how in ("labels", "cache")}
+        for n in sizes[1:]
+    }
     slabs = {n: 2 * n * (2 * CLASSES + 8) / 2**20 for n in sizes}
     many, few = sizes[-1], sizes[-2]
     more = used[many]["cache"] - used[many]["labels"]
@@ -132,7 +125,7 @@ def memory(caches: dict[int, Path], sizes: list[int], quick: bool) -> list[Row]:
     ]
 
 
-def peak_memory(how: str, cache: str, num: str) -> float:
+def peak_memory(plan: Plan, how: str, cache: str, num: str) -> float:
     """Peak resident MiB of the last batches of one epoch and the first of the next."""
     samples = samples_of(Path(cache).parent / "photos/tiny", int(num), 4, 48, 48)
     reader = Reader(Path(cache)) if how == "cache" else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,6 @@ from bench_common import (
     LIGHT,
     Plan,
     Row,
-    child,
     interleave,
     peak_mib,
     ratio,
@@ -22,33 +22,53 @@ from bench_common import (
     write_cache,
 )
 
-from fgkd import engine, models
+from fgkd import distributed, engine, models
 from fgkd import plan as plans
+from fgkd.batch import to_device
 from fgkd.cache.reader import Reader
 from fgkd.config import TrainStudentConfig
 from fgkd.data import Samples
+from fgkd.image_store import ImageStore
 from fgkd.loader import TrainLoader
 from stages import assembly, train_student
 
-CPU = torch.device("cpu")
-CLASSES, VIEWS = 320, 2
-STUDENT, TEACHER, LARGER = "deit_tiny_distilled_patch16_224", "convnext_tiny", "convnext_base"
+CLASSES, VIEWS, STORE_SIDE = 320, 2, 256
+TEACHER, LARGER = "convnext_tiny", "convnext_base"
+
+# What a step from the cache is held against: of `rows`' measures.
+STEPS = (
+    ("labels", "student step from the cache", "the same loop with labels only", 0.98),
+    ("bare", "student step from the cache, share of the limit", "its model on one batch", None),
+    ("any kernels", "student step that repeats bit for bit", "--no-deterministic", None),
+    ("decoded", "student step, images from the store", "decoded at every step", None),
+)
 
 
 class Pair:
     """A student, a teacher and their data: at 224 pixels, or small for --quick."""
 
-    def __init__(self, quick: bool) -> None:
-        self.size, self.batch = (32, 4) if quick else (224, 16)
+    def __init__(self, plan: Plan) -> None:
+        self.size, self.batch = plan.pick(224, 32), plan.pick(16, 4, 128)
+        self.plan, self.device, self.amp_dtype = plan, plan.device, plan.amp_dtype
+        self.on_cuda = plan.device.type == "cuda"
+        self.student_name = f"deit_{'base' if self.on_cuda else 'tiny'}_distilled_patch16_224"
+        # Two cores decode faster than they train; sixteen are no match for a GPU.
+        self.short_side = STORE_SIDE if self.on_cuda else None
         small = {"embed_dim": 24, "depth": 1, "num_heads": 2, "patch_size": 8}
         tiny = {"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 8), "patch_size": 2}
-        self.student_kwargs = small if quick else {}
-        self.teacher_kwargs = tiny if quick else {}
+        self.student_kwargs = small if plan.quick else {}
+        self.teacher_kwargs = tiny if plan.quick else {}
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """bfloat16 on a GPU."""
+        if self.amp_dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.amp_dtype)
 
     def student(self, uses_dist: bool) -> models.Classifier:
         names = [str(i) for i in range(CLASSES)]
         made, _ = models.create(
-            *(STUDENT,),
+            *(self.student_name,),
             class_names=names,
             kwargs=self.student_kwargs,
             img_size=self.size,
@@ -56,46 +76,62 @@ class Pair:
         )
         return made
 
-    def teacher(self) -> models.Classifier:
+    def teacher(self, name: str) -> models.Classifier:
         names = [str(i) for i in range(CLASSES)]
         made, _ = models.create(
-            TEACHER, class_names=names, kwargs=self.teacher_kwargs, img_size=self.size
+            name, class_names=names, kwargs=self.teacher_kwargs, img_size=self.size
         )
         return made.eval()
 
-    def loader(self, samples: Samples, cache: Reader | None) -> TrainLoader:
-        """Endless for our purposes; images are rendered by one worker."""
+    def store(self, samples: Samples) -> ImageStore | None:
+        """The images decoded and shrunk, where they are."""
+        if self.short_side is None:
+            return None
+        store = ImageStore(self.plan.folder / "store", samples, self.short_side)
+        if not store.is_complete:
+            store.build(self.plan.workers)
+        return store
+
+    def loader(self, samples: Samples, cache: Reader | None, stored: bool = True) -> TrainLoader:
+        """Endless for our purposes; beside a CPU that computes, one worker renders the images."""
         return TrainLoader(
             samples=samples,
             schedule=plans.Schedule(0, len(samples), self.batch, 10_000, VIEWS),
             recipe=LIGHT,
             view_seed=0,
             size=self.size,
-            workers=1,
+            workers=self.plan.workers if self.on_cuda else 1,
             skip_bad=False,
             block_size=1024,
             cache=cache,
+            short_side=self.short_side,
+            image_store=self.store(samples) if stored else None,
         )
 
 
-def fitting(pair: Pair, samples: Samples, cache: Reader | None) -> Iterator[engine.Report]:
+def fitting(
+    pair: Pair, samples: Samples, cache: Reader | None, stored: bool = True
+) -> Iterator[engine.Report]:
     """The stage's own loop: from the cache, or on labels alone."""
     options = TrainStudentConfig(lr=1e-4, batch_size=pair.batch, epochs=10_000)
-    model, loader = pair.student(cache is not None), pair.loader(samples, cache)
+    model, loader = pair.student(cache is not None), pair.loader(samples, cache, stored)
     return engine.fit(
-        assembly.make_state(options, model, CPU),
+        assembly.make_state(options, model, pair.device),
         batches=loader.batches(0),
-        step_fn=train_student.make_step(options, None, cache is not None, CPU),
+        step_fn=train_student.make_step(options, None, cache is not None, pair.device),
         steps_per_epoch=loader.schedule.steps_per_epoch,
         lr_at=lambda step: 1e-4,
         seed=0,
-        device=CPU,
+        device=pair.device,
+        amp_dtype=pair.amp_dtype,
     )
 
 
 def normalised(image_u8_BHW3: torch.Tensor) -> torch.Tensor:
     """float32 [B, 3, H, W] by ImageNet's mean and std, as timm's prefetcher gives."""
-    mean, std = torch.tensor([123.675, 116.28, 103.53]), torch.tensor([58.395, 57.12, 57.375])
+    device = image_u8_BHW3.device
+    mean = torch.tensor([123.675, 116.28, 103.53], device=device)
+    std = torch.tensor([58.395, 57.12, 57.375], device=device)
     return ((image_u8_BHW3.float() - mean) / std).permute(0, 3, 1, 2)
 
 
@@ -104,14 +140,24 @@ def beside_teacher(pair: Pair, samples: Samples, name: str = TEACHER) -> Iterato
     from timm.task import LogitDistillationTask
 
     kwargs = {"num_classes": CLASSES}
-    student = timm.create_model(STUDENT, img_size=pair.size, **kwargs, **pair.student_kwargs)
+    student = timm.create_model(
+        pair.student_name, img_size=pair.size, **kwargs, **pair.student_kwargs
+    )
     teacher = timm.create_model(name, **kwargs, **pair.teacher_kwargs).eval()
     task = LogitDistillationTask(
-        student, teacher, torch.nn.CrossEntropyLoss(label_smoothing=0.1), device=CPU, verbose=False
+        student.to(pair.device),
+        teacher.to(pair.device),
+        torch.nn.CrossEntropyLoss(label_smoothing=0.1),
+        device=pair.device,
+        verbose=False,
     ).train()
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4)
     for batch in pair.loader(samples, None).batches(0):
-        task(normalised(batch.image_u8_BHW3), batch.labels_B)["loss"].backward()
+        images = to_device(batch.image_u8_BHW3, pair.device)
+        labels = to_device(batch.labels_B, pair.device)
+        with pair.autocast():
+            loss = task(normalised(images), labels)["loss"]
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         yield 0.0
@@ -120,15 +166,16 @@ def beside_teacher(pair: Pair, samples: Samples, name: str = TEACHER) -> Iterato
 def bare_student(pair: Pair) -> Iterator[float]:
     """The student alone on one batch in memory."""
     student = timm.create_model(
-        STUDENT, img_size=pair.size, num_classes=CLASSES, **pair.student_kwargs
+        pair.student_name, img_size=pair.size, num_classes=CLASSES, **pair.student_kwargs
     ).train()
+    student.to(pair.device)
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4)
-    images, labels = (
-        torch.randn(pair.batch, 3, pair.size, pair.size),
-        torch.zeros(pair.batch).long(),
-    )
+    images = torch.randn(pair.batch, 3, pair.size, pair.size, device=pair.device)
+    labels = torch.zeros(pair.batch, device=pair.device).long()
     while True:
-        torch.nn.functional.cross_entropy(student(images), labels).backward()
+        with pair.autocast():
+            loss = torch.nn.functional.cross_entropy(student(images), labels)
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         yield 0.0
@@ -137,77 +184,100 @@ def bare_student(pair: Pair) -> Iterator[float]:
 def bare_teacher(pair: Pair, name: str = TEACHER) -> Iterator[float]:
     """The teacher's answers alone for one batch in memory."""
     teacher = timm.create_model(name, num_classes=CLASSES, **pair.teacher_kwargs).eval()
-    images = torch.randn(pair.batch, 3, pair.size, pair.size)
+    teacher.to(pair.device)
+    images = torch.randn(pair.batch, 3, pair.size, pair.size, device=pair.device)
     while True:
-        with torch.inference_mode():
+        with torch.inference_mode(), pair.autocast():
             teacher(images)
         yield 0.0
 
 
-def stepping(stream: Iterator[Any], steps: int) -> Callable[[], float]:
-    """Seconds a step, over the next few."""
-    next(stream)
+def stepping(
+    pair: Pair, stream: Iterator[Any], steps: int, repeats_bits: bool = False
+) -> Callable[[], float]:
+    """Seconds a step, over the next few; of kernels that repeat bit for bit, as a stage takes."""
 
     def measure() -> float:
+        torch.use_deterministic_algorithms(repeats_bits and pair.on_cuda)
         clock = time.perf_counter()
         for _ in range(steps):
             next(stream)
+        if pair.on_cuda:
+            torch.cuda.synchronize()
         return (time.perf_counter() - clock) / steps
 
+    next(stream)
     return measure
 
 
-def rows(plan: Plan) -> list[Row]:
+def rows(plan: Plan) -> Iterator[Row]:
     """The lines of the table about training."""
-    pair, steps = Pair(plan.quick), plan.pick(2, 1)
-    samples = samples_of(plan.folder / "photos/a", plan.pick(128, 8), plan.pick(64, 4))
-    cache = write_cache(plan.folder / "steps", samples, VIEWS, CLASSES, pair.size, digests=True)
-    cached = stepping(fitting(pair, samples, Reader(cache)), steps)
-    student = stepping(bare_student(pair), steps)
-    labels = stepping(fitting(pair, samples, None), steps)
-    found = interleave({"cache": cached, "labels": labels}, plan.pick(14, 2))
-    step, spread = ratio(found["labels"], found["cache"])
-    median = {name: float(np.median(values)) for name, values in found.items()}
-    note = f"{median['cache']:.3f} s a step against {median['labels']:.3f}"
-    out = [
-        Row(
-            *("student step from the cache", "the same loop with labels only", step, 0.98, False),
-            *(spread, note),
-        )
-    ]
-    for name, repeats in ((TEACHER, plan.pick(8, 2)), (LARGER, plan.pick(4, 1))):
+    pair, steps = Pair(plan), plan.pick(2, 1, 12)
+    samples = samples_of(plan.folder / "photos/a", plan.pick(128, 8, 2048), plan.pick(64, 4))
+    cache = write_cache(
+        *(plan.folder / "steps", samples, VIEWS, CLASSES, pair.size),
+        digests=True,
+        short_side=pair.short_side,
+    )
+    if pair.on_cuda:
+        distributed.set_up_gpu(True)
+    stream = fitting(pair, samples, Reader(cache))
+    cached = stepping(pair, stream, steps, True)
+    bare = stepping(pair, bare_student(pair), steps)
+    measures = {
+        "cache": cached,
+        "labels": stepping(pair, fitting(pair, samples, None), steps, True),
+        "bare": bare,
+    }
+    if pair.on_cuda:
+        measures["any kernels"] = stepping(pair, stream, steps)
+        whole = fitting(pair, samples, Reader(cache), stored=False)
+        measures["decoded"] = stepping(pair, whole, steps, True)
+    found = interleave(measures, plan.pick(14, 2, 5))
+    yield from (against(found, *line) for line in STEPS if line[0] in found)
+    teachers = ((LARGER, 5),) if pair.on_cuda else ((TEACHER, 8), (LARGER, 4))
+    for name, repeats in teachers:
         measures = {
             "cache": cached,
-            "timm": stepping(beside_teacher(pair, samples, name), steps),
-            "student": student,
-            "teacher": stepping(bare_teacher(pair, name), steps),
+            "timm": stepping(pair, beside_teacher(pair, samples, name), steps),
+            "student": bare,
+            "teacher": stepping(pair, bare_teacher(pair, name), steps),
         }
-        out += beside(name, pair, interleave(measures, repeats))
-        peak = {how: 0.0 if plan.quick else child("epoch", how, cache) for how in ("cache", name)}
+        yield beside(name, pair, interleave(measures, plan.pick(repeats, 2)))
+        peak = {how: plan.child(peak_memory, how, cache) for how in ("cache", name)}
         note = f"{peak['cache']:,.0f} MiB against {peak[name]:,.0f}"
         value = peak["cache"] / max(peak[name], 1e-9)
-        out.append(Row("peak memory of that epoch", "timm's, share", value, note=note))
-    return out
+        yield Row("peak memory of that epoch", "timm's, share", value, note=note)
 
 
-def beside(name: str, pair: Pair, found: dict[str, np.ndarray]) -> list[Row]:
+def against(
+    found: dict[str, np.ndarray], name: str, what: str, other: str, bar: float | None
+) -> Row:
+    """A row on the step from the cache beside one of the others."""
+    value, spread = ratio(found[name], found["cache"])
+    median = {how: 1e3 * float(np.median(found[how])) for how in ("cache", name)}
+    note = f"{median['cache']:.1f} ms against {median[name]:.1f}"
+    return Row(what, other, value, bar, False, spread, note)
+
+
+def beside(name: str, pair: Pair, found: dict[str, np.ndarray]) -> Row:
     """The cached epoch against timm's task with this teacher, and what is possible."""
     median = {how: float(np.median(values)) for how, values in found.items()}
     possible = (median["student"] + median["teacher"]) / median["student"]
     speedup, spread = ratio(found["timm"], found["cache"])
     note = (
-        f"{name} -> {STUDENT}, {pair.size} px, batches of {pair.batch}; "
+        f"{name} -> {pair.student_name}, {pair.size} px, batches of {pair.batch}; "
         f"{median['cache']:.3f} s a step against {median['timm']:.3f}; "
         f"{possible:.2f} if the cache cost nothing"
     )
     against = "timm's LogitDistillationTask, live teacher"
     bar = 0.95 * possible
-    return [Row("student epoch from the cache", against, speedup, bar, False, spread, note)]
+    return Row("student epoch from the cache", against, speedup, bar, False, spread, note)
 
 
-def peak_memory(how: str, cache: str) -> float:
-    """Peak resident MiB of three steps from the cache, or beside the teacher of that name."""
-    pair, folder = Pair(quick=False), Path(cache).parent / "photos/a"
+def peak_memory(plan: Plan, how: str, cache: str) -> float:
+    """Peak MiB, of the GPU if there is one, in three steps: from the cache, or beside a teacher."""
+    pair, folder = Pair(plan), Path(cache).parent / "photos/a"
     num = len(Reader(Path(cache)).identity["train"]["keys"])
     samples = samples_of(folder, num, len(list(folder.glob("*.jpg"))))
     loop: Iterator[Any] = (
@@ -217,4 +287,4 @@ def peak_memory(how: str, cache: str) -> float:
     )
     for _ in range(3):
         next(loop)
-    return peak_mib()
+    return peak_mib() if plan.device.type == "cpu" else torch.cuda.max_memory_allocated() / 2**20

@@ -25,7 +25,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from fgkd import engine, fsio, loader, metrics, models, plan, rng, rundir, views  # noqa: E402
+from fgkd import fsio, inference, loader, metrics, models, plan, rng, rundir, views  # noqa: E402
 from fgkd.data import Dataset, open_dataset  # noqa: E402
 from fgkd.fetch import clean_fetcher  # noqa: E402
 from stages import cli  # noqa: E402
@@ -159,7 +159,7 @@ def score(
 def logits_of(model: models.Classifier, dataset: Dataset, split: str) -> torch.Tensor:
     """float32 [N, K] in the order of the split."""
     fetcher = clean_fetcher(dataset.splits[split], model.config, False)
-    rows, logits_NK, _ = engine.evaluate(
+    rows, logits_NK, _ = inference.evaluate(
         model, fetcher, batch_size=256, workers=2, device=torch.device("cpu")
     )
     return logits_NK[np.argsort(rows)]

@@ -150,6 +150,9 @@ def describe_device(options: Any, device_line: str) -> str:
     layout = f"{'channels last' if options.channels_last else 'channels first'} ({given})"
     extra = "; compiled (--compile)" if options.compile else ""
     extra += "; activations recomputed (--grad-checkpointing)" if options.grad_checkpointing else ""
+    if device_line.startswith("cuda"):
+        own = "that repeat bit for bit (default)" if options.deterministic else "of any kind"
+        extra += f"; kernels {own}{'' if options.deterministic else ' (--no-deterministic)'}"
     where = f"{options.workers} processes" if options.workers else "this process"
     return f"{device_line}; {dtype}; {layout}{extra}; images loaded by {where} (--workers)"
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fgkd import distributed, engine, models, plan
+from fgkd import distributed, inference, models, plan
 from fgkd.cache.manifest import ShardJob
 from fgkd.cache.store import Captured, Writer
 from fgkd.config import CacheLogitsConfig
@@ -76,7 +76,7 @@ class Teachers:
         amp = torch.bfloat16 if self.dtype == "bfloat16" else None
         of_size = dict(zip(self.sizes, images, strict=True))
         asked = [
-            engine.ask(
+            inference.ask(
                 model,
                 of_size[model.config["input_size"][-1]],
                 device=self.device,
@@ -200,7 +200,7 @@ class Capture:
         bad: list[tuple[str, str]] = []
         for model in self.teachers.models:
             fetcher = clean_fetcher(samples, model.config, self.options.skip_bad_images)
-            rows, logits_NK, bad = engine.evaluate(
+            rows, logits_NK, bad = inference.evaluate(
                 model,
                 fetcher,
                 batch_size=self.options.batch_size,

@@ -168,7 +168,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def _fail(error: Exception) -> None:
     """End with an error in words, or a bug with its traceback; of several processes, one speaks."""
-    known = error if isinstance(error, FgkdError) else peers.lost(error)
+    known = error if isinstance(error, FgkdError) else distributed.explain(error)
+    known = known or peers.lost(error)
     is_first = peers.first_to_fail()
     if known and is_first:
         click.echo(f"error: {known}", err=True)

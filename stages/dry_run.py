@@ -125,7 +125,7 @@ def count(training: Training) -> dict[str, Any]:
             memory["activations"] = max(memory["activations"], costs.peak_bytes(step))
     memory["teacher"], asked = 0, 0
     if training.teacher is not None:
-        held, widest, asked = inference(
+        held, widest, asked = inference_cost(
             training.teacher, training.micro_batch, training.size, options.dtype == "bfloat16"
         )
         memory["teacher"] = held + widest
@@ -172,7 +172,9 @@ def _blank_batch(training: Training, num_classes: int) -> Batch:
     )
 
 
-def inference(model: models.Classifier, batch: int, size: int, amp: bool) -> tuple[int, int, int]:
+def inference_cost(
+    model: models.Classifier, batch: int, size: int, amp: bool
+) -> tuple[int, int, int]:
     """(bytes of the weights, bytes at the widest moment, FLOPs) of a model that answers a batch."""
     device = model.mean.device.type
     with costs.imagined(device):

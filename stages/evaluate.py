@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fgkd import distributed, engine, fsio, intervals, metrics, models, rundir, weights
+from fgkd import distributed, fsio, inference, intervals, metrics, models, rundir, weights
 from fgkd.cache import manifest
 from fgkd.cache.reader import Reader
 from fgkd.config import EvaluateConfig
@@ -109,7 +109,7 @@ def score(path: Path, options: EvaluateConfig, device: torch.device) -> dict[str
             "--tta five-crop",
         )
     fetcher = clean_fetcher(samples, model.config, options.skip_bad_images, options.tta)
-    rows, logits_NK, bad = engine.evaluate(
+    rows, logits_NK, bad = inference.evaluate(
         model,
         fetcher,
         batch_size=options.batch_size,

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fgkd import engine, fsio, models, targets
+from fgkd import fsio, inference, models, targets
 from fgkd.cache import manifest
 from fgkd.cache.manifest import Shard, ShardJob
 from fgkd.cache.store import Writer
@@ -23,7 +23,7 @@ from fgkd.workers import fetch
 
 from . import assembly, session
 from .capture import Capture
-from .dry_run import inference
+from .dry_run import inference_cost
 
 MEASURE_S = 8.0  # seconds of teacher time to measure its speed by
 WARM = 3  # answers that come before the measured ones: workers starting, kernels being chosen
@@ -103,10 +103,10 @@ def val_seconds(capture: Capture) -> float:
     total = 0.0
     for model in capture.teachers.models:
         fetcher = clean_fetcher(samples, model.config, options.skip_bad_images)
-        requests = engine.clean_requests(np.arange(len(samples)), options.batch_size)
+        requests = inference.clean_requests(np.arange(len(samples)), options.batch_size)
 
         def ask(answer: Fetched, model: models.Classifier = model) -> None:
-            engine.logits_of(
+            inference.logits_of(
                 model,
                 answer.images[0],
                 device=capture.teachers.device,
@@ -197,7 +197,7 @@ def teacher_costs(capture: Capture, options: CacheLogitsConfig) -> tuple[int, fl
     """(bytes of a GPU that holds the teachers and asks one after another, FLOPs a view)."""
     amp = options.dtype == "bfloat16"
     each = [
-        inference(model, options.batch_size, model.config["input_size"][-1], amp)
+        inference_cost(model, options.batch_size, model.config["input_size"][-1], amp)
         for model in capture.teachers.models
     ]
     memory = sum(held for held, _, _ in each) + max(widest for _, widest, _ in each)

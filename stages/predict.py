@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fgkd import distributed, engine, fsio, models
+from fgkd import distributed, fsio, inference, models
 from fgkd.config import EvaluateConfig
 from fgkd.data import Samples
 from fgkd.data.images import FORMATS
@@ -80,7 +80,7 @@ def _answers(
         return
     none = np.full(len(paths), -1)
     samples = Samples(paths, none, np.zeros_like(none), paths)
-    rows, logits_NK, bad = engine.evaluate(
+    rows, logits_NK, bad = inference.evaluate(
         model,
         clean_fetcher(samples, model.config, skip_bad=True, tta=options.tta),
         batch_size=options.batch_size,

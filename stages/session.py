@@ -98,8 +98,11 @@ def echo(line: str) -> None:
             click.echo(line)
 
 
-def start_device(name: str) -> tuple[Any, str]:
-    """Choose the device, join the process group; also a line that says what was chosen and why."""
+def start_device(name: str, deterministic: bool | None = None) -> tuple[Any, str]:
+    """Choose the device, join the process group; also a line that says what was chosen and why.
+
+    deterministic: as of --deterministic; None: wherever a GPU can.
+    """
     import torch
 
     device, why = distributed.pick_device(name)
@@ -107,9 +110,8 @@ def start_device(name: str) -> tuple[Any, str]:
     peers.watch()
     if device.type == "cpu":
         distributed.keep_memory()
-    # float32 means float32: autocast is the way to ask for less.
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
+    else:
+        distributed.set_up_gpu(deterministic)
     ranks = f", {distributed.world()} processes" if distributed.world() > 1 else ""
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
     return device, f"{device} ({why}){threads}{ranks}"

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fgkd import engine, losses, models, rundir, views
+from fgkd import inference, losses, models, rundir, views
 from fgkd.cache import manifest
 from fgkd.cache.reader import Reader
 from fgkd.cache.remote import is_url, open_cache
@@ -247,7 +247,7 @@ def val_targets(source: Source, options: Any, device: torch.device) -> torch.Ten
         return None
     fetcher = clean_fetcher(source.dataset.splits["val"], source.teacher.config, False)
     source.teacher.to(device)
-    _, logits_NK, _ = engine.evaluate(
+    _, logits_NK, _ = inference.evaluate(
         source.teacher,
         fetcher,
         batch_size=options.eval_batch_size,

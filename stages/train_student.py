@@ -31,7 +31,7 @@ def train_student(options: TrainStudentConfig) -> None:
     board.check(options.tensorboard)
     session.check_json(options)
     check_options(options)
-    device, device_line = session.start_device(options.device)
+    device, device_line = session.start_device(options.device, options.deterministic)
     with contextlib.closing(open_source(options)) as source:
         _check_val_fraction(source, options)
         _train_from(source, options, device, device_line)

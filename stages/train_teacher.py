@@ -25,7 +25,7 @@ def train_teacher(options: TrainTeacherConfig) -> None:
     session.require(options.model, "--model", "convnext_base.fb_in22k_ft_in1k")
     board.check(options.tensorboard)
     session.check_json(options)
-    device, device_line = session.start_device(options.device)
+    device, device_line = session.start_device(options.device, options.deterministic)
     val_fraction = 0.1 if options.val_fraction is None else options.val_fraction
     dataset = open_dataset(options.data, val_fraction)
     recipe = session.resolve_recipe(options, None, dataset.chiral)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fgkd import checkpoint, distributed, engine, metrics, models
+from fgkd import checkpoint, distributed, engine, inference, metrics, models
 from fgkd.data import Dataset
 from fgkd.fetch import clean_fetcher
 from fgkd.loader import TrainLoader
@@ -41,7 +41,7 @@ class Validation:
         if self.samples is None:
             return {}
         distributed.share_statistics(model)
-        rows, logits_NK, _ = engine.evaluate(
+        rows, logits_NK, _ = inference.evaluate(
             model,
             self.fetcher,
             batch_size=self.options.eval_batch_size,
@@ -74,7 +74,7 @@ def train(
     """Run or continue a training to its end, leaving the best model in RUN/model."""
     schedule = loader.schedule
     if resume:
-        state.restore(checkpoint.load(run.last, device))
+        state.restore(checkpoint.load(run.last))
         run.cut_back(state.step)
         run.log(f"resumed at step {state.step} of {schedule.total_steps}")
     board = Board(run.path, options.tensorboard, state.step)

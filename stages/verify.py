@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fgkd import engine, fsio, models, plan, rng, rundir, views
+from fgkd import fsio, inference, models, plan, rng, rundir, views
 from fgkd.cache import manifest
 from fgkd.cache.reader import Reader
 from fgkd.config import InspectConfig
@@ -192,7 +192,7 @@ def compare_val(
         for model in teachers.models:
             fetcher = clean_fetcher(samples.take(rows), model.config, False)
             answers.append(
-                engine.evaluate(
+                inference.evaluate(
                     model, fetcher, batch_size=batch_size, workers=0, device=teachers.device
                 )[1]
             )

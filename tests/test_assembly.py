@@ -130,9 +130,9 @@ def test_pixels_go_to_a_gpu_as_pinned_bytes(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
     monkeypatch.setattr(torch.Tensor, "to", to)
     images = make_batches()[0].image_u8_BHW3
-    batch._move(images, torch.device("cuda"))
+    batch.to_device(images, torch.device("cuda"))
     assert calls == [
         ("pin", torch.uint8, None),
         ("cuda", torch.uint8, {"non_blocking": True}),
     ]
-    assert batch._move(images, CPU) is images
+    assert batch.to_device(images, CPU) is images

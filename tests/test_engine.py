@@ -1,10 +1,11 @@
-"""The loop against one written by hand, and evaluation."""
+"""The loop against one written by hand."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 import itertools
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,9 @@ from test_models import CLASSES, build, images
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from fgkd import checkpoint, distributed, engine, optim, plan
+from fgkd import checkpoint, engine, optim, plan
 from fgkd.batch import Batch
-from fgkd.data import open_dataset
 from fgkd.errors import FgkdError
-from fgkd.fetch import clean_fetcher
 
 CPU = torch.device("cpu")
 SCHEDULE = plan.Schedule(seed=0, num_samples=22, batch_size=8, epochs=2, views=1)  # 8, 8, 6
@@ -67,7 +66,7 @@ def make_state(scale: float | None = None, ema: bool = True, **options: Any) -> 
 
 
 def fit(
-    state: engine.State, batches: list[Batch], step: engine.Step = step_fn, **options: Any
+    state: engine.State, batches: Iterable[Batch], step: engine.Step = step_fn, **options: Any
 ) -> list[engine.Report]:
     given: dict[str, Any] = {"steps_per_epoch": 3, "lr_at": lr_at, "seed": 0, "device": CPU}
     return list(engine.fit(state, batches=batches, step_fn=step, **given | options))
@@ -132,6 +131,27 @@ def test_reports_and_sums() -> None:
     total = sum(r.losses["loss"] * r.num_images for r in reports)
     assert state.sums["loss"] == pytest.approx(total)
     assert all(0 <= r.times["wait_s"] <= r.times["step_s"] for r in reports)
+
+
+def test_an_error_of_the_data_comes_up_at_its_own_step() -> None:
+    """A batch is taken ahead, while a GPU computes; the steps before it are finished first."""
+
+    def failing() -> Iterator[Batch]:
+        yield from make_batches()[:3]
+        raise FgkdError("cannot decode")
+
+    state, steps = make_state(), []
+
+    def count(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        steps.append(batch.spec.step)
+        return step_fn(model, batch)
+
+    with pytest.raises(FgkdError, match="cannot decode"):
+        fit(state, failing(), count)
+    assert (steps, state.step) == ([0, 1, 2], 3)
+    whole = make_state()
+    fit(whole, make_batches()[:3])
+    assert_equal_weights(state.model, whole.model)
 
 
 def test_accumulated_gradients_are_the_whole_batchs() -> None:
@@ -256,44 +276,3 @@ def test_restore_of_another_model() -> None:
     without = make_state(ema=False).save()
     with pytest.raises(FgkdError, match="not of this run"):
         make_state(ema=True).restore(without)
-
-
-# ---- prediction and evaluation -------------------------------------------------------------
-
-
-def test_logits_are_asked_for_max_batch_views_at_a_time() -> None:
-    model, sizes = build().train(), []
-    model.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
-    views = images(15).view(5, 3, 32, 32, 3)
-    logits = engine.logits_of(model, views, device=CPU, max_batch=4)
-    none = engine.logits_of(model, views[:0], device=CPU, max_batch=4)
-    assert sizes == [4, 4, 4, 3]
-    assert logits.shape == (15, 3)
-    assert none.shape == (0, 3)
-    with torch.no_grad():
-        torch.testing.assert_close(logits, model(views.flatten(0, 1)).answer_BK)
-    assert not model.training
-
-
-@pytest.mark.parametrize("batch_size", [1, 7, 100])
-@pytest.mark.parametrize("world", [1, 3])
-def test_evaluate_counts_every_image_once(
-    batch_size: int, world: int, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    samples = open_dataset([f"folder:{tiny_data}"]).splits["test"]
-    model = build()
-    fetcher = clean_fetcher(samples, model.config, False)
-    monkeypatch.setenv("WORLD_SIZE", str(world))
-    monkeypatch.setattr(distributed, "gather", lambda value: [value])
-    rows, logits = [], []
-    for rank in range(world):
-        monkeypatch.setenv("RANK", str(rank))
-        found = engine.evaluate(model, fetcher, batch_size=batch_size, workers=0, device=CPU)
-        rows += found[0].tolist()
-        logits.append(found[1])
-        assert found[2] == []
-    assert rows == list(range(len(samples)))
-    monkeypatch.setenv("WORLD_SIZE", "1")
-    monkeypatch.setenv("RANK", "0")
-    whole = engine.evaluate(model, fetcher, batch_size=100, workers=0, device=CPU)
-    torch.testing.assert_close(torch.cat(logits), whole[1], atol=1e-5, rtol=0)

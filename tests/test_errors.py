@@ -223,7 +223,7 @@ def test_all_runs_are_looked_for_before_one_is_evaluated(
 ) -> None:
     """A run that is not there, one without a model, one without weights, each named last."""
     monkeypatch.setattr("fgkd.models.load", None)
-    monkeypatch.setattr("fgkd.engine.evaluate", None)
+    monkeypatch.setattr("fgkd.inference.evaluate", None)
     bare, weightless = tmp_path / "bare", tmp_path / "weightless"
     (weightless / "model").mkdir(parents=True)
     (weightless / "model" / "config.json").touch()

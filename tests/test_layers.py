@@ -42,7 +42,7 @@ LAYERS = (
     ("fgkd.cache.reader", "fgkd.report.plots"),
     ("fgkd.cache.remote",),
     ("fgkd.loader",),
-    ("fgkd.engine",),
+    ("fgkd.engine", "fgkd.inference"),
     ("stages.session", "stages.options"),
     ("stages.assembly", "stages.board", "stages.capture"),
     ("stages.training", "stages.dry_run"),

@@ -11,7 +11,7 @@ from data_miniatures import pixels
 from page_outline import Outline, assert_stands_alone, outline
 from run_miniatures import TEACHER, fgkd
 
-from fgkd import engine, models
+from fgkd import inference, models
 from fgkd.data import Dataset, open_dataset
 from fgkd.fetch import clean_fetcher
 from stages import evaluate as stage
@@ -50,7 +50,7 @@ def answers(run: Path, dataset: Dataset) -> np.ndarray:
     model = models.load(run / "model")
     fetcher = clean_fetcher(dataset.splits["test"], model.config, False)
     device = torch.device("cpu")
-    _, logits_NK, _ = engine.evaluate(model, fetcher, batch_size=64, workers=0, device=device)
+    _, logits_NK, _ = inference.evaluate(model, fetcher, batch_size=64, workers=0, device=device)
     return logits_NK.argmax(1).numpy()
 
 

@@ -199,6 +199,7 @@ def test_free_options_are_those_that_change_no_number() -> None:
     free = {f.name for f in dataclasses.fields(TrainTeacherConfig) if f.metadata["free"]}
     assert free == {
         *("output", "resume", "overwrite", "device", "workers", "data", "skip_bad_images"),
+        "deterministic",
         *("initial_checkpoint", "channels_last", "compile", "eval_batch_size"),
         *("log_interval", "checkpoint_steps", "dry_run", "json", "tensorboard"),
         *("grad_checkpointing", "image_store"),  # computed twice; kept, and the same without

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
+from unittest import mock
 
 import pytest
+import torch
+from failures import make_fails
+from run_miniatures import STUDENT
 
+from fgkd import distributed
 from stages import session
 
 
@@ -32,3 +39,48 @@ def test_memory_that_a_step_frees_is_there_for_the_next() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 100
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nBacktrace"),
+            ("the GPU has too little memory: CUDA out of memory", "Try: --grad-accum-steps 2"),
+        ),
+        (
+            RuntimeError("pool_backward does not have a deterministic implementation, but ..."),
+            ("cannot be repeated bit for bit on a GPU: pool_backward", "Try: --no-deterministic"),
+        ),
+    ],
+)
+def test_what_a_gpu_refuses_is_explained(
+    error: Exception,
+    said: tuple[str, ...],
+    tiny_cache: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with mock.patch("fgkd.optim.clip_grad", side_effect=error):
+        text = make_fails(capsys)(
+            *("train-student", "--cache", tiny_cache, *STUDENT, "--workers", 0),
+            *("--output", tmp_path / "run"),
+        )
+    assert all(part in text for part in said)
+    assert "Backtrace" not in text
+
+
+@pytest.mark.parametrize("deterministic", [True, None, False])
+def test_kernels_that_repeat_are_asked_for(
+    deterministic: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In training an operation without one is an error, elsewhere a warning."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    try:
+        distributed.set_up_gpu(deterministic)
+        assert torch.are_deterministic_algorithms_enabled() is (deterministic is not False)
+        assert torch.is_deterministic_algorithms_warn_only_enabled() is (deterministic is None)
+        assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) is (deterministic is not False)
+        assert not torch.backends.cuda.matmul.allow_tf32
+    finally:
+        torch.use_deterministic_algorithms(False)

@@ -193,6 +193,28 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update() -> None:
         fit(lost, make_batches(), broken_gradient, amp_dtype=torch.float16)
 
 
+@pytest.mark.parametrize("opt", ["adamw", "sgd", "momentum"])
+def test_a_fused_optimizer_leaves_the_update_out_by_itself(
+    opt: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where it is asked for the update before the host knows what to think of it."""
+    monkeypatch.setattr(optim, "_is_on_gpu", lambda groups: True)
+    state, same = state_of(build(), opt), state_of(build(), opt)
+    assert optim.only_if(torch.tensor(True), state.optimizer)
+    updates: list[int] = []
+    real = state.optimizer.step
+    monkeypatch.setattr(state.optimizer, "step", lambda: updates.append(1) or real())
+    with pytest.raises(FgkdError, match="gradient is not finite at step 1"):
+        fit(state, make_batches(), broken_gradient)
+    assert len(updates) == 2
+    fit(same, make_batches()[:1])
+    assert_same(state.model.state_dict(), same.model.state_dict())
+    scaled = state_of(build(), opt)
+    scaled.scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+    reports = fit(scaled, make_batches(), broken_gradient, amp_dtype=torch.float16)
+    assert [r.skipped for r in reports] == [False, True, False, False, False, False]
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_a_run_under_autocast_resumes_bit_for_bit(
     dtype: str, tiny_cache: Path, tmp_path: Path

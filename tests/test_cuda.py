@@ -1,0 +1,154 @@
+"""What only a GPU does: run where there is one. All other tests run on it there, too."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from data_miniatures import write_image
+from test_engine import make_batches, step_fn
+from test_models import build
+from test_workers import RECIPE
+from torch import Tensor, nn
+
+from fgkd import distributed, engine, inference, optim
+from fgkd.batch import Batch, to_device
+from fgkd.data import Samples
+from fgkd.errors import FgkdError
+from fgkd.fetch import Fetcher, KeyedView, Request
+from fgkd.workers import fetch
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+GPU = torch.device("cuda")
+
+
+def make_state(opt: str = "adamw", scaled: bool = False) -> engine.State:
+    torch.manual_seed(0)
+    model = build("convnext_atto").to(GPU)
+    groups = optim.param_groups(model=model.net, weight_decay=0.05)
+    return engine.State(
+        model,
+        optim.create_optimizer(name=opt, groups=groups, lr=1e-3, momentum=0.9),
+        torch.amp.GradScaler("cuda", enabled=scaled),
+    )
+
+
+def fit(state: engine.State, batches: list[Batch], step: engine.Step = step_fn) -> list[float]:
+    reports = engine.fit(
+        state,
+        batches=batches,
+        step_fn=step,
+        steps_per_epoch=3,
+        lr_at=lambda step: 1e-3,
+        seed=0,
+        device=GPU,
+    )
+    return [report.losses["loss"] for report in reports]
+
+
+@pytest.mark.parametrize("opt", ["adamw", "sgd", "lamb"])
+@pytest.mark.parametrize("broken", ["loss", "gradient"])
+def test_no_update_is_made_from_what_is_not_finite(opt: str, broken: str) -> None:
+    """Whether the optimizer leaves it out by itself, or the host waits to know."""
+    state = make_state(opt)
+    assert optim.only_if(torch.ones((), device=GPU) > 0, state.optimizer) is (opt != "lamb")
+    fit(state, make_batches()[:2])
+    before = copy.deepcopy(state.model.state_dict())
+
+    def breaking(net: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        loss = step_fn(net, batch)["loss"]
+        if broken == "loss":
+            return {"loss": loss * torch.inf}
+        root = (loss - loss.detach()).abs().sqrt()  # 0, whose derivative is infinite
+        return {"loss": loss + root}
+
+    with pytest.raises(FgkdError, match=f"the {broken} is not finite at step 2"):
+        fit(state, make_batches(2), breaking)
+    assert all(map(torch.equal, state.model.state_dict().values(), before.values()))
+    assert state.step == 2
+
+
+def test_a_restored_optimizer_is_where_it_was() -> None:
+    """A step count that lies elsewhere is copied at every step, and changes the next checkpoint."""
+    for opt in ("adamw", "lamb"):
+        state = make_state(opt)
+        fit(state, make_batches()[:3])
+        saved = copy.deepcopy(state.save())
+        on_cpu = torch.utils._pytree.tree_map_only(Tensor, lambda x: x.cpu(), saved)
+        again = make_state(opt)
+        again.restore(on_cpu)
+        fit(state, make_batches(3))
+        fit(again, make_batches(3))
+        for a, b in zip(
+            state.optimizer.state.values(), again.optimizer.state.values(), strict=True
+        ):
+            for name in a:
+                if isinstance(a[name], Tensor):
+                    assert a[name].device == b[name].device, name
+                    torch.testing.assert_close(a[name], b[name])
+
+
+def test_images_of_workers_go_to_a_gpu_without_a_copy_in_between(fetcher: Fetcher) -> None:
+    """They lie in locked pages, and are what one process renders, whatever lay there before."""
+    torch.zeros(1, device=GPU)  # before it is in use, no page is locked for it
+    requests = [Request(np.arange(i % 5, i % 5 + 4), range(2)) for i in range(40)]
+    moved = []
+    for answer in fetch(fetcher, requests, 2):
+        (image_u8_BVHW3,) = answer.images
+        assert image_u8_BVHW3.is_pinned()
+        on_gpu = to_device(image_u8_BVHW3, GPU)
+        assert on_gpu is not None
+        torch.cuda.current_stream().synchronize()
+        moved.append(on_gpu)
+    for request, found in zip(requests, moved, strict=True):
+        assert torch.equal(found.cpu(), fetcher[request].images[0])
+
+
+@pytest.fixture
+def fetcher(tmp_path: Path) -> Fetcher:
+    """Views of nine images at one size."""
+    paths = [tmp_path / f"{i}.png" for i in range(9)]
+    for i, path in enumerate(paths):
+        write_image(path, i % 4, i)
+    zeros = np.zeros(9, np.int64)
+    samples = Samples([path.name for path in paths], zeros, zeros, [str(path) for path in paths])
+    return Fetcher(KeyedView(samples, RECIPE, 0), [64])
+
+
+def test_logits_asked_for_ahead_are_those_of_their_images(fetcher: Fetcher) -> None:
+    """Several questions are under way, and the memory of the images is used again and again."""
+    model = build("convnext_atto").to(GPU)
+    requests = [Request(np.arange(i % 5, i % 5 + 4), range(2)) for i in range(40)]
+    asked: deque[Callable[[], Tensor]] = deque()
+    found = []
+    for answer in fetch(fetcher, requests, 2):
+        asked.append(inference.ask(model, answer.images[0], device=GPU, max_batch=3))
+        if len(asked) > 2:
+            found.append(asked.popleft()())
+    found += [wait() for wait in asked]
+    for request, logits in zip(requests, found, strict=True):
+        images = fetcher[request].images[0]
+        want = inference.logits_of(model, images, device=GPU, max_batch=3)
+        torch.testing.assert_close(logits, want)
+
+
+def test_training_takes_kernels_that_repeat(fetcher: Fetcher) -> None:
+    """Two trainings end equal in every bit, in float32 as well."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            distributed.set_up_gpu(True)
+            ends = []
+            for _ in range(2):
+                state = make_state()
+                fit(state, make_batches())
+                ends.append(state.model.state_dict())
+        assert all(map(torch.equal, ends[0].values(), ends[1].values()))
+    finally:
+        torch.use_deterministic_algorithms(False)
