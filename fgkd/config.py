@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .results_config import EvaluateConfig, InspectConfig
-from .schema import build, check, convert, diff, fingerprint, hints, option, to_dict
+from .schema import build, check, convert, diff, hints, option, to_dict
 
 __all__ = [
     "EvaluateConfig",
@@ -18,7 +18,6 @@ __all__ = [
     "check",
     "convert",
     "diff",
-    "fingerprint",
     "hints",
     "option",
     "to_dict",

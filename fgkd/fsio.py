@@ -15,6 +15,7 @@ from typing import Any
 from .errors import FgkdError, quoted
 
 PARTIAL = ".partial"
+PIECE = 4096  # entries of a list in JSON
 # How every --json of the stages begins, by its first key; or a file is empty.
 RESULTS = re.compile(rb'\s*(\[\s*)?\{\s*"(run|cache|image|samples|images)":|$')
 
@@ -121,8 +122,38 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
-    """Write JSON atomically; key order is the caller's."""
-    write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
+    """Write JSON atomically; key order is the caller's. indent None: on one line, in pieces."""
+    if indent is not None:
+        write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
+        return
+    with replacing(path) as partial, open(partial, "w", encoding="utf-8") as file:
+        file.writelines(_json_pieces(value))
+        file.write("\n")
+
+
+def fingerprint(value: Any) -> str:
+    """Hex sha256 of a JSON value in canonical form: keys sorted, no spaces, UTF-8."""
+    found = hashlib.sha256()
+    for text in _json_pieces(value, sort_keys=True, separators=(",", ":")):
+        found.update(text.encode())
+    return found.hexdigest()
+
+
+def _json_pieces(value: Any, **how: Any) -> Iterator[str]:
+    """json.dumps(value, **how) in parts: of a column of a million entries it would be large."""
+    comma, colon = how.get("separators", (", ", ": "))
+    if isinstance(value, dict):
+        for i, key in enumerate(sorted(value) if how.get("sort_keys") else value):
+            yield (comma if i else "{") + json.dumps(key, ensure_ascii=False) + colon
+            yield from _json_pieces(value[key], **how)
+        yield "}" if value else "{}"
+    elif isinstance(value, list | tuple) and len(value) > PIECE:
+        for start in range(0, len(value), PIECE):
+            part = json.dumps(value[start : start + PIECE], ensure_ascii=False, **how)
+            yield (comma if start else "[") + part[1:-1]
+        yield "]"
+    else:
+        yield json.dumps(value, ensure_ascii=False, **how)
 
 
 def read_json(path: Path, what: str) -> Any:

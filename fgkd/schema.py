@@ -7,19 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
-import json
 import math
 import types
 import typing
-from collections.abc import Iterator
 from dataclasses import field
 from typing import Any, TypeVar
 
 from .errors import FgkdError, near
 
 T = TypeVar("T")
-PIECE = 4096  # entries of a list
 
 
 def option(
@@ -131,30 +127,3 @@ def diff(old: Any, new: Any) -> list[str]:
         for f in dataclasses.fields(old)
         if not f.metadata["free"] and getattr(old, f.name) != getattr(new, f.name)
     ]
-
-
-def fingerprint(value: Any) -> str:
-    """Hex sha256 of a JSON value in canonical form: keys sorted, no spaces, UTF-8."""
-    found = hashlib.sha256()
-    for text in _canonical(value):
-        found.update(text.encode())
-    return found.hexdigest()
-
-
-def _canonical(value: Any) -> Iterator[str]:
-    """The text in pieces: of a column of a million entries it would be large at once."""
-    if isinstance(value, dict):
-        for i, key in enumerate(sorted(value)):
-            yield ("," if i else "{") + _text(key) + ":"
-            yield from _canonical(value[key])
-        yield "}" if value else "{}"
-    elif isinstance(value, list | tuple) and len(value) > PIECE:
-        for start in range(0, len(value), PIECE):
-            yield ("," if start else "[") + _text(value[start : start + PIECE])[1:-1]
-        yield "]"
-    else:
-        yield _text(value)
-
-
-def _text(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
+import xxhash
 
 from fgkd import rng, view_ops
 from fgkd.errors import FgkdError, near
@@ -271,5 +272,9 @@ def mix(image_HWC: np.ndarray, partner_HWC: np.ndarray, mix_params: MixParams) -
 
 
 def pixel_digest(image_HWC: np.ndarray) -> int:
-    """An unsigned 64-bit digest (blake2b) of the shape and the pixels in C order."""
-    return rng.hash64(*image_HWC.shape, image_HWC.tobytes())
+    """An unsigned 64-bit digest of the pixels in C order, by XXH3 seeded with height and width.
+
+    It tells decoders apart and need not withstand a forger: 2 us a view at 224 px; blake2b, 170.
+    """
+    height, width, _ = image_HWC.shape
+    return xxhash.xxh3_64_intdigest(np.ascontiguousarray(image_HWC).data, height << 32 | width)

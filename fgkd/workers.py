@@ -7,6 +7,7 @@ rendering the images they hold. So workers write into slots of one pool, made be
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import itertools
 import math
@@ -168,7 +169,11 @@ class _PageLock:
     def __init__(self, memory: torch.Tensor) -> None:
         self.memory, self.process, cudart = memory, os.getpid(), torch.cuda.cudart()
         done = cudart.cudaHostRegister(memory.data_ptr(), memory.nbytes, 0)
-        self._unlock = cudart.cudaHostUnregister if done == cudart.cudaError.success else None
+        self._unlock = cudart.cudaHostUnregister
+        if done != cudart.cudaError.success:
+            self._unlock = None
+            with contextlib.suppress(RuntimeError):  # torch raises this at the next kernel, once
+                torch.ones((), device="cuda")
 
     def __del__(self) -> None:
         if self._unlock and self.process == os.getpid():  # not in a worker that was forked later

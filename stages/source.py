@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fgkd import inference, losses, models, rundir, views
+from fgkd import fsio, inference, losses, models, rundir, views
 from fgkd.cache import manifest
 from fgkd.cache.reader import Reader
 from fgkd.cache.remote import is_url, open_cache
@@ -17,7 +17,6 @@ from fgkd.data import Dataset, open_dataset, with_boxes
 from fgkd.errors import FgkdError, quoted
 from fgkd.fetch import clean_fetcher
 from fgkd.image_store import shrunk_to
-from fgkd.schema import fingerprint
 
 from . import session
 
@@ -196,7 +195,7 @@ def _from_teacher(options: TrainStudentConfig, run_dir: Path) -> Source:
         "give --data as the teacher was trained on it, in the same order",
     )
     source.teacher, source.img_size = teacher, teacher.config["input_size"][-1]
-    config_sha = fingerprint(rundir.load_yaml(run_dir / "args.yaml"))
+    config_sha = fsio.fingerprint(rundir.load_yaml(run_dir / "args.yaml"))
     source.parents = {"teacher": str(run_dir.resolve()), "args_sha256": config_sha}
     return source
 

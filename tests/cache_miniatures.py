@@ -14,7 +14,7 @@ from fgkd.cache.manifest import ShardJob
 
 NUM_TRAIN, NUM_VAL, NUM_CLASSES, SHARD_SIZE = 23, 5, 6, 8  # blocks of 8, 8 and 7
 IDENTITY: dict[str, Any] = {
-    "format_version": 1,
+    "format_version": 2,
     "format": "hdf5",
     "encoding": {"name": "dense", "top_k": 0, "temperatures": []},
     "shard_size": SHARD_SIZE,

@@ -19,11 +19,11 @@ from PIL import Image
 from scipy.io import loadmat, savemat
 
 from fgkd.cache.reader import Reader
-from fgkd.config import fingerprint
 from fgkd.data import DATASETS, Dataset, Samples, open_dataset, union, with_boxes
 from fgkd.data.boxes import checked, in_pixels
 from fgkd.errors import FgkdError
 from fgkd.fetch import KeyedView
+from fgkd.fsio import fingerprint
 from fgkd.views import ViewRecipe, params, pixel_digest, render
 
 # The box of a train sample of each miniature, by its label and its place in train.

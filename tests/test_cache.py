@@ -65,7 +65,7 @@ def test_backend_contract(name: str, tmp_path: Path) -> None:
     keys = ["a/b.c.jpg", "ünïcode/x y.png", "z"]
     labels, rows = np.array([2, -1, 0]), np.array([7, 3, 11])
     images = [b"one", b"", b"three" * 300]
-    header = {"block": 0, "start": 4, "stop": 6, "identity_sha256": "ab", "format_version": 1}
+    header = {"block": 0, "start": 4, "stop": 6, "identity_sha256": "ab", "format_version": 2}
     paths = [tmp_path / f"{i}{backend.SUFFIX}" for i in range(2)]
     shard = Shard(header, keys, labels, rows, ["p", "q", "r"], arrays, images.__getitem__)
     for path in paths:

@@ -16,8 +16,8 @@ from cache_miniatures import open_writer, tree, write_cache
 from fgkd import fsio
 from fgkd.cache import manifest
 from fgkd.cache.reader import Reader
-from fgkd.config import fingerprint
 from fgkd.errors import FgkdError
+from fgkd.fsio import fingerprint
 
 SHARD = "shards/shard-00001-v000-003.h5"
 
@@ -231,11 +231,11 @@ def test_a_changed_identity_does_not_hash(cache: Path) -> None:
 
 def test_another_format_version(cache: Path) -> None:
     def change(value: dict[str, Any]) -> None:
-        value["identity"]["format_version"] = 2
+        value["identity"]["format_version"] = 1
         value["identity_sha256"] = fingerprint(value["identity"])
 
     edit_manifest(cache, change)
-    with pytest.raises(FgkdError, match="format_version: 2 -> 1"):
+    with pytest.raises(FgkdError, match="format_version: 1 -> 2"):
         Reader(cache)
 
 

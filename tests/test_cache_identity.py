@@ -14,9 +14,9 @@ from cache_miniatures import IDENTITY, image_of, make_identity, write_cache
 from data_miniatures import write_folder
 
 from fgkd.cache import manifest, store
-from fgkd.config import fingerprint
 from fgkd.data import Samples, open_dataset
 from fgkd.errors import FgkdError
+from fgkd.fsio import fingerprint
 
 KEYS, CLASSES = IDENTITY["train"]["keys"], IDENTITY["dataset"]["classes"]
 SWAPPED = [CLASSES[1], CLASSES[0], *CLASSES[2:]]
@@ -25,7 +25,7 @@ SWAPPED = [CLASSES[1], CLASSES[0], *CLASSES[2:]]
 @pytest.mark.parametrize(
     ("field", "value", "line"),
     [
-        ("format_version", 2, "format_version: 1 -> 2"),
+        ("format_version", 1, "format_version: 2 -> 1"),
         ("encoding__name", "int8", "encoding.name: dense -> int8"),
         ("shard_size", 9, "shard_size: 8 -> 9"),
         ("dtype", "bfloat16", "dtype: float32 -> bfloat16"),

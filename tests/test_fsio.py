@@ -129,6 +129,24 @@ def test_json_round_trip_and_errors(tmp_path: Path) -> None:
         assert caught.value.hint
 
 
+def test_fingerprint_is_of_the_value_not_of_its_order() -> None:
+    one = fsio.fingerprint({"a": 1, "b": [1.5, "é"]})
+    assert one == fsio.fingerprint({"b": [1.5, "é"], "a": 1})
+    assert one != fsio.fingerprint({"a": 1, "b": [1.5, "e"]})
+    assert one == "2bb202b35963ad9e57f87e5828e072cc53f4720ecd10a7d625f850411a31c4c6"
+
+
+@pytest.mark.parametrize("num", [0, 1, 4096, 4097, 10_000])
+def test_json_in_pieces_is_the_whole_text(num: int, tmp_path: Path) -> None:
+    """Of a file on one line, and of what a fingerprint is taken of."""
+    pairs = [[i, 0.1] for i in range(num)]
+    value = {"é": {}, "b": [f'"é{i}' for i in range(num)], "a": {"z": pairs}}
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    assert fsio.fingerprint(value) == hashlib.sha256(text.encode()).hexdigest()
+    fsio.write_json(tmp_path / "x.json", value, indent=None)
+    assert (tmp_path / "x.json").read_text() == json.dumps(value, ensure_ascii=False) + "\n"
+
+
 def test_sha256(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"abc" * 100_000)
     assert fsio.sha256(tmp_path / "f") == hashlib.sha256(b"abc" * 100_000).hexdigest()

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from fgkd import fsio
 from fgkd.cache.reader import Reader
-from fgkd.config import fingerprint
 from fgkd.errors import FgkdError
+from fgkd.fsio import fingerprint
 from stages import inspect_cache
 
 

@@ -13,7 +13,7 @@ from run_miniatures import STUDENT, fgkd, tree
 from safetensors.torch import load_file, save_file
 
 from fgkd import fsio
-from fgkd.config import fingerprint
+from fgkd.fsio import fingerprint
 
 Change = Callable[[Path], None]
 
@@ -212,14 +212,14 @@ def test_the_data(
 
 def test_the_format_version(fails: Fails, capsys: pytest.CaptureFixture[str], cache: Path) -> None:
     """Of a later fgkd: nothing of it is read, nothing is added."""
-    identity = fsio.read_json(cache / "identity.json", "identity") | {"format_version": 2}
+    identity = fsio.read_json(cache / "identity.json", "identity") | {"format_version": 1}
     fsio.write_json(cache / "identity.json", identity)
-    assert "format_version: 2 -> 1" in fails(*again(cache, "--views", 3))
+    assert "format_version: 1 -> 2" in fails(*again(cache, "--views", 3))
     held = fsio.read_json(cache / "manifest.json", "manifest")
     held |= {"identity": identity, "identity_sha256": fingerprint(identity)}
     fsio.write_json(cache / "manifest.json", held)
-    assert "format_version: 2 -> 1" in fails(*student(cache))
-    assert "format_version: 2 -> 1" in verify_says(capsys, cache)
+    assert "format_version: 1 -> 2" in fails(*student(cache))
+    assert "format_version: 1 -> 2" in verify_says(capsys, cache)
 
 
 def test_an_identity_that_was_edited(

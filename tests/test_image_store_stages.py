@@ -21,7 +21,7 @@ from run_miniatures import (
 
 from fgkd import fsio
 from fgkd.cache.reader import Reader
-from fgkd.schema import fingerprint
+from fgkd.fsio import fingerprint
 
 SIDE = ("--image-store-side", 24)
 

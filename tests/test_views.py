@@ -291,7 +291,7 @@ def test_digest_sees_every_pixel_and_the_shape() -> None:
     assert views.pixel_digest(image) != views.pixel_digest(
         image ^ np.eye(4, 6, dtype=np.uint8)[..., None]
     )
-    assert views.pixel_digest(np.zeros((2, 2, 3), np.uint8)) == 16544970467393490177
+    assert views.pixel_digest(np.zeros((2, 2, 3), np.uint8)) == 16974799897390537162
 
 
 def test_importing_views_does_not_import_torch() -> None:

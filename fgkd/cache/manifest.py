@@ -18,9 +18,8 @@ import numpy as np
 
 from .. import fsio
 from ..errors import FgkdError, WrongDataError, quoted
-from ..schema import fingerprint
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had another digest of views
 HASH_HEX = 32
 MAX_SIZE, MAX_VIEWS = 8192, 10**6  # of a view's side in pixels, and of views
 RESTORE = "restore manifest.json, or write the cache anew (cache-logits --overwrite)"
@@ -85,19 +84,21 @@ def describe_samples(
             return -1, ""
         return len(data), content_hash(data)
 
-    rows: list[tuple[int, str]] = []
+    sizes: list[int] = []
+    hashes: list[str] = []
     runs = np.array_split(np.arange(len(samples)), max(1, len(samples) // 64))
     with ThreadPoolExecutor(4) as pool:
         for run in pool.map(lambda run: list(map(one, run)), runs):
-            rows += run
-            progress(len(rows))
+            sizes += [size for size, _ in run]
+            hashes += [digest for _, digest in run]
+            progress(len(sizes))
     boxes = {} if samples.boxes is None else {"boxes": samples.boxes.tolist()}
     return boxes | {
         "keys": list(samples.keys),
         "labels": samples.labels.tolist(),
         "domains": samples.domains.tolist(),
-        "sizes": [size for size, _ in rows],
-        "hashes": [digest for _, digest in rows],
+        "sizes": sizes,
+        "hashes": hashes,
     }
 
 
@@ -227,7 +228,7 @@ def load(folder: Path) -> dict[str, Any]:
             f"cache {folder}: format_version: {version} -> {FORMAT_VERSION}",
             "write the cache anew with this version of fgkd (cache-logits --overwrite)",
         )
-    if fingerprint(manifest["identity"]) != manifest["identity_sha256"]:
+    if fsio.fingerprint(manifest["identity"]) != manifest["identity_sha256"]:
         raise FgkdError(
             f"cache manifest {path} is damaged: its identity does not hash to identity_sha256",
             RESTORE,

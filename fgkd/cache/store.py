@@ -12,7 +12,6 @@ import numpy as np
 
 from .. import fsio, plan
 from ..errors import FgkdError
-from ..schema import fingerprint
 from ..targets import Codec
 from . import hdf5, manifest, stats, wds
 from .manifest import Shard, ShardJob
@@ -95,7 +94,7 @@ class Writer:
         journal: str = "shards.jsonl",
     ) -> None:
         self.folder, self.identity, self.views, self.read = folder, identity, views, read
-        self.identity_sha256 = fingerprint(identity)
+        self.identity_sha256 = fsio.fingerprint(identity)
         self.backend = BACKENDS[identity["format"]]
         self.codec = Codec.of(identity)
         self.block_rows = plan.blocks(
@@ -119,7 +118,7 @@ class Writer:
     def begin(self) -> None:
         """Make the folder this identity's, before the first shard."""
         if not (self.folder / "identity.json").exists():
-            fsio.write_json(self.folder / "identity.json", self.identity)
+            fsio.write_json(self.folder / "identity.json", self.identity, indent=None)
 
     def published(self) -> list[dict[str, Any]]:
         """Journal rows of every writer whose shard is on disk in full."""
