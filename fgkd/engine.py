@@ -50,7 +50,7 @@ class State:
         """Continue from a checkpoint. Raises: FgkdError when it is of another model."""
         try:
             self.model.load_state_dict(saved["model"])
-            self.optimizer.load_state_dict(saved["optimizer"])
+            optim.restore(self.optimizer, saved["optimizer"])
             self.scaler.load_state_dict(saved["scaler"])
             if self.ema:
                 self.ema.module.load_state_dict(saved["ema"])
@@ -77,7 +77,7 @@ class Report:
     num_images: int
     stopping: bool
     bad: list[tuple[str, str]]
-    times: dict[str, float]  # wait_s for data, step_s in all
+    times: dict[str, float]  # wait_s, of which the data left the device idle; step_s in all
 
 
 def fit(
@@ -137,14 +137,15 @@ def fit(
             state.scaler.unscale_(state.optimizer)
             norm = optim.clip_grad(parameters, clip_grad, clip_mode)
         figures = _Figures(losses, norm, state.scaler.is_enabled())
-        following, waited_s = _take(stream)  # while a GPU works on what was asked of it so far
-        wait_s += waited_s
-        if state.scaler.is_enabled() or not optim.only_if(figures.are_finite, state.optimizer):
+        following, waited_s = _take(stream) if not stop else (None, 0.0)
+        figures.go_on(waited_s)
+        if state.scaler.is_enabled() or not optim.skip_unless(figures.are_finite, state.optimizer):
             figures.check(step, epoch)
         if images:
             rng.seed_torch("update", seed, step)  # what kron draws is that of all ranks
             skipped = _update(state, step)
         means, grad_norm = figures.check(step, epoch)
+        wait_s += figures.idle_s
         state.step = step + 1
         for name, mean in (means | {"images": 1.0}).items():
             state.sums[name] = state.sums.get(name, 0.0) + mean * images
@@ -173,22 +174,30 @@ def _take(stream: Iterator[Batch]) -> tuple[Batch | Exception | None, float]:
 class _Figures:
     """A step's losses over all ranks and its gradient's norm, on their way to main memory.
 
-    To wait for them before the update is asked for would leave a GPU with nothing to do.
+    Meanwhile the next batch is taken and the update is asked for, so that nothing but the data
+    leaves a GPU idle; for how long they do, it says itself.
     """
 
     def __init__(self, losses: dict[str, Any], norm: Tensor, scaled: bool) -> None:
-        self.names, self.scaled = list(losses), scaled
+        self.names, self.scaled, self.idle_s = list(losses), scaled, 0.0
         values = torch.stack([*losses.values(), norm.double()])
         distributed.add_up(values[:-1])
         self.are_finite = torch.isfinite(values[:-1] if scaled else values).all()
-        on_gpu = values.device.type == "cuda"
-        self._values = values.to("cpu", non_blocking=on_gpu)
-        self._there = torch.cuda.current_stream(values.device).record_event() if on_gpu else None
+        self._values = values.to("cpu", non_blocking=values.is_cuda)
+        self._reached = [_reached()] if values.is_cuda else []
+
+    def go_on(self, waited_s: float) -> None:
+        """The next batch is there, after so many seconds."""
+        self.idle_s = waited_s
+        if self._reached:
+            self._reached.append(_reached())
 
     def check(self, step: int, epoch: int) -> tuple[dict[str, float], float]:
         """Wait for (losses, norm). Raises: FgkdError if not finite, but for a scaled norm."""
-        if self._there:
-            self._there.synchronize()
+        if self._reached:
+            before, after = self._reached
+            after.synchronize()
+            self.idle_s = before.elapsed_time(after) / 1e3
         *losses, norm = self._values.tolist()
         means = dict(zip(self.names, losses, strict=True))
         if not all(map(math.isfinite, losses)):
@@ -196,6 +205,13 @@ class _Figures:
         if not (self.scaled or math.isfinite(norm)):
             raise _not_finite(f"the gradient is not finite at step {step} (norm {norm})")
         return means, norm
+
+
+def _reached() -> torch.cuda.Event:
+    """When the GPU has done all that was asked of it so far."""
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
 
 
 def _update(state: State, step: int) -> bool:

@@ -16,7 +16,9 @@ from .errors import FgkdError, near
 SCHEDULES = ("cosine", "linear", "step", "constant")
 LAYER_DECAY_STYLES = ("timm", "convnext12")
 CLIP_MODES = ("norm", "value")
-FUSED = ("adam", "adamw", "sgd", "momentum")  # torch's own: one kernel for all parameters on a GPU
+# One kernel for all parameters on a GPU. Not sgd: of a first step that is skipped, torch 2.14 keeps
+# momentum that was never written.
+FUSED = ("adam", "adamw")
 
 
 def lr_at(
@@ -181,7 +183,7 @@ def _is_on_gpu(groups: list[dict[str, Any]]) -> bool:
     return any(param.is_cuda for group in groups for param in group["params"])
 
 
-def only_if(finite: Tensor, optimizer: torch.optim.Optimizer) -> bool:
+def skip_unless(finite: Tensor, optimizer: torch.optim.Optimizer) -> bool:
     """Have the next step leave the weights alone unless `finite`; False: this optimizer cannot.
 
     The fused ones can, on the GPU, as a GradScaler has them do: the host need not wait to know.
@@ -190,6 +192,20 @@ def only_if(finite: Tensor, optimizer: torch.optim.Optimizer) -> bool:
         return False
     optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
     return True
+
+
+def restore(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Load a state that was saved on any device, in any memory format.
+
+    torch would take over the kernels of the device it was saved on, and keep the strides.
+    """
+    groups = zip(saved["param_groups"], optimizer.param_groups, strict=True)
+    own = [there | {"fused": here["fused"]} for there, here in groups if "fused" in here]
+    optimizer.load_state_dict(saved | ({"param_groups": own} if own else {}))
+    for param, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == param.shape:
+                state[name] = torch.empty_like(param, dtype=value.dtype).copy_(value)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import itertools
 import math
+import mmap
 import os
 import signal
 import weakref
@@ -62,9 +63,7 @@ def _from_workers(fetcher: Fetcher, requests: Iterator[Request], workers: int) -
         collate_fn=_as_is,
         worker_init_fn=_ignore_signals,
     )
-    answers = iter(loader)  # starts the workers
-    if torch.cuda.is_initialized():
-        pool.lock_pages()
+    answers = iter(loader)
     # Whoever leaves off in the middle may still hold this at the exit, which waits for processes
     # that do not heed its SIGTERM. Registered last, this is called before.
     kill = functools.partial(_kill, answers._workers)
@@ -130,18 +129,12 @@ class Pool:
     """
 
     def __init__(self, num_slots: int, slot_bytes: int) -> None:
-        storage = torch.UntypedStorage._new_shared(num_slots * slot_bytes)  # touches no page
-        self._memory = torch.empty(0, dtype=torch.uint8).set_(storage).view(num_slots, slot_bytes)
-        self.slot_bytes = slot_bytes
+        self.slot_bytes = -(-slot_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        storage = torch.UntypedStorage._new_shared(num_slots * self.slot_bytes)  # touches no page
+        memory = torch.empty(0, dtype=torch.uint8).set_(storage)
+        self._memory = memory.view(num_slots, self.slot_bytes)
         self._free = list(range(num_slots))
-        self._lock: Any = None  # of the pages, for a GPU
-
-    def lock_pages(self) -> None:
-        """Let a GPU copy from the slots by itself, as from pinned memory; in this process alone.
-
-        Where a system refuses, tensors are copied to pinned memory first.
-        """
-        self._lock = _PageLock(self._memory)
+        self._locks: dict[int, _PageLock] = {}  # by slot
 
     def lease(self, shapes: Sequence[tuple[int, ...]]) -> int | None:
         """A free slot for uint8 arrays of these shapes; None if all are in use or too small."""
@@ -154,17 +147,21 @@ class Pool:
 
     def tensors(self, slot: int, shapes: Sequence[tuple[int, ...]]) -> tuple[torch.Tensor, ...]:
         """The arrays as tensors, the last of which to go frees the slot."""
+        if torch.cuda.is_initialized() and slot not in self._locks:
+            self._locks[slot] = _PageLock(self._memory[slot])
         whole = self._memory[slot].numpy()
-        # Views and tensors keep `whole`, and it keeps the pages locked.
-        weakref.finalize(whole, self._release, slot, self._lock)
+        weakref.finalize(whole, self._release, slot)  # views and tensors keep `whole`
         return tuple(map(torch.from_numpy, _cut(whole, shapes)))
 
-    def _release(self, slot: int, lock: Any) -> None:
+    def _release(self, slot: int) -> None:
         self._free.append(slot)
 
 
 class _PageLock:
-    """Pages that a GPU may read while this lives."""
+    """While this lives, a GPU copies from these pages by itself, as from pinned memory.
+
+    Where the system refuses, tensors of them are copied to pinned memory first.
+    """
 
     def __init__(self, memory: torch.Tensor) -> None:
         self.memory, self.process, cudart = memory, os.getpid(), torch.cuda.cudart()

@@ -28,7 +28,7 @@ from bench_common import (
 )
 from bench_train import CLASSES, LARGER, TEACHER, Pair, stepping
 
-from fgkd import distributed, models
+from fgkd import device, models
 from fgkd.cache.stats import TARGET
 from fgkd.cache.store import Writer
 from fgkd.config import CacheLogitsConfig
@@ -126,9 +126,9 @@ def measure_compute(plan: Plan, folder: str, kept: str) -> tuple[float, float]:
     The workers are forked from a process that has asked nothing yet, as the command's are.
     """
     if plan.device.type == "cuda":
-        distributed.set_up_gpu(None)  # as the command does
+        device.set_up_gpu(None)  # as the command does
     elif int(kept):
-        distributed.keep_memory()
+        device.keep_memory()
     name, num, how = compute_load(plan)
     pair, place = Pair(plan), dataclasses.replace(plan, folder=Path(folder))
     teacher = pair.teacher(name)

@@ -22,7 +22,7 @@ from bench_common import (
     write_cache,
 )
 
-from fgkd import distributed, engine, models
+from fgkd import device, engine, models
 from fgkd import plan as plans
 from fgkd.batch import to_device
 from fgkd.cache.reader import Reader
@@ -153,6 +153,7 @@ def beside_teacher(pair: Pair, samples: Samples, name: str = TEACHER) -> Iterato
     ).train()
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4)
     for batch in pair.loader(samples, None).batches(0):
+        # (A GPU behind by more than a step may find a later batch's pixels there: it is but timed.)
         images = to_device(batch.image_u8_BHW3, pair.device)
         labels = to_device(batch.labels_B, pair.device)
         with pair.autocast():
@@ -220,7 +221,7 @@ def rows(plan: Plan) -> Iterator[Row]:
         short_side=pair.short_side,
     )
     if pair.on_cuda:
-        distributed.set_up_gpu(True)
+        device.set_up_gpu(True)
     stream = fitting(pair, samples, Reader(cache))
     cached = stepping(pair, stream, steps, True)
     bare = stepping(pair, bare_student(pair), steps)

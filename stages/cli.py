@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from fgkd import distributed, peers
+from fgkd import device, distributed, peers
 from fgkd.config import (
     CacheLogitsConfig,
     EvaluateConfig,
@@ -168,7 +168,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _fail(error: Exception) -> None:
     """End with an error in words, or a bug with its traceback; of several processes, one speaks."""
-    known = error if isinstance(error, FgkdError) else distributed.explain(error)
+    known = error if isinstance(error, FgkdError) else device.explain(error)
     known = known or peers.lost(error)
     is_first = peers.first_to_fail()
     if known and is_first:

@@ -16,6 +16,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from fgkd import device as devices
 from fgkd import distributed, fsio, peers
 from fgkd.errors import FgkdError
 
@@ -105,13 +106,13 @@ def start_device(name: str, deterministic: bool | None = None) -> tuple[Any, str
     """
     import torch
 
-    device, why = distributed.pick_device(name)
+    device, why = devices.pick(name)
     distributed.start(device)
     peers.watch()
     if device.type == "cpu":
-        distributed.keep_memory()
+        devices.keep_memory()
     else:
-        distributed.set_up_gpu(deterministic)
+        devices.set_up_gpu(deterministic)
     ranks = f", {distributed.world()} processes" if distributed.world() > 1 else ""
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
     return device, f"{device} ({why}){threads}{ranks}"

@@ -12,7 +12,7 @@ LAYERS = (
     ("fgkd.errors", "fgkd.rng"),
     (
         *("fgkd.fsio", "fgkd.schema", "fgkd.distributed", "fgkd.view_ops", "fgkd.weights"),
-        *("fgkd.costs", "fgkd.trunk"),
+        *("fgkd.costs", "fgkd.device", "fgkd.trunk"),
     ),
     ("fgkd.results_config",),
     (

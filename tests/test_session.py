@@ -14,7 +14,7 @@ import torch
 from failures import make_fails
 from run_miniatures import STUDENT
 
-from fgkd import distributed
+from fgkd import device
 from stages import session
 
 
@@ -46,7 +46,7 @@ def test_memory_that_a_step_frees_is_there_for_the_next() -> None:
     [
         (
             torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nBacktrace"),
-            ("the GPU has too little memory: CUDA out of memory", "Try: --grad-accum-steps 2"),
+            ("the GPU has too little memory: CUDA out of memory", "Try: --batch-size 16"),
         ),
         (
             RuntimeError("pool_backward does not have a deterministic implementation, but ..."),
@@ -75,9 +75,11 @@ def test_kernels_that_repeat_are_asked_for(
     deterministic: bool | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In training an operation without one is an error, elsewhere a warning."""
-    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that what is set below does not last
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     try:
-        distributed.set_up_gpu(deterministic)
+        device.set_up_gpu(deterministic)
         assert torch.are_deterministic_algorithms_enabled() is (deterministic is not False)
         assert torch.is_deterministic_algorithms_warn_only_enabled() is (deterministic is None)
         assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) is (deterministic is not False)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import mmap
 import pickle
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +75,7 @@ def test_an_error_crosses_a_worker_whole(fetcher: Fetcher) -> None:
 def test_a_slot_is_free_when_nothing_of_it_is_left() -> None:
     pool = Pool(1, 100)
     shapes = [(2, 5, 3), (4, 10)]
-    assert pool.lease([(101,)]) is None  # too large
+    assert pool.lease([(pool.slot_bytes + 1,)]) is None  # too large
     slot = pool.lease(shapes)
     assert slot is not None
     for array, value in zip(pool.arrays(slot, shapes), (1, 2), strict=True):
@@ -86,6 +89,50 @@ def test_a_slot_is_free_when_nothing_of_it_is_left() -> None:
     assert part.tolist() == [2]
     del part
     assert pool.lease(shapes) == slot
+
+
+class Cudart:
+    """A CUDA runtime that locks pages, or refuses to."""
+
+    def __init__(self, refuses: bool) -> None:
+        self.cudaError = types.SimpleNamespace(success=0)
+        self.refuses, self.locked = refuses, dict[int, int]()
+
+    def cudaHostRegister(self, start: int, size: int, flags: int) -> int:
+        assert start % mmap.PAGESIZE == size % mmap.PAGESIZE == 0
+        assert start not in self.locked
+        self.locked |= {} if self.refuses else {start: size}
+        return 2 if self.refuses else 0
+
+    def cudaHostUnregister(self, start: int) -> None:
+        del self.locked[start]
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_slots_are_locked_for_a_gpu_when_they_are_first_used(
+    refuses: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And as long as a tensor of the pool is left; a refusal stops nothing."""
+    runtime = Cudart(refuses)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    pool = Pool(3, 5000)
+    assert pool.slot_bytes == 2 * mmap.PAGESIZE
+    for num_used in (1, 1, 2):
+        slots = [pool.lease([(5000,)]) for _ in range(num_used)]
+        held = [pool.tensors(slot, [(5000,)])[0] for slot in slots if slot is not None]
+        assert len(held) == num_used
+        assert set(runtime.locked.values()) == (set() if refuses else {pool.slot_bytes})
+        assert len(runtime.locked) == (0 if refuses else num_used)
+        if num_used == 1:
+            held.clear()
+    part = held[0][:3]
+    del pool, held
+    gc.collect()
+    assert len(runtime.locked) == (0 if refuses else 2)
+    del part
+    gc.collect()
+    assert not runtime.locked
 
 
 def test_a_script_that_leaves_off_in_the_middle_ends(fetcher: Fetcher, tmp_path: Path) -> None:
