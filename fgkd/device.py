@@ -52,12 +52,23 @@ def keep_memory() -> None:
     zeros takes the system a third of every step. Elsewhere than on glibc nothing happens.
     """
     trim_threshold, mmap_max = -1, -4  # <malloc.h>
+    if glibc := _glibc():
+        glibc.mallopt(mmap_max, 0)
+        glibc.mallopt(trim_threshold, -1)
+
+
+def give_memory_back() -> None:
+    """Have glibc give back what is free, after work that was done once and left holes."""
+    if glibc := _glibc():
+        glibc.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
     try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return
-    mallopt(mmap_max, 0)
-    mallopt(trim_threshold, -1)
+        glibc = ctypes.CDLL("libc.so.6")
+        return glibc if hasattr(glibc, "malloc_trim") else None
+    except OSError:
+        return None
 
 
 def set_up_gpu(deterministic: bool | None) -> None:

@@ -46,9 +46,10 @@ class Reader:
                     raise ValueError("its header is too long")
                 self.header: dict[str, object] = dict(json.loads(file.attrs["header"]))
                 self._places = {name: self._place(file, name) for name in file}
-            self._file = open(path, "rb")  # noqa: SIM115  (until `close`)
+            # Until `close`, and without a buffer: a cache may have thousands of shards open.
+            self._file = open(path, "rb", buffering=0)  # noqa: SIM115
             weakref.finalize(self, self._file.close)
-            self.labels = self._read("labels")
+            self._read("labels")
             self.sample_keys()
         except Exception as error:  # h5py raises many kinds for a damaged file
             raise FgkdError(f"shard {path} cannot be read: {error}", f"rm {quoted(path)}") from None
@@ -87,6 +88,11 @@ class Reader:
         if out.nbytes and self._file.readinto(out.data) != out.nbytes:
             raise ValueError(f"{name} is truncated")
         return out
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int64 [S], in shard order."""
+        return self._read("labels")
 
     def sample_keys(self) -> list[str]:
         """The block's sample keys, in shard order."""

@@ -19,7 +19,7 @@ import numpy as np
 from .. import fsio
 from ..errors import FgkdError, WrongDataError, quoted
 
-FORMAT_VERSION = 2  # 1 had another digest of views
+FORMAT_VERSION = 2
 HASH_HEX = 32
 MAX_SIZE, MAX_VIEWS = 8192, 10**6  # of a view's side in pixels, and of views
 RESTORE = "restore manifest.json, or write the cache anew (cache-logits --overwrite)"
@@ -93,13 +93,9 @@ def describe_samples(
             hashes += [digest for _, digest in run]
             progress(len(sizes))
     boxes = {} if samples.boxes is None else {"boxes": samples.boxes.tolist()}
-    return boxes | {
-        "keys": list(samples.keys),
-        "labels": samples.labels.tolist(),
-        "domains": samples.domains.tolist(),
-        "sizes": sizes,
-        "hashes": hashes,
-    }
+    columns = {"keys": list(samples.keys), "labels": samples.labels.tolist()}
+    columns["domains"] = samples.domains.tolist()
+    return boxes | columns | {"sizes": sizes, "hashes": hashes}
 
 
 def describe_dataset(dataset: Any, val_fraction: float) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import fsio, plan
+from .. import device, fsio, plan
 from ..data import Dataset, Samples
 from ..data.base import Place
 from ..data.boxes import checked
@@ -135,6 +135,8 @@ class Reader:
             hashes = [one.encode() for one in self.identity[split]["hashes"]]
             packed = np.array(hashes, f"S{manifest.HASH_HEX}")
             self.identity[split] = {"keys": dataset.splits[split].keys, "hashes": packed}
+            del hashes
+        device.give_memory_back()
 
     def _train_samples(self) -> Samples:
         return self._samples("train", self.manifest["shards"])
