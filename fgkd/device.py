@@ -66,7 +66,7 @@ def give_memory_back() -> None:
 def _glibc() -> ctypes.CDLL | None:
     try:
         glibc = ctypes.CDLL("libc.so.6")
-        return glibc if hasattr(glibc, "malloc_trim") else None
+        return glibc if hasattr(glibc, "malloc_trim") else None  # else another libc of that name
     except OSError:
         return None
 

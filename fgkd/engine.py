@@ -77,7 +77,7 @@ class Report:
     num_images: int
     stopping: bool
     bad: list[tuple[str, str]]
-    times: dict[str, float]  # wait_s, of which the data left the device idle; step_s in all
+    times: dict[str, float]  # wait_s: idle for want of data; step_s: in all
 
 
 def fit(
@@ -97,6 +97,8 @@ def fit(
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Report]:
     """Take one optimizer step a batch and report it; the caller evaluates, saves and stops.
+
+    After the report of a step that found `should_stop` there is no other.
 
     step_fn(model, micro_batch) returns a dict with `loss`; its other entries are logged. Each entry
     is the micro-batch's part of a mean over the global batch: a mean over images times
@@ -174,8 +176,8 @@ def _take(stream: Iterator[Batch]) -> tuple[Batch | Exception | None, float]:
 class _Figures:
     """A step's losses over all ranks and its gradient's norm, on their way to main memory.
 
-    Meanwhile the next batch is taken and the update is asked for, so that nothing but the data
-    leaves a GPU idle; for how long they do, it says itself.
+    Meanwhile the next batch is taken and, if the optimizer can tell what is not finite, the update
+    is asked for: a GPU has then always something to do. Its own clock says for how long it had not.
     """
 
     def __init__(self, losses: dict[str, Any], norm: Tensor, scaled: bool) -> None:
@@ -184,13 +186,20 @@ class _Figures:
         distributed.add_up(values[:-1])
         self.are_finite = torch.isfinite(values[:-1] if scaled else values).all()
         self._values = values.to("cpu", non_blocking=values.is_cuda)
-        self._reached = [_reached()] if values.is_cuda else []
+        self._reached: list[torch.cuda.Event] = []
+        self._device = values.device
+        self._mark()
 
     def go_on(self, waited_s: float) -> None:
         """The next batch is there, after so many seconds."""
         self.idle_s = waited_s
-        if self._reached:
-            self._reached.append(_reached())
+        self._mark()
+
+    def _mark(self) -> None:
+        """Have a GPU note when it has done all that was asked of it so far."""
+        if self._device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)
+            self._reached.append(torch.cuda.current_stream(self._device).record_event(event))
 
     def check(self, step: int, epoch: int) -> tuple[dict[str, float], float]:
         """Wait for (losses, norm). Raises: FgkdError if not finite, but for a scaled norm."""
@@ -205,13 +214,6 @@ class _Figures:
         if not (self.scaled or math.isfinite(norm)):
             raise _not_finite(f"the gradient is not finite at step {step} (norm {norm})")
         return means, norm
-
-
-def _reached() -> torch.cuda.Event:
-    """When the GPU has done all that was asked of it so far."""
-    event = torch.cuda.Event(enable_timing=True)
-    event.record()
-    return event
 
 
 def _update(state: State, step: int) -> bool:

@@ -140,7 +140,10 @@ def fingerprint(value: Any) -> str:
 
 
 def _json_pieces(value: Any, **how: Any) -> Iterator[str]:
-    """json.dumps(value, **how) in parts: of a column of a million entries it would be large."""
+    """json.dumps(value, **how) in parts: of a column of a million entries it would be large.
+
+    The keys of dicts are strings.
+    """
     comma, colon = how.get("separators", (", ", ": "))
     if isinstance(value, dict):
         for i, key in enumerate(sorted(value) if how.get("sort_keys") else value):

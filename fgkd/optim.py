@@ -199,12 +199,13 @@ def restore(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
 
     torch would take over the kernels of the device it was saved on, and keep the strides.
     """
-    groups = zip(saved["param_groups"], optimizer.param_groups, strict=True)
-    own = [there | {"fused": here["fused"]} for there, here in groups if "fused" in here]
-    optimizer.load_state_dict(saved | ({"param_groups": own} if own else {}))
-    for param, state in optimizer.state.items():
+    kernels = {k: v for k, v in optimizer.param_groups[0].items() if k == "fused"}
+    groups = [group | kernels for group in saved["param_groups"]]
+    optimizer.load_state_dict(saved | {"param_groups": groups})
+    inner = getattr(optimizer, "_base_optimizer", optimizer)  # of timm's Lookahead
+    for param, state in inner.state.items():
         for name, value in state.items():
-            if isinstance(value, Tensor) and value.shape == param.shape:
+            if isinstance(value, Tensor) and value.ndim and value.shape == param.shape:
                 state[name] = torch.empty_like(param, dtype=value.dtype).copy_(value)
 
 

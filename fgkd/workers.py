@@ -170,7 +170,7 @@ class _PageLock:
         if done != cudart.cudaError.success:
             self._unlock = None
             with contextlib.suppress(RuntimeError):  # torch raises this at the next kernel, once
-                torch.ones((), device="cuda")
+                torch.ones((), device="cuda")  # the current one: the last error is the thread's
 
     def __del__(self) -> None:
         if self._unlock and self.process == os.getpid():  # not in a worker that was forked later

@@ -210,16 +210,20 @@ def test_the_data(
 # ---- the files -----------------------------------------------------------------------------------
 
 
-def test_the_format_version(fails: Fails, capsys: pytest.CaptureFixture[str], cache: Path) -> None:
-    """Of a later fgkd: nothing of it is read, nothing is added."""
-    identity = fsio.read_json(cache / "identity.json", "identity") | {"format_version": 1}
+@pytest.mark.parametrize("version", [1, 3])
+def test_the_format_version(
+    version: int, fails: Fails, capsys: pytest.CaptureFixture[str], cache: Path
+) -> None:
+    """Of an earlier or a later fgkd: nothing of it is read, nothing is added."""
+    said = f"format_version: {version} -> 2"
+    identity = fsio.read_json(cache / "identity.json", "identity") | {"format_version": version}
     fsio.write_json(cache / "identity.json", identity)
-    assert "format_version: 1 -> 2" in fails(*again(cache, "--views", 3))
+    assert said in fails(*again(cache, "--views", 3))
     held = fsio.read_json(cache / "manifest.json", "manifest")
     held |= {"identity": identity, "identity_sha256": fingerprint(identity)}
     fsio.write_json(cache / "manifest.json", held)
-    assert "format_version: 1 -> 2" in fails(*student(cache))
-    assert "format_version: 1 -> 2" in verify_says(capsys, cache)
+    assert said in fails(*student(cache))
+    assert said in verify_says(capsys, cache)
 
 
 def test_an_identity_that_was_edited(

@@ -257,6 +257,10 @@ def test_a_run_continues_on_another_device_in_another_memory_format(
     fused = state.optimizer.param_groups[0].get("fused")
     state.restore(copy.deepcopy(begun.save()))
     assert state.optimizer.param_groups[0].get("fused") == fused
+    inner: Any = getattr(state.optimizer, "_base_optimizer", state.optimizer)
+    averages = [(p, v) for p, own in inner.state.items() for v in own.values() if v.ndim]
+    assert any(not param.is_contiguous() for param, _ in averages)
+    assert all(average.stride() == param.stride() for param, average in averages)
     fit(state, make_batches(3))
     assert_equal_weights(state.model, whole.model, atol=1e-5)
 

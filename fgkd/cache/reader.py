@@ -132,10 +132,9 @@ class Reader:
         To be called when the dataset is known to be the cache's; 100 bytes an image less.
         """
         for split in {"train", "val"} & set(dataset.splits):
-            hashes = [one.encode() for one in self.identity[split]["hashes"]]
-            packed = np.array(hashes, f"S{manifest.HASH_HEX}")
+            hashes = self.identity[split]["hashes"]
+            packed = np.array([one.encode() for one in hashes], f"S{manifest.HASH_HEX}")
             self.identity[split] = {"keys": dataset.splits[split].keys, "hashes": packed}
-            del hashes
         device.give_memory_back()
 
     def _train_samples(self) -> Samples:
