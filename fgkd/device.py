@@ -7,7 +7,7 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-from .errors import FgkdError
+from fgkd.errors import FgkdError
 
 if TYPE_CHECKING:
     import torch

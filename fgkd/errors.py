@@ -1,35 +1,332 @@
-"""The one exception a user of fgkd sees."""
+"""Exceptions: one tree under `FgkdError`, each with the facts of the failure as attributes.
+
+`str(error)` says what happened, with the values seen. What a user can do about it depends on how
+fgkd is used, so remedies are not in here: the commands derive theirs from type and attributes.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
+
+@dataclass(eq=False)
 class FgkdError(Exception):
-    """A failure the user can act on: `what` happened (with the values seen) and a `hint` to paste.
+    """Base class: a failure whose cause lies outside fgkd's own code.
 
-    It pickles whole, so that a DataLoader worker or another rank can hand it to the main process.
+    Errors pickle whole, so that a DataLoader worker or another rank can hand them on.
     """
 
-    def __init__(self, what: str, hint: str = "") -> None:
-        super().__init__(what, hint)
-        self.what = what
-        self.hint = hint
+    message: str
+    hint: str = ""
 
     def __str__(self) -> str:
-        return f"{self.what}\nTry: {self.hint}" if self.hint else self.what
+        return self.message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (type(self), self.__dict__)
 
 
-class WrongDataError(FgkdError):
-    """An image is not the one a cache was made of: never a bad image to skip."""
+def _restore(cls: type[FgkdError], facts: dict[str, Any]) -> FgkdError:
+    error = cls.__new__(cls)
+    error.__dict__.update(facts)
+    return error
+
+
+# Options and arguments
+
+
+@dataclass(eq=False, kw_only=True)
+class OptionError(FgkdError):
+    """An option, alone or together with others, has a value that cannot be used.
+
+    option: its name as in the function's signature and in YAML. suggestion: a value that works;
+    None: leave the option out. advice: another way out, in words.
+    """
+
+    option: str
+    value: Any = None
+    suggestion: Any = None
+    advice: str = ""
+
+
+@dataclass(eq=False, kw_only=True)
+class MissingOption(OptionError):
+    """An option that is needed was not given; suggestion: an example."""
+
+
+@dataclass(eq=False, kw_only=True)
+class UnusedOption(OptionError):
+    """An option was given that would have no effect. reason: because of what."""
+
+    reason: str = ""
+
+
+@dataclass(eq=False, kw_only=True)
+class UnknownName(OptionError):
+    """A name is not in a registry, or not an option. known: the names there are."""
+
+    known: Sequence[str] = ()
+
+
+@dataclass(eq=False, kw_only=True)
+class MissingPackage(FgkdError):
+    """An optional Python package is not installed. install: what to give `pip install`."""
+
+    package: str
+    install: str
+
+
+# Files and folders
+
+
+@dataclass(eq=False, kw_only=True)
+class FileError(FgkdError):
+    """A file or folder cannot be used. path: which."""
+
+    path: Any
+    reason: str = ""
+
+
+@dataclass(eq=False, kw_only=True)
+class MissingFile(FileError):
+    """A file or folder is not there."""
+
+
+@dataclass(eq=False, kw_only=True)
+class UnreadableFile(FileError):
+    """A file cannot be read: the system refuses, or it is of another format or damaged."""
+
+
+@dataclass(eq=False, kw_only=True)
+class WriteError(FileError):
+    """A file cannot be written. errno: the system's error number, 0 if it has none."""
+
+    errno: int = 0
+
+
+@dataclass(eq=False, kw_only=True)
+class OutputExists(FileError):
+    """An output folder or file exists and may not be replaced.
+
+    resumable: it is a run that can be continued. renamed: the name it gets if it is overwritten.
+    """
+
+    resumable: bool = False
+    renamed: Any = None
+
+
+# Data
+
+
+@dataclass(eq=False, kw_only=True)
+class DatasetError(FileError):
+    """The files of a dataset are not laid out as expected. path: file or folder.
+
+    line: the line of a list file, from 1; pattern: a line to look for in it.
+    """
+
+    line: int | None = None
+    pattern: str = ""
+
+
+@dataclass(eq=False, kw_only=True)
+class UnreadableImage(FileError):
+    """An image file cannot be read or decoded."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One field that differs between two descriptions."""
+
+    field: str
+    old: Any
+    new: Any
+    note: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.old} -> {self.new}{self.note}"
+
+
+@dataclass(eq=False, kw_only=True)
+class DataMismatch(FgkdError):
+    """Something is of other data, classes, options or weights than what it is used with.
+
+    subject: what does not fit, a key of the commands' remedies: "data", "classes", "teacher",
+    "cache", "image_store", "run". differences: field by field, old -> new.
+    """
+
+    subject: str
+    differences: Sequence[Difference] = ()
+    path: Any = None
+
+    @property
+    def field(self) -> str:
+        """The first field that differs."""
+        return self.differences[0].field
+
+    @property
+    def old(self) -> Any:
+        """Its recorded value."""
+        return self.differences[0].old
+
+    @property
+    def new(self) -> Any:
+        """Its value now."""
+        return self.differences[0].new
+
+
+@dataclass(eq=False, kw_only=True)
+class ContentMismatch(DataMismatch):
+    """An image's bytes are not those that a cache was made of: never an unreadable image to skip.
+
+    key: of the image.
+    """
+
+    key: str
+    subject: str = "data"
+
+
+@dataclass(eq=False, kw_only=True)
+class PixelMismatch(FgkdError):
+    """A rendered view's pixels are not those that the teacher saw.
+
+    libraries: versions that differ from those the cache was written with.
+    """
+
+    key: str
+    view: int
+    libraries: Sequence[Difference] = ()
+
+
+# Caches
+
+
+@dataclass(eq=False, kw_only=True)
+class CacheError(FgkdError):
+    """A cache cannot be used. cache: its folder or URL."""
+
+    cache: Any
+
+
+@dataclass(eq=False, kw_only=True)
+class IncompleteCache(CacheError):
+    """A cache is not written to its end."""
+
+
+@dataclass(eq=False, kw_only=True)
+class DamagedCache(CacheError):
+    """A cache's manifest, identity or sample table is damaged. path: of that file."""
+
+    path: Any
+
+
+@dataclass(eq=False, kw_only=True)
+class DamagedShard(CacheError):
+    """A shard is missing, damaged or of another cache. path: of its file; reason: why."""
+
+    path: Any
+    reason: str
+
+
+@dataclass(eq=False, kw_only=True)
+class FormatVersionMismatch(CacheError):
+    """A cache is of another format version. old: the cache's; new: this version's."""
+
+    old: Any
+    new: Any
+
+
+@dataclass(eq=False, kw_only=True)
+class DownloadError(FgkdError):
+    """A file behind a URL cannot be fetched."""
+
+    url: str
+    reason: str
+
+
+@dataclass(eq=False, kw_only=True)
+class UnstorableLogits(FgkdError):
+    """A teacher's logits are not finite, or too large for the encoding.
+
+    encoding: one that can hold them; "" if none can.
+    """
+
+    encoding: str = ""
+
+
+# Models and training
+
+
+@dataclass(eq=False, kw_only=True)
+class ModelError(FgkdError):
+    """A model cannot be built, loaded, or used for this. model: its name or folder."""
+
+    model: Any
+
+
+@dataclass(eq=False, kw_only=True)
+class WeightsError(FileError):
+    """A file of weights cannot be loaded into the model. path: of the file."""
+
+    model: Any = None
+
+
+@dataclass(eq=False, kw_only=True)
+class HubError(ModelError):
+    """Pretrained weights cannot be fetched from the hub."""
+
+
+@dataclass(eq=False, kw_only=True)
+class CheckpointError(FileError):
+    """A training checkpoint is missing, damaged or of another run."""
+
+
+@dataclass(eq=False, kw_only=True)
+class NotFinite(FgkdError):
+    """A loss or gradient is nan or inf; no update was made. step: from 0."""
+
+    step: int
+
+
+@dataclass(eq=False, kw_only=True)
+class DeviceError(FgkdError):
+    """A device is not there or cannot do what is asked. device: its name."""
+
+    device: str
+
+
+@dataclass(eq=False, kw_only=True)
+class OutOfMemory(DeviceError):
+    """The device has too little memory."""
+
+
+@dataclass(eq=False, kw_only=True)
+class NotDeterministic(DeviceError):
+    """A deterministic run needs an operation that has no deterministic implementation."""
+
+
+@dataclass(eq=False, kw_only=True)
+class CompileError(FgkdError):
+    """torch.compile cannot compile a model here."""
+
+
+@dataclass(eq=False, kw_only=True)
+class LostProcess(FgkdError):
+    """Another rank ended without reporting an error. rank: of this process."""
+
+    rank: int
 
 
 def quoted(path: object) -> str:
-    """A path as one word of a line to paste into a shell."""
+    """A path as one word of a shell command."""
     import shlex
 
     return shlex.quote(str(path))
 
 
-def near(name: str, known: list[str] | tuple[str, ...]) -> str:
+def near(name: str, known: Sequence[str]) -> str:
     """`"; did you mean a, b?"` for the names of `known` closest to `name`, else an empty string."""
     import difflib
 

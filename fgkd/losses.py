@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .errors import FgkdError, near
+from fgkd.errors import FgkdError, near
 
 Gather = Callable[[Tensor], Tensor]  # rows of one rank -> rows of all
 

@@ -30,10 +30,10 @@ from bench_train import CLASSES, LARGER, TEACHER, Pair, stepping
 
 from fgkd import device, models
 from fgkd.cache.stats import TARGET
-from fgkd.cache.store import Writer
+from fgkd.cache.writer import Writer
 from fgkd.config import CacheLogitsConfig
 from fgkd.data import Dataset, Samples
-from fgkd.fetch import KeyedView
+from fgkd.views.rendering import KeyedView
 from stages import capture, cli, session
 
 SIDE, NUM_CLASSES, MANY_VIEWS = 32, 100, 64
@@ -186,7 +186,7 @@ def decode_bound(plan: Plan) -> list[Row]:
 def growth(plan: Plan) -> list[Row]:
     """Whole commands: ten times the images, and up to 64 times the views."""
     teacher = plan.folder / "teacher"
-    models.export(tiny_teacher(NUM_CLASSES, SIDE), teacher)
+    models.save(tiny_teacher(NUM_CLASSES, SIDE), teacher)
     sizes = [plan.pick(full, quick) for full, quick in ((1000, 200), (10_000, 300), (100_000, 400))]
     folders = {n: images_folder(plan.folder / f"images{n}", n) for n in sizes}
     numbers = itertools.count()

@@ -19,18 +19,18 @@ from torch.utils.data import DataLoader, Dataset
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from fgkd import (  # noqa: E402
-    fsio,
-    targets,
-    views,
+from fgkd import files
+from fgkd.cache import encodings, hdf5, manifest
+from fgkd.cache.manifest import Shard, ShardJob
+from fgkd.cache.writer import Writer
+from fgkd.data import (
+    Samples,
+    content,
 )
-from fgkd.cache import hdf5, manifest  # noqa: E402
-from fgkd.cache.manifest import Shard, ShardJob  # noqa: E402
-from fgkd.cache.store import Writer  # noqa: E402
-from fgkd.data import Samples  # noqa: E402
-from fgkd.fetch import Fetcher, KeyedView, Request  # noqa: E402
+from fgkd.views import recipes
+from fgkd.views.rendering import KeyedView, Request, ViewRenderer
 
-LIGHT = views.RECIPES["light"]
+LIGHT = recipes.RECIPES["light"]
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def identity_of(view: KeyedView, num_classes: int, shard_size: int, size: int) -
     samples = view.samples
     seen = {path: Path(path).read_bytes() for path in set(samples.paths)}
     sizes = {path: len(data) for path, data in seen.items()}
-    hashes = {path: manifest.content_hash(data) for path, data in seen.items()}
+    hashes = {path: content.content_hash(data) for path, data in seen.items()}
     column = {
         "keys": list(samples.keys),
         "labels": samples.labels.tolist(),
@@ -157,7 +157,7 @@ def identity_of(view: KeyedView, num_classes: int, shard_size: int, size: int) -
     return {
         "format_version": manifest.FORMAT_VERSION,
         "format": "hdf5",
-        "encoding": targets.describe("dense", 0, (), num_classes),
+        "encoding": encodings.describe("dense", 0, (), num_classes),
         "shard_size": shard_size,
         "dtype": "float32",
         "teachers": [{"architecture": "made up", "weights_sha256": "", "img_size": size}],
@@ -190,12 +190,12 @@ def write_cache(
     writer = Writer(folder, identity, num_views, lambda split, row: b"")
     writer.begin()
     full = np.random.default_rng(0).normal(size=(num_views, 1024, num_classes)).astype(np.float16)
-    fetcher = Fetcher(view, [size])
+    renderer = ViewRenderer(view, [size])
     for job in writer.jobs():
         rows = writer.block_rows[job.block]
         found = np.zeros((num_views, len(rows)), np.uint64)
         if digests:
-            found = fetcher[Request(rows, range(num_views))].digests_BV.T
+            found = renderer[Request(rows, range(num_views))].digests_BV.T
         _publish(writer, job, {"logits": full[:, : len(rows)], "digests": found})
     writer.finish()
     return folder
@@ -208,11 +208,11 @@ def _publish(writer: Writer, job: ShardJob, arrays: dict[str, np.ndarray]) -> No
     keys = [writer.identity["train"]["keys"][i] for i in rows]
     labels = np.zeros(len(rows), np.int64)
     shard = Shard(header, keys, labels, rows, [], arrays, lambda i: b"")
-    with fsio.replacing(path) as partial:
+    with files.replacing(path) as partial:
         hdf5.write(partial, shard)
     row = {"name": f"shards/{job.name}", "block": job.block, "start": job.start, "stop": job.stop}
-    row |= {"samples": len(rows), "bytes": path.stat().st_size, "sha256": fsio.sha256(path)}
-    fsio.append_line(writer.folder / "shards.jsonl", row | {"bad": [], "stats": {}})
+    row |= {"samples": len(rows), "bytes": path.stat().st_size, "sha256": files.sha256(path)}
+    files.append_line(writer.folder / "shards.jsonl", row | {"bad": [], "stats": {}})
 
 
 def peak_mib() -> float:

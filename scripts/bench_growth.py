@@ -19,11 +19,11 @@ from bench_common import (
     write_cache,
 )
 
-from fgkd import plan as plans
 from fgkd.cache.reader import Reader
 from fgkd.data import Dataset, Samples
-from fgkd.fetch import Fetcher, KeyedView, Request
-from fgkd.loader import TrainLoader
+from fgkd.loading import schedule
+from fgkd.loading.train_loader import TrainLoader
+from fgkd.views.rendering import KeyedView, Request, ViewRenderer
 
 CLASSES, VIEWS, SIZE, BATCH = 100, 2, 32, 256
 SLACK = 18  # MiB: HDF5 itself, one shard's piece of the slab, the manifest, a batch of targets
@@ -33,7 +33,7 @@ def loader_of(samples: Samples, cache: Reader | None, epochs: int, workers: int)
     """Stage two's batches; the made-up cache has no digests to compare pixels with."""
     loader = TrainLoader(
         samples=samples,
-        schedule=plans.Schedule(0, len(samples), BATCH, epochs, VIEWS),
+        schedule=schedule.Schedule(0, len(samples), BATCH, epochs, VIEWS),
         recipe=LIGHT,
         view_seed=0,
         size=SIZE,
@@ -80,14 +80,14 @@ def rows(plan: Plan) -> Iterator[Row]:
 def of_views(plan: Plan) -> Row:
     """Rendering for capture: an image is decoded once for all its views."""
     samples = samples_of(plan.folder / "photos/a", 8, plan.pick(64, 4))
-    fetcher = Fetcher(KeyedView(samples, LIGHT, 0), [224])
+    renderer = ViewRenderer(KeyedView(samples, LIGHT, 0), [224])
     many = plan.pick(64, 4)
 
     def render(views: int) -> Callable[[], float]:
         def measure() -> float:
             clock = time.perf_counter()
             for row in range(8):
-                fetcher[Request(np.array([row]), range(views))]
+                renderer[Request(np.array([row]), range(views))]
             return time.perf_counter() - clock
 
         return measure

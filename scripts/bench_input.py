@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from bench_common import LIGHT, Plan, Row, decoding, interleave, ratio, samples_of
 
-from fgkd import plan as plans
-from fgkd import views
 from fgkd.data import Samples
-from fgkd.image_store import ImageStore
-from fgkd.loader import TrainLoader
+from fgkd.data.image_store import ImageStore
+from fgkd.loading import schedule
+from fgkd.loading.train_loader import TrainLoader
+from fgkd.views import recipes
 
 BATCH, SIZE, STORE_SIDE = 64, 224, 256
 
@@ -31,12 +31,12 @@ def per_image(batches: Iterable[Any], skip: int, count: int) -> float:
 
 
 def ours(
-    samples: Samples, recipe: views.ViewRecipe, workers: int, store: ImageStore | None = None
+    samples: Samples, recipe: recipes.ViewRecipe, workers: int, store: ImageStore | None = None
 ) -> Iterable[Any]:
     """Batches of the project's own loader, from the files or from an image store."""
     loader = TrainLoader(
         samples=samples,
-        schedule=plans.Schedule(0, len(samples), BATCH, 1, 1),
+        schedule=schedule.Schedule(0, len(samples), BATCH, 1, 1),
         recipe=recipe,
         view_seed=0,
         size=SIZE,
@@ -49,7 +49,7 @@ def ours(
     return loader.batches(0)
 
 
-def timms(samples: Samples, recipe: views.ViewRecipe, workers: int, folder: str) -> Iterable[Any]:
+def timms(samples: Samples, recipe: recipes.ViewRecipe, workers: int, folder: str) -> Iterable[Any]:
     """uint8 batches of timm's loader: its prefetcher's transforms and fast_collate."""
     from PIL import ImageOps
     from timm.data import ImageDataset, auto_augment, create_loader
@@ -84,7 +84,7 @@ def rows(plan: Plan) -> list[Row]:
     folder = plan.folder / "photos"
     num = BATCH * (skip + count + 2 * plan.workers)
     samples = samples_of(folder / "a", num, plan.pick(64, 4))
-    everything = views.ViewRecipe.from_dict(views.RECIPES["seed"].to_dict() | {"erasing": 0.0})
+    everything = recipes.ViewRecipe.from_dict(recipes.RECIPES["seed"].to_dict() | {"erasing": 0.0})
 
     def bare() -> float:
         return per_image(decoding(samples, plan.workers, BATCH), skip, count)

@@ -22,14 +22,15 @@ from bench_common import (
     write_cache,
 )
 
-from fgkd import device, engine, models
-from fgkd import plan as plans
-from fgkd.batch import to_device
+from fgkd import device, models
 from fgkd.cache.reader import Reader
 from fgkd.config import TrainStudentConfig
 from fgkd.data import Samples
-from fgkd.image_store import ImageStore
-from fgkd.loader import TrainLoader
+from fgkd.data.image_store import ImageStore
+from fgkd.loading import schedule
+from fgkd.loading.batch import to_device
+from fgkd.loading.train_loader import TrainLoader
+from fgkd.training import loop
 from stages import assembly, train_student
 
 CLASSES, VIEWS, STORE_SIDE = 320, 2, 256
@@ -96,7 +97,7 @@ class Pair:
         """Endless for our purposes; beside a CPU that computes, one worker renders the images."""
         return TrainLoader(
             samples=samples,
-            schedule=plans.Schedule(0, len(samples), self.batch, 10_000, VIEWS),
+            schedule=schedule.Schedule(0, len(samples), self.batch, 10_000, VIEWS),
             recipe=LIGHT,
             view_seed=0,
             size=self.size,
@@ -111,11 +112,11 @@ class Pair:
 
 def fitting(
     pair: Pair, samples: Samples, cache: Reader | None, stored: bool = True
-) -> Iterator[engine.Report]:
+) -> Iterator[loop.Report]:
     """The stage's own loop: from the cache, or on labels alone."""
     options = TrainStudentConfig(lr=1e-4, batch_size=pair.batch, epochs=10_000)
     model, loader = pair.student(cache is not None), pair.loader(samples, cache, stored)
-    return engine.fit(
+    return loop.fit(
         assembly.make_state(options, model, pair.device),
         batches=loader.batches(0),
         step_fn=train_student.make_step(options, None, cache is not None, pair.device),

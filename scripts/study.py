@@ -25,10 +25,15 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from fgkd import fsio, inference, loader, metrics, models, plan, rng, rundir, views  # noqa: E402
-from fgkd.data import Dataset, open_dataset  # noqa: E402
-from fgkd.fetch import clean_fetcher  # noqa: E402
-from stages import cli  # noqa: E402
+from fgkd import files, models, rng
+from fgkd.config import args_file
+from fgkd.data import Dataset, open_dataset
+from fgkd.evaluation import inference, metrics
+from fgkd.loading import train_loader
+from fgkd.loading.schedule import Schedule
+from fgkd.views import recipes
+from fgkd.views.rendering import clean_renderer
+from stages import cli
 
 RECIPES = ROOT / "stages" / "recipes"
 # One head for both terms, which is what timm's task has.
@@ -76,7 +81,7 @@ def train_timm(run: Path, base: Path, seed: int, epochs: int, data: str) -> None
 
     if (run / "minutes.json").exists():
         return
-    recipe = rundir.load_yaml(RECIPES / "icons-student.yaml")
+    recipe = args_file.load_yaml(RECIPES / "icons-student.yaml")
     dataset, teacher = open_dataset([data], 0.1), models.load(base / "teacher" / "model")
     rng.seed_torch("init", seed)
     student, _ = models.create(
@@ -99,7 +104,7 @@ def train_timm(run: Path, base: Path, seed: int, epochs: int, data: str) -> None
     decay = recipe["weight_decay"]
     optimizer = create_optimizer_v2(student.net, "adamw", lr=recipe["lr"], weight_decay=decay)
     train = dataset.splits["train"]
-    schedule = plan.Schedule(seed, len(train), recipe["batch_size"], epochs, epochs)
+    schedule = Schedule(seed, len(train), recipe["batch_size"], epochs, epochs)
     warmup = round(min(2.0, epochs / 4) * schedule.steps_per_epoch)
     scheduler = CosineLRScheduler(
         optimizer,
@@ -110,10 +115,10 @@ def train_timm(run: Path, base: Path, seed: int, epochs: int, data: str) -> None
         warmup_prefix=True,
         t_in_epochs=False,
     )
-    batches = loader.TrainLoader(
+    batches = train_loader.TrainLoader(
         samples=train,
         schedule=schedule,
-        recipe=views.recipe_from("light", {}, dataset.chiral),
+        recipe=recipes.recipe_from("light", {}, dataset.chiral),
         view_seed=0,
         size=recipe["img_size"],
         workers=2,
@@ -137,8 +142,8 @@ def train_timm(run: Path, base: Path, seed: int, epochs: int, data: str) -> None
             )
             if found > best:
                 best = found
-                models.export(student, run / "model")
-    fsio.write_json(run / "minutes.json", (time.monotonic() - began) / 60)
+                models.save(student, run / "model")
+    files.write_json(run / "minutes.json", (time.monotonic() - began) / 60)
 
 
 def score(
@@ -158,9 +163,9 @@ def score(
 
 def logits_of(model: models.Classifier, dataset: Dataset, split: str) -> torch.Tensor:
     """float32 [N, K] in the order of the split."""
-    fetcher = clean_fetcher(dataset.splits[split], model.config, False)
+    renderer = clean_renderer(dataset.splits[split], model.config, False)
     rows, logits_NK, _ = inference.evaluate(
-        model, fetcher, batch_size=256, workers=2, device=torch.device("cpu")
+        model, renderer, batch_size=256, workers=2, device=torch.device("cpu")
     )
     return logits_NK[np.argsort(rows)]
 
@@ -177,7 +182,7 @@ def collect(output: Path, seeds: list[int], data: str) -> dict[str, Any]:
         runs = [output / f"{arm}-{seed}" for seed in seeds]
         scores = [score(models.load(r / "model"), dataset, "test", teacher_NK) for r in runs]
         took = [
-            fsio.read_json(r / "minutes.json", "minutes") if arm == "timm" else tables.minutes(r)
+            files.read_json(r / "minutes.json", "minutes") if arm == "timm" else tables.minutes(r)
             for r in runs
         ]
         found[arm] = {
@@ -243,8 +248,8 @@ def main(output: Path, seeds: str, epochs: int, teacher_epochs: int, data: str) 
             else:
                 train_fgkd(arm, run, output, seed, epochs, data)
     found = collect(output, numbers, data)
-    fsio.write_json(output / "study.json", {"epochs": epochs, "seeds": numbers, **found})
-    fsio.write_text(output / "study.md", table(found) + "\n")
+    files.write_json(output / "study.json", {"epochs": epochs, "seeds": numbers, **found})
+    files.write_text(output / "study.md", table(found) + "\n")
     print("\n" + table(found))
 
 

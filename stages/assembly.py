@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from fgkd import engine, fsio, models, optim, rng
+from fgkd import files, models, rng
 from fgkd.data import Samples
+from fgkd.data.image_store import ImageStore, estimate_bytes
 from fgkd.errors import FgkdError
-from fgkd.image_store import ImageStore, estimate_bytes
+from fgkd.training import loop, optim, schedules
 
 from . import session
 
@@ -27,7 +28,7 @@ def build_model(
     """
     rng.seed_torch("init", options.seed)
     model, said = models.create(
-        options.model,
+        options.model.model,
         class_names=class_names,
         kwargs=models.parse_kwargs(options.model_kwargs),
         img_size=img_size,
@@ -42,7 +43,7 @@ def build_model(
     if options.freeze:
         model.freeze()
     if options.grad_checkpointing:
-        model.recompute_activations(options.model)
+        model.recompute_activations(options.model.model)
     return model, ["weights are not loaded"] if options.dry_run else said
 
 
@@ -62,7 +63,7 @@ def schedule_lr(options: Any, steps_per_epoch: int) -> Callable[[int], float]:
     """The learning rate as a pure function of the step."""
 
     def lr_at(step: int) -> float:
-        return optim.lr_at(
+        return schedules.lr_at(
             step=step,
             total_steps=options.epochs * steps_per_epoch,
             warmup_steps=round(resolve_warmup(options) * steps_per_epoch),
@@ -104,7 +105,7 @@ def make_optimizer(options: Any, model: models.Classifier) -> torch.optim.Optimi
 
 
 def loop_options(options: Any) -> dict[str, Any]:
-    """What `engine.fit` takes straight from the options."""
+    """What `loop.fit` takes straight from the options."""
     return {
         "seed": options.seed,
         "amp_dtype": getattr(torch, options.amp_dtype) if options.amp else None,
@@ -115,7 +116,7 @@ def loop_options(options: Any) -> dict[str, Any]:
     }
 
 
-def make_state(options: Any, model: models.Classifier, device: torch.device) -> engine.State:
+def make_state(options: Any, model: models.Classifier, device: torch.device) -> loop.State:
     """Optimizer, loss scaler and averaged weights around a new model."""
     from timm.utils import ModelEmaV3
 
@@ -124,7 +125,7 @@ def make_state(options: Any, model: models.Classifier, device: torch.device) -> 
         model.to(memory_format=torch.channels_last)
     decay = math.exp(-options.batch_size / options.model_ema_samples)
     scaled = options.amp and options.amp_dtype == "float16"
-    return engine.State(
+    return loop.State(
         model,
         make_optimizer(options, model),
         torch.amp.GradScaler(device.type, enabled=scaled),
@@ -138,7 +139,9 @@ def describe_model(options: Any, model: models.Classifier, said: list[str]) -> s
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6
     size = model.config["input_size"][-1]
     frozen = f" ({trained:.2f} M trained: the heads alone, --freeze)" if options.freeze else ""
-    return f"{options.model}, {millions:.2f} M parameters{frozen}, {size} px; {'; '.join(said)}"
+    return (
+        f"{options.model.model}, {millions:.2f} M parameters{frozen}, {size} px; {'; '.join(said)}"
+    )
 
 
 def describe_device(options: Any, device_line: str) -> str:
@@ -180,7 +183,7 @@ def fill_images(store: ImageStore | None, options: Any) -> None:
     if store is None or store.is_complete:
         return
     count = len(store.samples)
-    about = fsio.human_bytes(estimate_bytes(store.samples, store.short_side))
+    about = files.human_bytes(estimate_bytes(store.samples, store.short_side))
     session.echo(f"writing image store {store.folder}: {count:,} images, about {about}")
     with session.counting(count) as progress:
         store.build(options.workers, options.skip_bad_images, progress)
@@ -197,15 +200,15 @@ def plan_images(
         return None, ""
     if store and store.is_complete:
         size = store.pixels_bytes
-        return size, f"{fsio.human_bytes(size)} in {store.folder}, written already"
+        return size, f"{files.human_bytes(size)} in {store.folder}, written already"
     size = estimate_bytes(samples, short_side)
     if not size:
         return None, "not known, for no image can be read here"
-    about = f"about {fsio.human_bytes(size)}"
+    about = f"about {files.human_bytes(size)}"
     if store is None:
         return size, f"none; with --image-store it would take {about}"
-    free, where = fsio.free(store.folder)
-    return size, f"{about} in {store.folder}; {fsio.human_bytes(free)} free at {where}"
+    free, where = files.free(store.folder)
+    return size, f"{about} in {store.folder}; {files.human_bytes(free)} free at {where}"
 
 
 def describe_images(store: ImageStore | None, short_side: int | None) -> str:

@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from fgkd import distributed, fsio
+from fgkd import distributed, files
 from fgkd.errors import FgkdError
 
 
@@ -31,7 +31,7 @@ class Board:
             try:
                 self._writer = SummaryWriter(str(folder), purge_step=step + 1)
             except OSError as error:
-                raise fsio.write_error(folder, error) from error
+                raise files.write_error(folder, error) from error
 
     def add(self, row: dict[str, Any]) -> None:
         """Every number of an epoch's row, at its step, where a reader sees it at once."""

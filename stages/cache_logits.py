@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import time
 from pathlib import Path
 from typing import Any
 
-from fgkd import distributed, fsio, models, rundir, targets
-from fgkd.cache import manifest, store
+from fgkd import comparison, config, distributed, files, models
+from fgkd.cache import encodings, manifest
 from fgkd.cache.manifest import ShardJob
-from fgkd.config import CacheLogitsConfig
+from fgkd.cache.writer import Writer
+from fgkd.config import CacheLogitsConfig, args_file
 from fgkd.data import Dataset, open_dataset, with_boxes
 from fgkd.errors import FgkdError, quoted
-from fgkd.fetch import KeyedView
+from fgkd.training import run_folder
+from fgkd.views.rendering import KeyedView
 
 from . import assembly, planner, session
 from .capture import Capture, Teachers, read_image
@@ -26,12 +27,16 @@ def cache_logits(options: CacheLogitsConfig) -> None:
     """Create, continue or grow the cache in --output; says so when it is complete already."""
     started = session.started()
     session.check_json(options)
-    if options.dry_run and options.data and not any(Path(t).exists() for t in options.teacher):
+    if (
+        options.dry_run
+        and options.data.data
+        and not any(Path(t).exists() for t in options.teacher.teacher)
+    ):
         planner.without_teacher(options)
         return
-    session.require(options.teacher, "--teacher", "runs/teacher")
+    session.require(options.teacher.teacher, "--teacher", "runs/teacher")
     session.require(options.output, "--output", "runs/cache")
-    paths = [Path(spec) for spec in options.teacher]
+    paths = [Path(spec) for spec in options.teacher.teacher]
     runs = [describe_run(path) for path in paths]
     device, device_line = session.start_device(options.device)
     known = [models.load(session.model_folder(path)) for path in paths]
@@ -39,7 +44,7 @@ def cache_logits(options: CacheLogitsConfig) -> None:
     val_fraction = options.val_fraction
     if val_fraction is None:
         val_fraction = own.get("val_fraction", 0.1)
-    specs = session.absolute_specs(options.data or own.get("data", ()))
+    specs = session.absolute_specs(options.data.data or own.get("data", ()))
     dataset = open_dataset(specs, val_fraction)
     for path, model in zip(paths, known, strict=True):
         check_classes(model, dataset, path)
@@ -55,12 +60,14 @@ def cache_logits(options: CacheLogitsConfig) -> None:
     folder = Path(options.output)
     if not options.dry_run and distributed.rank() == 0:
         may_continue = (folder / "identity.json").exists() and not options.overwrite
-        rundir.claim(folder, overwrite=options.overwrite, may_continue=may_continue, resume=False)
+        files.claim_folder(
+            folder, overwrite=options.overwrite, may_continue=may_continue, resume=False
+        )
     distributed.barrier()
     session.echo(f"hashing the images of {session.describe_data(dataset)}")
     identity = describe_identity(options, teachers, dataset, view, val_fraction)
     name = journal_name(options)
-    writer = store.Writer(folder, identity, options.views, read_image(dataset), name)
+    writer = Writer(folder, identity, options.views, read_image(dataset), name)
     jobs = own_jobs(writer, options)
     images = assembly.open_images(
         options, view.samples, view.short_side, identity["train"]["hashes"]
@@ -90,7 +97,7 @@ def cache_logits(options: CacheLogitsConfig) -> None:
         return
     if distributed.rank() == 0:
         writer.begin()
-        rundir.save_args(folder / "args.yaml", resolved(options, specs))
+        args_file.save_args(folder / "args.yaml", resolved(options, specs))
     distributed.barrier()
     assembly.fill_images(images, options)
     with session.StopSignal(resume=False) as stop:
@@ -105,16 +112,16 @@ def cache_logits(options: CacheLogitsConfig) -> None:
 
 def resolved(options: CacheLogitsConfig, specs: list[str]) -> CacheLogitsConfig:
     """The options with absolute paths, so that `-c CACHE/args.yaml` works from any folder."""
-    teacher = tuple(str(Path(spec).resolve()) for spec in options.teacher)
-    return dataclasses.replace(
-        options, data=tuple(specs), teacher=teacher, dry_run=False, shard_range=None
+    teacher = tuple(str(Path(spec).resolve()) for spec in options.teacher.teacher)
+    return config.replaced(
+        options, data=specs, teacher=list(teacher), dry_run=False, shard_range=None
     )
 
 
-def close(writer: store.Writer, seconds: float) -> None:
+def close(writer: Writer, seconds: float) -> None:
     """Write the manifest if every writer is done, and say what stands."""
     folder = writer.folder
-    fsio.append_line(folder / "timings.jsonl", {"stage": "cache-logits", "train_s": seconds})
+    files.append_line(folder / "timings.jsonl", {"stage": "cache-logits", "train_s": seconds})
     done = writer.finish()
     if done is None:
         left = len(writer.jobs())
@@ -122,8 +129,8 @@ def close(writer: store.Writer, seconds: float) -> None:
         return
     num_bytes = sum(row["bytes"] for row in done["shards"])
     session.echo(
-        f"done: {len(done['shards'])} shards, {fsio.human_bytes(num_bytes)}, "
-        f"{fsio.human_time(seconds)}; the manifest is written, the cache is complete"
+        f"done: {len(done['shards'])} shards, {files.human_bytes(num_bytes)}, "
+        f"{files.human_time(seconds)}; the manifest is written, the cache is complete"
     )
     session.echo(f"next: fgkd train-student --cache {quoted(folder)} --model NAME --output RUN")
 
@@ -132,7 +139,7 @@ def describe_run(path: Path) -> dict[str, Any]:
     """run.json of a run folder; {} for a bare timm local-dir folder, which needs --data."""
     if (path / "config.json").exists() and not (path / "run.json").exists():
         return {}
-    return rundir.read(path)
+    return run_folder.read(path)
 
 
 def describe_identity(
@@ -151,7 +158,7 @@ def describe_identity(
     return {
         "format_version": manifest.FORMAT_VERSION,
         "format": options.format,
-        "encoding": targets.describe(
+        "encoding": encodings.describe(
             options.encoding, options.top_k, options.temperatures, num_classes
         ),
         "shard_size": options.shard_size,
@@ -172,7 +179,7 @@ def describe_teacher(model: models.Classifier, path: Path) -> dict[str, Any]:
     config = model.config
     return {
         "architecture": config["architecture"],
-        "weights_sha256": fsio.sha256(session.model_folder(path) / "model.safetensors"),
+        "weights_sha256": files.sha256(session.model_folder(path) / "model.safetensors"),
         "img_size": config["input_size"][-1],
         "mean": list(config["mean"]),
         "std": list(config["std"]),
@@ -182,10 +189,10 @@ def describe_teacher(model: models.Classifier, path: Path) -> dict[str, Any]:
 def check_classes(model: models.Classifier, dataset: Dataset, path: Path) -> None:
     """Refuse data whose classes are not, in order, those the teacher learned."""
     known = list(model.config.get("label_names") or [])
-    manifest.refuse(
+    comparison.refuse(
         f"the data's classes are not those of {path}",
-        manifest.explain_mismatch(known, dataset.classes, "classes"),
-        "give --data as the teacher was trained on it, in the same order",
+        comparison.differences(known, dataset.classes, "classes"),
+        "classes",
     )
 
 
@@ -202,7 +209,7 @@ def shard_range(options: CacheLogitsConfig) -> tuple[int, int | None]:
     return first, last
 
 
-def own_jobs(writer: store.Writer, options: CacheLogitsConfig) -> list[ShardJob]:
+def own_jobs(writer: Writer, options: CacheLogitsConfig) -> list[ShardJob]:
     """The missing shards of this machine's range."""
     first, last = shard_range(options)
     end = len(writer.block_rows) if last is None else last
@@ -229,9 +236,9 @@ def describe_teachers(identity: dict[str, Any], teachers: Teachers) -> str:
     return f"{' and '.join(names)}{how}; {identity['dtype']}"
 
 
-def describe_plan(writer: store.Writer, jobs: list[ShardJob]) -> str:
+def describe_plan(writer: Writer, jobs: list[ShardJob]) -> str:
     """Shards to write and their bytes."""
     left = sum(len(writer.block_rows[j.block]) * (j.stop - j.start) for j in jobs)
-    size = fsio.human_bytes(left * writer.codec.bytes_per_view())
+    size = files.human_bytes(left * writer.codec.bytes_per_view())
     name = writer.codec.name
     return f"{len(jobs)} shards to write: {left:,} targets, {name}, about {size} and overhead"

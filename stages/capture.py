@@ -16,14 +16,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from fgkd import distributed, inference, models, plan
+from fgkd import distributed, models
 from fgkd.cache.manifest import ShardJob
-from fgkd.cache.store import Captured, Writer
+from fgkd.cache.writer import Captured, Writer
 from fgkd.config import CacheLogitsConfig
 from fgkd.data import Dataset
-from fgkd.fetch import Fetched, Fetcher, KeyedView, Request, clean_fetcher
-from fgkd.image_store import ImageStore
-from fgkd.workers import fetch
+from fgkd.data.image_store import ImageStore
+from fgkd.evaluation import inference
+from fgkd.loading.workers import render
+from fgkd.views import orders
+from fgkd.views.rendering import KeyedView, RenderedViews, Request, ViewRenderer, clean_renderer
 
 from . import session
 
@@ -120,7 +122,7 @@ class Capture:
         place_of = np.empty(int(rows.max()) + 1, np.int64)
         place_of[rows] = np.arange(len(rows))
         for view in range(job.start, job.stop):
-            partner = plan.partners(self.options.seed, view, self.writer.block_rows)
+            partner = orders.partners(self.options.seed, view, self.writer.block_rows)
             first, alone = rows[rows < partner[rows]], rows[rows == partner[rows]]
             paired = np.concatenate([np.stack([first, partner[first]], 1).reshape(-1), alone])
             for i in range(0, len(paired), max(2, batch // 2 * 2)):
@@ -130,7 +132,7 @@ class Capture:
 
     def write_train(self, jobs: list[ShardJob], stop: session.StopSignal) -> None:
         """Publish these shards; a signal ends it between two batches."""
-        fetcher = Fetcher(
+        renderer = ViewRenderer(
             self.view,
             self.teachers.sizes,
             self.writer.identity["train"]["hashes"],
@@ -151,7 +153,7 @@ class Capture:
         kept: deque[Future[None]] = deque()
         done, clock = 0, time.perf_counter()
         with ThreadPoolExecutor(1) as keeper:  # encodes and writes while the teacher answers
-            for answer in fetch(fetcher, requests(), self.options.workers):
+            for answer in render(renderer, requests(), self.options.workers):
                 waited = time.perf_counter() - clock
                 job, request, places = sent.popleft()
                 wait = self.teachers.ask(answer.images)
@@ -177,7 +179,7 @@ class Capture:
         job: ShardJob,
         request: Request,
         places: np.ndarray,
-        answer: Fetched,
+        answer: RenderedViews,
         wait: Callable[[], np.ndarray],
     ) -> None:
         """Encode an answer, whose rows are at these places of the shard; publish a full shard."""
@@ -199,10 +201,10 @@ class Capture:
         answers: list[torch.Tensor] = []
         bad: list[tuple[str, str]] = []
         for model in self.teachers.models:
-            fetcher = clean_fetcher(samples, model.config, self.options.skip_bad_images)
+            renderer = clean_renderer(samples, model.config, self.options.skip_bad_images)
             rows, logits_NK, bad = inference.evaluate(
                 model,
-                fetcher,
+                renderer,
                 batch_size=self.options.batch_size,
                 workers=self.options.workers,
                 device=self.teachers.device,

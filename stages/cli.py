@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from fgkd import device, distributed, peers
+from fgkd import device, distributed
 from fgkd.config import (
     CacheLogitsConfig,
     EvaluateConfig,
@@ -20,8 +20,10 @@ from fgkd.config import (
     TrainStudentConfig,
     TrainTeacherConfig,
 )
+from fgkd.distributed import failures
 from fgkd.errors import FgkdError
 
+from . import remedies
 from .options import command
 
 TOP = """Train many students from one expensive teacher, whose logits are cached once.
@@ -153,7 +155,7 @@ def main(argv: list[str] | None = None) -> None:
     atexit.register(gc.freeze)
     try:
         fgkd.main(args=argv, prog_name="fgkd", standalone_mode=False)
-        peers.part()
+        failures.part()
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -169,11 +171,11 @@ def main(argv: list[str] | None = None) -> None:
 def _fail(error: Exception) -> None:
     """End with an error in words, or a bug with its traceback; of several processes, one speaks."""
     known = error if isinstance(error, FgkdError) else device.explain(error)
-    known = known or peers.lost(error)
-    is_first = peers.first_to_fail()
+    known = known or failures.lost(error)
+    is_first = failures.first_to_fail()
     if known and is_first:
-        click.echo(f"error: {known}", err=True)
-    peers.part(failed=True)
+        click.echo(f"error: {remedies.explain(known)}", err=True)
+    failures.part(failed=True)
     if not known or os.environ.get("FGKD_DEBUG"):
         raise error
     sys.exit(1)
@@ -195,5 +197,5 @@ def _end_if_interrupted(error: Exception) -> None:
     if isinstance(error, Interrupted):
         if distributed.rank() == 0:
             click.echo(f"saved. To continue:\n  {error.command}")
-        peers.part()
+        failures.part()
         sys.exit(128 + error.number)

@@ -12,9 +12,11 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from fgkd import costs, distributed, engine, fsio, models
-from fgkd.batch import Batch
-from fgkd.loader import TrainLoader
+from fgkd import distributed, files, models
+from fgkd.estimate import counting
+from fgkd.loading.batch import Batch
+from fgkd.loading.train_loader import TrainLoader
+from fgkd.training import loop
 
 from . import assembly, session
 
@@ -31,11 +33,11 @@ class Training:
     options: Any
     build: Build
     loader: TrainLoader
-    step_fn: engine.Step | None  # None: its targets are not there yet
+    step_fn: loop.Step | None  # None: its targets are not there yet
     lr_at: Callable[[int], float]
     num_val: int
     size: int
-    counted_step_fn: engine.Step  # the same without a live teacher, which is counted by itself
+    counted_step_fn: loop.Step  # the same without a live teacher, which is counted by itself
     teacher: models.Classifier | None = None
 
     @property
@@ -47,7 +49,7 @@ class Training:
 
 def imagined(options: Any) -> contextlib.AbstractContextManager[None]:
     """Where a stage builds its model: in a dry run, without a byte."""
-    return costs.imagined("cpu") if options.dry_run else contextlib.nullcontext()
+    return counting.imagined("cpu") if options.dry_run else contextlib.nullcontext()
 
 
 def report(training: Training, lines: list[str], device: torch.device) -> None:
@@ -63,7 +65,7 @@ def report(training: Training, lines: list[str], device: torch.device) -> None:
     hours = (images + evaluated * share) / rate / 3600 if rate else None
     loader = training.loader
     store_bytes, said = assembly.plan_images(
-        loader.fetcher.store, loader.samples, loader.view.short_side
+        loader.renderer.store, loader.samples, loader.view.short_side
     )
     result = {
         "images": len(training.loader.samples),
@@ -76,23 +78,23 @@ def report(training: Training, lines: list[str], device: torch.device) -> None:
         "image_store_bytes": store_bytes,
     }
     memory = dict(found["memory_bytes"])
-    total = fsio.human_bytes(memory.pop("total"))
-    parts = ", ".join(f"{name} {fsio.human_bytes(size)}" for name, size in memory.items() if size)
+    total = files.human_bytes(memory.pop("total"))
+    parts = ", ".join(f"{name} {files.human_bytes(size)}" for name, size in memory.items() if size)
     tera, steps_all = found["flops_per_step"] / 1e12, schedule.total_steps
     session.echo("dry run: nothing was written")
     session.echo(f"  compute  {tera:,.3g} TFLOP a step, {tera * steps_all / 1e3:,.3g} PFLOP in all")
     session.echo(f"  memory   {total} of a GPU at {training.micro_batch} images: {parts}")
-    peak = f", peak {fsio.human_bytes(measured_bytes)}" if measured_bytes else ""
+    peak = f", peak {files.human_bytes(measured_bytes)}" if measured_bytes else ""
     session.echo(
         f"  speed    {rate:,.1f} images/s in {steps} steps on {device}{peak}; "
-        f"{fsio.human_time(hours * 3600)} in all, evaluation included"
+        f"{files.human_time(hours * 3600)} in all, evaluation included"
         if rate and hours is not None
         else f"  speed    not measured: {why}"
     )
     if said:
         session.echo(f"  store    {said}")
     if options.json and distributed.rank() == 0:
-        fsio.write_json(Path(options.json), result)
+        files.write_json(Path(options.json), result)
 
 
 def count(training: Training) -> dict[str, Any]:
@@ -103,26 +105,26 @@ def count(training: Training) -> dict[str, Any]:
     options, amp_dtype = training.options, None
     if options.amp:
         amp_dtype = getattr(torch, options.amp_dtype)
-    with costs.imagined("cpu"):  # the only device whose gradients can be imagined anywhere
+    with counting.imagined("cpu"):  # the only device whose gradients can be imagined anywhere
         model = training.build()[0]
         step = _make_step(training, model, "cpu", None)
-        once = costs.flops(lambda: step()["loss"].backward())
-        held = costs.num_bytes([*model.parameters(), *model.buffers()])
+        once = counting.flops(lambda: step()["loss"].backward())
+        held = counting.num_bytes([*model.parameters(), *model.buffers()])
         memory = {
             "parameters": held,
             # DistributedDataParallel holds a second copy to send.
-            "gradients": costs.gradient_bytes(model) * (1 + (distributed.world() > 1)),
-            "optimizer": costs.optimizer_bytes(assembly.make_optimizer(options, model)),
+            "gradients": counting.gradient_bytes(model) * (1 + (distributed.world() > 1)),
+            "optimizer": counting.optimizer_bytes(assembly.make_optimizer(options, model)),
             "ema": held if options.model_ema else 0,
         }
-    with costs.imagined("cuda"):
+    with counting.imagined("cuda"):
         model = training.build()[0].train()
         step = _make_step(training, model, "cuda", amp_dtype)
         saved: list[int] = []
-        forward = costs.flops(lambda: saved.append(costs.saved_bytes(model, step)))
+        forward = counting.flops(lambda: saved.append(counting.saved_bytes(model, step)))
         memory["activations"] = saved[0]
         if options.freeze:  # then the widest moment of the forward pass is more than what is kept
-            memory["activations"] = max(memory["activations"], costs.peak_bytes(step))
+            memory["activations"] = max(memory["activations"], counting.peak_bytes(step))
     memory["teacher"], asked = 0, 0
     if training.teacher is not None:
         held, widest, asked = inference_cost(
@@ -149,7 +151,7 @@ def _make_step(
 
     def step() -> dict[str, torch.Tensor]:
         model.set_drop_path_draws(0, 0, batch.row_ids)
-        with costs.autocast(device, amp_dtype):
+        with counting.autocast(device, amp_dtype):
             return training.counted_step_fn(model, batch)
 
     return step
@@ -177,15 +179,15 @@ def inference_cost(
 ) -> tuple[int, int, int]:
     """(bytes of the weights, bytes at the widest moment, FLOPs) of a model that answers a batch."""
     device = model.mean.device.type
-    with costs.imagined(device):
+    with counting.imagined(device):
         images = torch.zeros(batch, size, size, 3, dtype=torch.uint8)
 
         def ask() -> Any:
-            with costs.autocast(device, torch.bfloat16 if amp else None):
+            with counting.autocast(device, torch.bfloat16 if amp else None):
                 return model(images).answer_BK
 
-        peak, asked = costs.peak_bytes(ask), costs.flops(ask)
-    return costs.num_bytes([*model.parameters(), *model.buffers()]), peak, asked
+        peak, asked = counting.peak_bytes(ask), counting.flops(ask)
+    return counting.num_bytes([*model.parameters(), *model.buffers()]), peak, asked
 
 
 def measure(
@@ -201,7 +203,7 @@ def measure(
         torch.cuda.reset_peak_memory_stats(device)
     taken: list[tuple[int, float]] = []
     with contextlib.closing(cast(Any, training.loader.batches(0))) as batches:
-        for done in engine.fit(
+        for done in loop.fit(
             state,
             batches=batches,
             step_fn=training.step_fn,
@@ -231,12 +233,12 @@ def _too_much(training: Training, found: dict[str, Any], device: torch.device) -
     on_gpu = device.type == "cuda"
     free = torch.cuda.mem_get_info(device)[0] if on_gpu else psutil.virtual_memory().available
     if need > free:
-        return f"{device} has {fsio.human_bytes(free)} free; more --grad-accum-steps take less"
+        return f"{device} has {files.human_bytes(free)} free; more --grad-accum-steps take less"
     images = min(training.options.batch_size, len(training.loader.samples))
     share = images / training.options.batch_size
     seconds = found["flops_per_step"] * share / flops_per_s(device)
     if seconds > LONGEST_STEP_S:
-        return f"a step would take {fsio.human_time(seconds)} on {device}"
+        return f"a step would take {files.human_time(seconds)} on {device}"
     return ""
 
 

@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from fgkd import distributed, fsio, inference, intervals, metrics, models, rundir, weights
-from fgkd.cache import manifest
+from fgkd import comparison, distributed, files, models
 from fgkd.cache.reader import Reader
 from fgkd.config import EvaluateConfig
 from fgkd.data import Dataset, open_dataset
 from fgkd.errors import FgkdError
-from fgkd.fetch import TTA, clean_fetcher
+from fgkd.evaluation import inference, intervals, metrics
+from fgkd.models import weights
 from fgkd.report import page, tables
+from fgkd.training import run_folder
+from fgkd.views.rendering import TTA, clean_renderer
 
 from . import export, predict, session
 
@@ -52,7 +54,7 @@ def evaluate(options: EvaluateConfig, runs: list[str]) -> None:
     for line in notes:
         session.echo(line)
     if options.json and distributed.rank() == 0:
-        fsio.write_json(Path(options.json), results)
+        files.write_json(Path(options.json), results)
         session.echo(f"written to {options.json}")
     if options.report and distributed.rank() == 0:
         from . import report_page
@@ -71,7 +73,7 @@ def check_options(options: EvaluateConfig) -> None:
     else:
         unused, where = ["top", "export_dir", "overwrite"], "without --predict or --export"
     session.refuse_unused(options, unused, where, "leave it out, or run evaluate once for each")
-    fsio.claim_option(options.json, "--json")
+    files.claim_option(options.json, "--json")
 
 
 def check_runs(runs: list[str], described: bool) -> None:
@@ -81,21 +83,21 @@ def check_runs(runs: list[str], described: bool) -> None:
     """
     for run in runs:
         if described:
-            rundir.read(Path(run))
+            run_folder.read(Path(run))
         weights.require_model(Path(run) / "model" if described else session.model_folder(run))
 
 
 def score(path: Path, options: EvaluateConfig, device: torch.device) -> dict[str, Any]:
     """A run's logits on the split, with the samples they are of."""
-    run = rundir.read(path)
+    run = run_folder.read(path)
     model = models.load(path / "model").to(device)
     dataset = open_dataset(options.data or run["data"], run["val_fraction"])
-    manifest.refuse(
+    comparison.refuse(
         f"the data's classes are not those of {path}",
-        manifest.explain_mismatch(
+        comparison.differences(
             list(model.config.get("label_names") or []), dataset.classes, "classes"
         ),
-        "give --data as the run was trained on it, in the same order",
+        "classes",
     )
     samples = dataset.splits.get(options.split)
     if samples is None:
@@ -108,10 +110,10 @@ def score(path: Path, options: EvaluateConfig, device: torch.device) -> dict[str
             f"--tta {options.tta} mirrors images, and left and right are classes of {dataset.name}",
             "--tta five-crop",
         )
-    fetcher = clean_fetcher(samples, model.config, options.skip_bad_images, options.tta)
+    renderer = clean_renderer(samples, model.config, options.skip_bad_images, options.tta)
     rows, logits_NK, bad = inference.evaluate(
         model,
-        fetcher,
+        renderer,
         batch_size=options.batch_size,
         workers=options.workers,
         device=device,
@@ -225,7 +227,7 @@ def footnotes(
             num = len(reader.identity["train"]["keys"])
             lines.append(
                 f"cache {_shown(Path(cache))}: {reader.views} views x {num:,} images, "
-                f"{fsio.human_bytes(reader.num_bytes)}"
+                f"{files.human_bytes(reader.num_bytes)}"
                 + ("" if took is None else f", {took:.1f} minutes")
             )
     distinct = {s["specs"]: s["dataset"] for s in scored}.values()

@@ -9,7 +9,7 @@ import numpy as np
 from fgkd.data import Samples
 from fgkd.report.findings import Answers
 from fgkd.report.page import Card, Line
-from fgkd.report.thumbs import Thumbs
+from fgkd.report.thumbnails import Thumbs
 
 PER_CLASS = 2  # images of each class of a pair
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from fgkd import distributed, fsio, models, rundir
-from fgkd import export as formats
+from fgkd import distributed, files, models
 from fgkd.config import EvaluateConfig
 from fgkd.errors import FgkdError
+from fgkd.models import export as formats
 
 from . import session
 
@@ -28,22 +28,22 @@ def export(options: EvaluateConfig, runs: list[str]) -> None:
         path = Path(options.export_dir or Path(run) / "export") / f"model.{options.export}"
         model = models.load(folder)
         try:
-            fsio.claim(path)
+            files.claim(path)
         except OSError as error:
-            raise fsio.write_error(path, error) from error
+            raise files.write_error(path, error) from error
         if path.exists() and not options.overwrite:
             raise FgkdError(
                 f"{path} exists",
-                f"--overwrite to move it to {rundir.aside(path)}, or another --export-dir",
+                f"--overwrite to move it to {files.aside(path)}, or another --export-dir",
             )
         names = session.class_names(model.config, folder)
         data, worst = formats.convert(model, options.export, names)
         new = path.with_name(f"{path.name}.new")
-        fsio.write_bytes(new, data)
+        files.write_bytes(new, data)
         if path.exists():  # not before the new one is whole on this disk
-            os.replace(path, rundir.aside(path))
+            os.replace(path, files.aside(path))
         os.replace(new, path)
         session.echo(
             f"{path}: {model.config['architecture']}, {len(names)} classes, "
-            f"{fsio.human_bytes(len(data))}; logits within {worst:.0e} of torch's"
+            f"{files.human_bytes(len(data))}; logits within {worst:.0e} of torch's"
         )

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 
 from fgkd import rng
+from fgkd.cache.encodings import Codec
 from fgkd.cache.reader import Reader
 from fgkd.cache.stats import log_softmax
 from fgkd.config import InspectConfig
 from fgkd.data import Samples
-from fgkd.fetch import Request
+from fgkd.loading.workers import render
 from fgkd.report import page
 from fgkd.report.page import Card, Group, Line, Section, Table, number, text
-from fgkd.report.thumbs import Thumbs
-from fgkd.targets import Codec
-from fgkd.workers import fetch
+from fgkd.report.thumbnails import Thumbs
+from fgkd.views.rendering import Request
 
 from .verify import open_images, readable, sample_rows, view_fetcher
 
@@ -58,11 +58,11 @@ def views_section(reader: Reader, samples: Samples, seed: int, thumbs: Thumbs) -
     draw = rng.stream("gallery", seed)
     rows = sample_rows(reader, samples, NUM_IMAGES, draw)
     views = np.sort(draw.permutation(reader.views)[:NUM_VIEWS]).tolist()
-    fetcher, partner_of = view_fetcher(reader, samples, [reader.identity["views"]["img_size"]])
+    renderer, partner_of = view_fetcher(reader, samples, [reader.identity["views"]["img_size"]])
     found = [p for p in map(partner_of, views) if p is not None]
     mates = [readable(reader, samples, partner)[rows] for partner in found]
     partners = np.stack(mates, axis=1) if mates else None
-    answer = next(fetch(fetcher, [Request(rows, views, partners, check_content=True)], 0))
+    answer = next(render(renderer, [Request(rows, views, partners, check_content=True)], 0))
     temperature = shown_temperature(reader.codec)
     cards: list[list[Card]] = [[original(samples, row, reader, thumbs)] for row in rows.tolist()]
     same = 0

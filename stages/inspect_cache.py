@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from fgkd import fsio
+from fgkd import files
 from fgkd.cache import manifest, stats
 from fgkd.config import InspectConfig
+from fgkd.data.image_store import shrunk_to
 from fgkd.errors import FgkdError, quoted
-from fgkd.image_store import shrunk_to
 from fgkd.report import page
 
 from . import session
@@ -24,7 +24,7 @@ def inspect(options: InspectConfig, caches: list[str]) -> None:
     if not options.verify:
         hint = "add --verify, or leave it out"
         session.refuse_unused(options, ["teacher", "samples"], "without --verify", hint)
-    fsio.claim_option(options.json, "--json")
+    files.claim_option(options.json, "--json")
     if options.gallery:
         page.claim(Path(options.gallery), "--gallery")
     reports, failed = [], False
@@ -45,7 +45,7 @@ def inspect(options: InspectConfig, caches: list[str]) -> None:
             if not report["problems"]:
                 session.echo("verified: every shard is whole, and the sampled views are the same")
     if options.json:
-        fsio.write_json(Path(options.json), reports)
+        files.write_json(Path(options.json), reports)
     if options.gallery:
         from . import gallery
 
@@ -59,9 +59,9 @@ def _refuse_run(path: Path) -> None:
     """Raise FgkdError for a run's folder, naming the cache that it learned from if it had one."""
     if not (path / "run.json").is_file() or (path / "identity.json").is_file():
         return
-    from fgkd import rundir  # with torch
+    from fgkd.training import run_folder  # with torch
 
-    cache = rundir.read(path).get("parents", {}).get("cache")
+    cache = run_folder.read(path).get("parents", {}).get("cache")
     raise FgkdError(
         f"{path} is a run, not a cache",
         f"fgkd inspect {quoted(cache)}   # the cache that this run learned from"
@@ -117,7 +117,7 @@ def lines(report: dict[str, Any]) -> list[str]:
         f"  data      {report['dataset']['name']}: {report['num_classes']} classes, "
         f"{report['samples']:,} training images, {report['val_samples']:,} validation images",
         f"  targets   {report['views']} views, {encoding['name']}{topk}, {report['format']}: "
-        f"{report['shards']} shards, {fsio.human_bytes(report['bytes'])} "
+        f"{report['shards']} shards, {files.human_bytes(report['bytes'])} "
         f"({per_view:,.0f} bytes a view)",
         f"  views     {report['view_recipe']['img_size']} px, seed {report['view_recipe']['seed']}",
     ]

@@ -109,12 +109,9 @@ def _read_resumed(cls: type, ctx: click.Context, param: click.Parameter, value: 
 
 def _add_defaults(cls: type, ctx: click.Context, path: Path, over: bool) -> None:
     """Lay a file's options under the command line, over or under those laid before."""
-    from fgkd.rundir import load_yaml
+    from fgkd.config.args_file import load_yaml
 
     values = load_yaml(path)
-    for key, kind in config.hints(cls).items():
-        if kind == tuple[str, ...] and isinstance(values.get(key), str):
-            values[key] = [values[key]]
     checked = config.to_dict(config.build(cls, values, str(path)))
     own = ("output", "resume", "overwrite")
     values = {key: checked[key] for key in values if key not in own}
@@ -133,11 +130,9 @@ def command(
 
     arguments: the name of positional arguments, passed as a list after it.
     """
-    fields = {field.name: field for field in dataclasses.fields(cls)}
     params: list[click.Parameter] = [
-        _option(fields[field], kind) for field, kind in config.hints(cls).items()
+        _option(leaf.field, leaf.kind) for leaf in config.leaves(cls).values()
     ]
-    params.sort(key=lambda param: param.name not in cls.__annotations__)  # a command's own first
     for param in params:
         # --resume reads OUTPUT/args.yaml; click takes what is given before what is left to default.
         param.is_eager = param.name == "output"

@@ -12,14 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from fgkd import fsio, inference, models, targets
-from fgkd.cache import manifest
+from fgkd import files, models
+from fgkd.cache import encodings, manifest
 from fgkd.cache.manifest import Shard, ShardJob
-from fgkd.cache.store import Writer
-from fgkd.config import ENCODING_NAMES, CacheLogitsConfig
+from fgkd.cache.writer import Writer
+from fgkd.config import CacheLogitsConfig
+from fgkd.config.specs import ENCODING_NAMES
 from fgkd.data import open_dataset
-from fgkd.fetch import Fetched, Fetcher, Request, clean_fetcher
-from fgkd.workers import fetch
+from fgkd.evaluation import inference
+from fgkd.loading.workers import render
+from fgkd.views.rendering import RenderedViews, Request, ViewRenderer, clean_renderer
 
 from . import assembly, session
 from .capture import Capture
@@ -42,12 +44,15 @@ class Speed:
 
 
 def measure(
-    fetcher: Fetcher, requests: Iterable[Request], ask: Callable[[Fetched], None], workers: int
+    renderer: ViewRenderer,
+    requests: Iterable[Request],
+    ask: Callable[[RenderedViews], None],
+    workers: int,
 ) -> Speed:
     """The speed of fetching and asking, over the first requests (two or more) after a warm-up."""
     clock = began = time.perf_counter()
     warm = views = number = 0
-    for number, answer in enumerate(fetch(fetcher, requests, workers), start=1):
+    for number, answer in enumerate(render(renderer, requests, workers), start=1):
         ask(answer)
         now = time.perf_counter()
         if number <= WARM:
@@ -67,11 +72,13 @@ def capture_seconds(capture: Capture, jobs: list[ShardJob]) -> tuple[float, floa
     if not jobs:
         return 0.0, 0.0
     options, teachers, writer = capture.options, capture.teachers, capture.writer
-    fetcher = Fetcher(capture.view, teachers.sizes, None, options.skip_bad_images, capture.images)
+    renderer = ViewRenderer(
+        capture.view, teachers.sizes, None, options.skip_bad_images, capture.images
+    )
     answers: deque[np.ndarray] = deque(maxlen=64)
     requests = (request for job in jobs for request, _ in capture.requests(job))
     speed = measure(
-        fetcher, requests, lambda a: answers.append(teachers.logits_of(a.images)), options.workers
+        renderer, requests, lambda a: answers.append(teachers.logits_of(a.images)), options.workers
     )
     sizes = [len(writer.block_rows[job.block]) * (job.stop - job.start) for job in jobs]
     publish_s = time_publish(capture, jobs[0], np.concatenate(answers))
@@ -102,10 +109,10 @@ def val_seconds(capture: Capture) -> float:
     options, samples = capture.options, capture.dataset.splits["val"]
     total = 0.0
     for model in capture.teachers.models:
-        fetcher = clean_fetcher(samples, model.config, options.skip_bad_images)
+        renderer = clean_renderer(samples, model.config, options.skip_bad_images)
         requests = inference.clean_requests(np.arange(len(samples)), options.batch_size)
 
-        def ask(answer: Fetched, model: models.Classifier = model) -> None:
+        def ask(answer: RenderedViews, model: models.Classifier = model) -> None:
             inference.logits_of(
                 model,
                 answer.images[0],
@@ -113,7 +120,7 @@ def val_seconds(capture: Capture) -> float:
                 max_batch=options.batch_size,
             )
 
-        total += measure(fetcher, requests, ask, options.workers).seconds(len(samples))
+        total += measure(renderer, requests, ask, options.workers).seconds(len(samples))
     return total
 
 
@@ -124,8 +131,8 @@ def encoding_bytes(writer: Writer, options: CacheLogitsConfig, name: str) -> int
     """
     identity, block_rows = writer.identity, writer.block_rows
     num_classes = len(identity["dataset"]["classes"])
-    encoding = targets.describe(name, options.top_k, options.temperatures, num_classes)
-    codec = targets.Codec.of({**identity, "encoding": encoding})
+    encoding = encodings.describe(name, options.top_k, options.temperatures, num_classes)
+    codec = encodings.Codec.of({**identity, "encoding": encoding})
     spans = [(job.block, job.stop - job.start) for job in writer.jobs()]
     there = [row for row in writer.published() if row["block"] >= 0]
     spans += [(row["block"], row["stop"] - row["start"]) for row in there]
@@ -143,7 +150,7 @@ def encoding_bytes(writer: Writer, options: CacheLogitsConfig, name: str) -> int
 
 
 def _blank_shard(
-    identity: dict[str, Any], codec: targets.Codec, views: int, rows: np.ndarray
+    identity: dict[str, Any], codec: encodings.Codec, views: int, rows: np.ndarray
 ) -> Shard:
     shapes = {**codec.arrays(), "digests": ("uint64", ())}
     if codec.num_labels == 2:
@@ -177,9 +184,11 @@ def dry_run(capture: Capture, jobs: list[ShardJob], started: float) -> None:
     sizes = {name: encoding_bytes(capture.writer, options, name) for name in ENCODING_NAMES}
     memory, flops = teacher_costs(capture, options)
     session.echo(f"dry run: {num_targets:,} targets to write, nothing was written")
-    session.echo(f"  teacher  {rate:,.0f} views/s measured here; {fsio.human_time(seconds)} in all")
     session.echo(
-        f"  memory   {fsio.human_bytes(memory)} of a GPU at {options.batch_size} views; "
+        f"  teacher  {rate:,.0f} views/s measured here; {files.human_time(seconds)} in all"
+    )
+    session.echo(
+        f"  memory   {files.human_bytes(memory)} of a GPU at {options.batch_size} views; "
         f"{flops / 1e9:,.3g} GFLOP a view"
     )
     figures = {
@@ -207,7 +216,7 @@ def teacher_costs(capture: Capture, options: CacheLogitsConfig) -> tuple[int, fl
 def without_teacher(options: CacheLogitsConfig) -> None:
     """The plan before there is a teacher: the bytes of its targets, by the formula of each."""
     val_fraction = 0.1 if options.val_fraction is None else options.val_fraction
-    dataset = open_dataset(session.absolute_specs(options.data), val_fraction)
+    dataset = open_dataset(session.absolute_specs(options.data.data), val_fraction)
     recipe = session.resolve_recipe(options, None, dataset.chiral)
     num_samples, num_classes = len(dataset.splits["train"]), len(dataset.classes)
     identity = {
@@ -216,8 +225,8 @@ def without_teacher(options: CacheLogitsConfig) -> None:
     }
     sizes = {}
     for name in ENCODING_NAMES:
-        encoding = targets.describe(name, options.top_k, options.temperatures, num_classes)
-        codec = targets.Codec.of({**identity, "encoding": encoding})
+        encoding = encodings.describe(name, options.top_k, options.temperatures, num_classes)
+        codec = encodings.Codec.of({**identity, "encoding": encoding})
         mixed = 8 + 4 + 4 * 2 if recipe.mixes else 0  # a partner, lambda and a box
         sizes[name] = num_samples * options.views * (codec.bytes_per_view() + mixed)
     session.echo(f"fgkd cache-logits\n  data     {session.describe_data(dataset)}\n")
@@ -237,16 +246,16 @@ def _report(
     figures: dict[str, Any],
     images: tuple[int | None, str],
 ) -> None:
-    free, existing = fsio.free(Path(options.output))
+    free, existing = files.free(Path(options.output))
     for name, size in sizes.items():
         chosen = "  <- --encoding" if name == encoding else ""
-        session.echo(f"  {name:<8} {fsio.human_bytes(size)}{chosen}")
+        session.echo(f"  {name:<8} {files.human_bytes(size)}{chosen}")
     if images[1]:
         session.echo(f"  store    {images[1]}")
-    session.echo(f"  free     {fsio.human_bytes(free)} at {existing}")
+    session.echo(f"  free     {files.human_bytes(free)} at {existing}")
     num_targets = max(1, num_samples * options.views)
     each = {n: {"bytes": size, "bytes_per_view": size / num_targets} for n, size in sizes.items()}
     report = {"samples": num_samples, "views": options.views, "encodings": each, **figures}
     report["image_store_bytes"] = images[0]
     if options.json:
-        fsio.write_json(Path(options.json), {**report, "free_bytes": free})
+        files.write_json(Path(options.json), {**report, "free_bytes": free})

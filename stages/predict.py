@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from fgkd import distributed, fsio, inference, models
+from fgkd import distributed, files, models
 from fgkd.config import EvaluateConfig
 from fgkd.data import Samples
-from fgkd.data.images import FORMATS
+from fgkd.data.decoding import FORMATS
 from fgkd.errors import FgkdError
-from fgkd.fetch import TTA, clean_fetcher
+from fgkd.evaluation import inference
 from fgkd.report import tables
+from fgkd.views.rendering import TTA, clean_renderer
 
 from . import session
 
@@ -38,7 +39,7 @@ def predict(options: EvaluateConfig, runs: list[str], device: torch.device) -> N
     session.echo(_table(answers, many_runs=len(runs) > 1))
     if options.json and distributed.rank() == 0:
         lines = [json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers]
-        fsio.write_text(Path(options.json), "".join(lines))
+        files.write_text(Path(options.json), "".join(lines))
         session.echo(f"written to {options.json}")
     failed = dict.fromkeys(answer["image"] for answer in answers if "error" in answer)
     if failed:
@@ -82,7 +83,7 @@ def _answers(
     samples = Samples(paths, none, np.zeros_like(none), paths)
     rows, logits_NK, bad = inference.evaluate(
         model,
-        clean_fetcher(samples, model.config, skip_bad=True, tta=options.tta),
+        clean_renderer(samples, model.config, skip_bad=True, tta=options.tta),
         batch_size=options.batch_size,
         workers=options.workers,
         device=device,

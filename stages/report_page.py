@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fgkd import rundir
+from fgkd.config import args_file
 from fgkd.errors import FgkdError
 from fgkd.report import page
 from fgkd.report.findings import Answers
@@ -73,7 +73,7 @@ def role_of(scored: dict[str, Any]) -> str:
     if scored["stage"] == "train-teacher":
         return "teacher"
     args = scored["path"] / "args.yaml"
-    distils = not args.exists() or rundir.load_yaml(args).get("distillation") != "none"
+    distils = not args.exists() or args_file.load_yaml(args).get("distillation") != "none"
     return "student" if distils else "control"
 
 

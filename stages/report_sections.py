@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from fgkd import fsio, rng
+from fgkd import files, rng
 from fgkd.data import Samples
-from fgkd.report import findings, plots, quality, tables
+from fgkd.report import findings, image_quality, plots, tables
 from fgkd.report.findings import Answers
 from fgkd.report.page import Cell, Figure, Group, Section, Table, number, text
 
@@ -130,7 +130,7 @@ def interval(values: dict[str, Any], name: str) -> tuple[float, float, float]:
 
 def training(runs: Sequence[Run]) -> Section:
     """The curves of the runs' metrics.jsonl."""
-    rows = {run.name: fsio.read_numbers(run.scored["path"] / "metrics.jsonl") for run in runs}
+    rows = {run.name: files.read_numbers(run.scored["path"] / "metrics.jsonl") for run in runs}
     figures = [plots.curves(rows, column, *words) for column, *words in CURVES]
     return Section("training", "Training", figures=[f for f in figures if f])
 
@@ -221,10 +221,10 @@ def by_quality(focus: Run, peers: Sequence[Run]) -> Section:
     """Accuracy by what the image files say of themselves, measured on a keyed sample."""
     samples = samples_of(focus)
     rows = np.sort(rng.stream("quality").permutation(len(samples))[:MAX_MEASURED])
-    found = [quality.measure(samples.read(row), samples.keys[row]) for row in rows.tolist()]
+    found = [image_quality.measure(samples.read(row), samples.keys[row]) for row in rows.tolist()]
     answers = {run.name: run.answers.take(rows) for run in peers}
     figures = []
-    for name, unit in quality.QUALITIES.items():
+    for name, unit in image_quality.QUALITIES.items():
         values_N = np.array([one.get(name, np.nan) for one in found])
         figures.append(plots.by_value(unit, values_N, answers))
     said = (

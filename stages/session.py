@@ -16,8 +16,9 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from fgkd import config, distributed, files
 from fgkd import device as devices
-from fgkd import distributed, fsio, peers
+from fgkd.distributed import failures
 from fgkd.errors import FgkdError
 
 
@@ -108,7 +109,7 @@ def start_device(name: str, deterministic: bool | None = None) -> tuple[Any, str
 
     device, why = devices.pick(name)
     distributed.start(device)
-    peers.watch()
+    failures.watch()
     if device.type == "cpu":
         devices.keep_memory()
     else:
@@ -137,11 +138,11 @@ def note_line(note: str) -> str:
 
 def with_leaks(dataset: Any) -> Any:
     """The dataset with notes on images that its splits share; rank 0 alone looks, as it prints."""
-    from fgkd.data import leaks
+    from fgkd.data import duplicates
 
     if distributed.rank():
         return dataset
-    return dataclasses.replace(dataset, notes=[*dataset.notes, *leaks.warnings(dataset)])
+    return dataclasses.replace(dataset, notes=[*dataset.notes, *duplicates.warnings(dataset)])
 
 
 def describe_recipe(recipe: Any) -> str:
@@ -168,20 +169,20 @@ def absolute_specs(specs: Sequence[str]) -> list[str]:
 
 def view_overrides(options: Any) -> dict[str, Any]:
     """The single view options that were given."""
-    from fgkd.config import ViewOptions
+    from fgkd.config import ViewSpec
 
-    names = [f.name for f in dataclasses.fields(ViewOptions) if f.name != "aug_recipe"]
+    names = [f.name for f in dataclasses.fields(ViewSpec) if f.name != "aug_recipe"]
     return {n: v for n in names if (v := getattr(options, n)) is not None}
 
 
 def resolve_recipe(options: Any, own: dict[str, Any] | None, chiral: bool) -> Any:
     """The view recipe of --aug-recipe, else `own` (a teacher's), else light; options over it."""
-    from fgkd import views
+    from fgkd.views import recipes
 
     overrides = view_overrides(options)
     if options.aug_recipe or own is None:
-        return views.recipe_from(options.aug_recipe or "light", overrides, chiral)
-    return views.ViewRecipe.from_dict(own | overrides | ({"hflip": 0.0} if chiral else {}))
+        return recipes.recipe_from(options.aug_recipe or "light", overrides, chiral)
+    return recipes.ViewRecipe.from_dict(own | overrides | ({"hflip": 0.0} if chiral else {}))
 
 
 class Pace:
@@ -212,7 +213,7 @@ class Pace:
         left = (self.total - done) * self.busy_s / self.units
         text = f"{rate:,.0f} img/s  data {100 * self.wait_s / max(self.busy_s, 1e-9):.0f}%"
         self._last, self.images, self.units, self.wait_s, self.busy_s = now, 0, 0, 0.0, 0.0
-        return f"{text}  ETA {fsio.human_time(left)}"
+        return f"{text}  ETA {files.human_time(left)}"
 
     def close(self) -> None:
         """Remove the progress bar."""
@@ -252,9 +253,9 @@ def require(value: Any, option: str, example: str) -> None:
 
 def refuse_unused(options: Any, names: Sequence[str], where: str, hint: str) -> None:
     """Raise for options that were changed and would be ignored, such as --json in a real run."""
-    defaults = {field.name: field.default for field in dataclasses.fields(options)}
+    known = config.leaves(type(options))
     for name in names:
-        if getattr(options, name) != defaults[name]:
+        if known[name].of(options) != known[name].field.default:
             raise FgkdError(f"--{name.replace('_', '-')} has no effect {where}", hint)
 
 
@@ -273,7 +274,7 @@ def check_json(options: Any) -> None:
     """The `--json` of a stage that can be planned: for a plan alone, and writable."""
     if not options.dry_run:
         refuse_unused(options, ["json"], "without --dry-run", "leave it out, or add --dry-run")
-    fsio.claim_option(options.json, "--json")
+    files.claim_option(options.json, "--json")
 
 
 def model_folder(run: str | Path) -> Path:

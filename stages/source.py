@@ -8,15 +8,18 @@ from typing import Any
 
 import torch
 
-from fgkd import fsio, inference, losses, models, rundir, views
+from fgkd import comparison, files, losses, models
 from fgkd.cache import manifest
 from fgkd.cache.reader import Reader
 from fgkd.cache.remote import is_url, open_cache
-from fgkd.config import TrainStudentConfig
+from fgkd.config import TrainStudentConfig, args_file
 from fgkd.data import Dataset, open_dataset, with_boxes
+from fgkd.data.image_store import shrunk_to
 from fgkd.errors import FgkdError, quoted
-from fgkd.fetch import clean_fetcher
-from fgkd.image_store import shrunk_to
+from fgkd.evaluation import inference
+from fgkd.training import run_folder
+from fgkd.views import recipes
+from fgkd.views.rendering import clean_renderer
 
 from . import session
 
@@ -28,7 +31,7 @@ class Source:
     dataset: Dataset
     specs: list[str]
     val_fraction: float
-    recipe: views.ViewRecipe
+    recipe: recipes.ViewRecipe
     view_seed: int
     num_views: int
     block_size: int
@@ -50,31 +53,31 @@ def open_source(options: TrainStudentConfig) -> Source:
 
     Raises: FgkdError when they name none or several, or when the cache is of other data.
     """
-    if options.cache and options.teacher:
+    if options.cache and options.targets.teacher:
         raise FgkdError("--cache and --teacher exclude each other", "--cache DIR alone")
     if options.cache:
         if options.dry_run and not is_url(options.cache) and not Path(options.cache).exists():
             return _planned(options, options.cache)
         return _from_cache(options, options.cache)
-    if options.teacher:
-        return _from_teacher(options, Path(options.teacher[0]))
+    if options.targets.teacher:
+        return _from_teacher(options, Path(options.targets.teacher[0]))
     if options.distillation == "logits":
         raise FgkdError(
             "nothing to distil from: neither --cache nor --teacher was given",
             "--cache DIR, or --distillation none --data NAME:PATH for the control",
         )
-    session.require(options.data, "--data", "icons")
-    return _from_data(options, options.data, options.val_fraction, None, "labels")
+    session.require(options.data.data, "--data", "icons")
+    return _from_data(options, options.data.data, options.val_fraction, None, "labels")
 
 
 def _planned(options: TrainStudentConfig, folder: str) -> Source:
     """For a dry run before the cache is written: the data it will be of."""
-    if not options.data:
+    if not options.data.data:
         raise FgkdError(
             f"no cache at {folder}", "--data NAME:PATH as well, to plan before it is written"
         )
     text = f"cache {folder}, which is not there yet"
-    return _from_data(options, options.data, options.val_fraction, None, text)
+    return _from_data(options, options.data.data, options.val_fraction, None, text)
 
 
 def _from_cache(options: TrainStudentConfig, folder: str) -> Source:
@@ -108,7 +111,7 @@ def _from_cache(options: TrainStudentConfig, folder: str) -> Source:
         dataset=dataset,
         specs=specs,
         val_fraction=val_fraction,
-        recipe=views.ViewRecipe.from_dict(identity["views"]["recipe"]),
+        recipe=recipes.ViewRecipe.from_dict(identity["views"]["recipe"]),
         view_seed=identity["views"]["seed"],
         num_views=options.views or reader.views,
         block_size=identity["shard_size"],
@@ -127,14 +130,16 @@ def _from_cache(options: TrainStudentConfig, folder: str) -> Source:
 def _cached_data(options: TrainStudentConfig, reader: Reader) -> tuple[list[str], Dataset]:
     """The images a cache was made of: in its own shards, or a dataset that must match."""
     identity, folder = reader.identity, reader.folder
-    if reader.holds_images and not options.data:
+    if reader.holds_images and not options.data.data:
         args = folder / "args.yaml"
         dataset = reader.dataset()
         reader.slim(dataset)
-        return (rundir.load_yaml(args)["data"] if args.exists() else []), dataset
+        return (args_file.load_yaml(args)["data"] if args.exists() else []), dataset
     if is_url(reader.name):
-        session.require(options.data, "--data", "NAME:PATH   # the shards hold no images")
-    specs = session.absolute_specs(options.data or rundir.load_yaml(folder / "args.yaml")["data"])
+        session.require(options.data.data, "--data", "NAME:PATH   # the shards hold no images")
+    specs = session.absolute_specs(
+        options.data.data or args_file.load_yaml(folder / "args.yaml")["data"]
+    )
     val_fraction = identity["dataset"]["val_fraction"]
     dataset = open_dataset(specs, val_fraction)
     if identity["views"]["recipe"].get("bbox_crop"):
@@ -173,7 +178,7 @@ def _refuse_images(options: TrainStudentConfig, reader: Reader) -> None:
             f"--image-store: the views of cache {reader.name} were cropped from whole images",
             "leave --image-store out, or write a cache with cache-logits --image-store-side",
         )
-    if options.image_store and is_url(options.cache or "") and not options.data:
+    if options.image_store and is_url(options.cache or "") and not options.data.data:
         raise FgkdError(
             "--image-store cannot keep images that come with the shards of a URL",
             "leave it out: the images are shrunk as they come",
@@ -181,21 +186,21 @@ def _refuse_images(options: TrainStudentConfig, reader: Reader) -> None:
 
 
 def _from_teacher(options: TrainStudentConfig, run_dir: Path) -> Source:
-    run = rundir.read(run_dir)
+    run = run_folder.read(run_dir)
     teacher = models.load(run_dir / "model")
     val_fraction = run["val_fraction"] if options.val_fraction is None else options.val_fraction
     text = f"live teacher {run_dir}, {options.dtype}"
     source = _from_data(
-        options, options.data or run["data"], val_fraction, run["views"]["recipe"], text
+        options, options.data.data or run["data"], val_fraction, run["views"]["recipe"], text
     )
     known = list(teacher.config.get("label_names") or [])
-    manifest.refuse(
+    comparison.refuse(
         f"the data's classes are not those of {run_dir}",
-        manifest.explain_mismatch(known, source.dataset.classes, "classes"),
-        "give --data as the teacher was trained on it, in the same order",
+        comparison.differences(known, source.dataset.classes, "classes"),
+        "classes",
     )
     source.teacher, source.img_size = teacher, teacher.config["input_size"][-1]
-    config_sha = fsio.fingerprint(rundir.load_yaml(run_dir / "args.yaml"))
+    config_sha = files.fingerprint(args_file.load_yaml(run_dir / "args.yaml"))
     source.parents = {"teacher": str(run_dir.resolve()), "args_sha256": config_sha}
     return source
 
@@ -244,11 +249,11 @@ def val_targets(source: Source, options: Any, device: torch.device) -> torch.Ten
         return None if stored is None else torch.from_numpy(stored)
     if source.teacher is None or "val" not in source.dataset.splits:
         return None
-    fetcher = clean_fetcher(source.dataset.splits["val"], source.teacher.config, False)
+    renderer = clean_renderer(source.dataset.splits["val"], source.teacher.config, False)
     source.teacher.to(device)
     _, logits_NK, _ = inference.evaluate(
         source.teacher,
-        fetcher,
+        renderer,
         batch_size=options.eval_batch_size,
         workers=options.workers,
         device=device,

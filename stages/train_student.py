@@ -13,13 +13,15 @@ from typing import Any
 
 import torch
 
-from fgkd import distributed, engine, losses, models, plan
-from fgkd.batch import Batch
+from fgkd import distributed, losses, models
 from fgkd.cache.remote import is_url
 from fgkd.config import TrainStudentConfig
 from fgkd.errors import FgkdError, quoted
-from fgkd.loader import TrainLoader
-from fgkd.rundir import RunDir, describe_process
+from fgkd.loading.batch import Batch
+from fgkd.loading.schedule import Schedule
+from fgkd.loading.train_loader import TrainLoader
+from fgkd.training import loop
+from fgkd.training.run_folder import RunFolder, describe_process
 
 from . import assembly, board, dry_run, session, training
 from .source import Source, check_live_size, open_source, val_targets
@@ -27,7 +29,7 @@ from .source import Source, check_live_size, open_source, val_targets
 
 def train_student(options: TrainStudentConfig) -> None:
     """Train; leaves RUN/model."""
-    session.require(options.model, "--model", "deit_base_distilled_patch16_384.fb_in1k")
+    session.require(options.model.model, "--model", "deit_base_distilled_patch16_384.fb_in1k")
     board.check(options.tensorboard)
     session.check_json(options)
     check_options(options)
@@ -43,11 +45,13 @@ def check_options(options: TrainStudentConfig) -> None:
     if options.distillation == "none":
         of_loss = ["kd_loss", "temperature", "logit_standardization", "distill_loss_weight"]
         session.refuse_typed(of_loss, "with --distillation none, which learns labels alone", drop)
-    if options.distillation == "none" or not options.teacher:
+    if options.distillation == "none" or not options.targets.teacher:
         session.refuse_typed(["dtype"], "without a live teacher to distil from", drop)
     if options.order != "shard":
         session.refuse_typed(["shard_buffer"], "without --order shard", f"{drop}, or --order shard")
-    if options.cache and not (options.dry_run and options.data):  # else planned before it is there
+    if options.cache and not (
+        options.dry_run and options.data.data
+    ):  # else planned before it is there
         session.refuse_typed(["shard_size"], "with --cache, which has blocks of its own", drop)
 
 
@@ -79,7 +83,7 @@ def _train_from(
         model, said = build()
     size = model.config["input_size"][-1]
     train = dataset.splits["train"]
-    schedule = plan.Schedule(
+    schedule = Schedule(
         options.seed, len(train), options.batch_size, options.epochs, source.num_views
     )
     lr_at = assembly.schedule_lr(options, schedule.steps_per_epoch)
@@ -120,7 +124,7 @@ def _train_from(
         return
 
     state = assembly.make_state(options, model, device)
-    run = RunDir(Path(options.output), session.echo)
+    run = RunFolder(Path(options.output), session.echo)
     facts = {
         **describe_process(sys.argv, device_line),
         "data": source.specs,
@@ -181,7 +185,7 @@ def _describe(
             "targets": (source.text if distils else "labels alone (the control)") + digests,
             "views": f"{source.num_views}, view e mod {source.num_views} in epoch e: "
             + session.describe_recipe(source.recipe)
-            + assembly.describe_images(loader.fetcher.store, source.short_side),
+            + assembly.describe_images(loader.renderer.store, source.short_side),
             "loss": equation,
             "plan": assembly.describe_plan(options, loader.schedule.steps_per_epoch),
             "device": assembly.describe_device(options, device_line),
@@ -192,7 +196,7 @@ def _describe(
 
 def make_step(
     options: TrainStudentConfig, teacher: models.Classifier | None, distils: bool, device: Any
-) -> engine.Step:
+) -> loop.Step:
     """The step: class head to labels, distillation head (or the same one) to the teacher."""
     dtype = torch.float64 if options.dtype == "float64" else torch.float32
     amp = options.dtype == "bfloat16"

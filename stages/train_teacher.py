@@ -8,26 +8,28 @@ from pathlib import Path
 
 import torch
 
-from fgkd import engine, losses, plan, rng
-from fgkd.batch import Batch
+from fgkd import losses, rng
 from fgkd.config import TrainTeacherConfig
 from fgkd.data import open_dataset, with_boxes
 from fgkd.errors import quoted
-from fgkd.loader import TrainLoader
-from fgkd.rundir import RunDir, describe_process
+from fgkd.loading.batch import Batch
+from fgkd.loading.schedule import Schedule
+from fgkd.loading.train_loader import TrainLoader
+from fgkd.training import loop
+from fgkd.training.run_folder import RunFolder, describe_process
 
 from . import assembly, board, dry_run, session, training
 
 
 def train_teacher(options: TrainTeacherConfig) -> None:
     """Train; leaves RUN/model, whose folder tells cache-logits all it needs."""
-    session.require(options.data, "--data", "icons")
-    session.require(options.model, "--model", "convnext_base.fb_in22k_ft_in1k")
+    session.require(options.data.data, "--data", "icons")
+    session.require(options.model.model, "--model", "convnext_base.fb_in22k_ft_in1k")
     board.check(options.tensorboard)
     session.check_json(options)
     device, device_line = session.start_device(options.device, options.deterministic)
     val_fraction = 0.1 if options.val_fraction is None else options.val_fraction
-    dataset = open_dataset(options.data, val_fraction)
+    dataset = open_dataset(options.data.data, val_fraction)
     recipe = session.resolve_recipe(options, None, dataset.chiral)
     if recipe.bbox_crop:
         dataset = with_boxes(dataset)
@@ -43,7 +45,7 @@ def train_teacher(options: TrainTeacherConfig) -> None:
     # Not the views that the cache will hold: a teacher is overconfident on what it trained on.
     view_seed = rng.hash64("teacher", options.seed)
     train = dataset.splits["train"]
-    schedule = plan.Schedule(
+    schedule = Schedule(
         options.seed, len(train), options.batch_size, options.epochs, options.epochs
     )
     lr_at = assembly.schedule_lr(options, schedule.steps_per_epoch)
@@ -80,10 +82,10 @@ def train_teacher(options: TrainTeacherConfig) -> None:
         return
 
     state = assembly.make_state(options, model, device)
-    run = RunDir(Path(options.output), session.echo)
+    run = RunFolder(Path(options.output), session.echo)
     facts = {
         **describe_process(sys.argv, device_line),
-        "data": session.absolute_specs(options.data),
+        "data": session.absolute_specs(options.data.data),
         "val_fraction": val_fraction,
         "views": loader.view.describe(size),
         "parents": {},
@@ -109,7 +111,7 @@ def train_teacher(options: TrainTeacherConfig) -> None:
     run.log(f"next: fgkd cache-logits --teacher {quoted(options.output)} --views 8 --output CACHE")
 
 
-def make_step(options: TrainTeacherConfig) -> engine.Step:
+def make_step(options: TrainTeacherConfig) -> loop.Step:
     """The step: cross entropy to the labels."""
 
     def step(net: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:

@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 
-from fgkd import checkpoint, distributed, engine, inference, metrics, models
+from fgkd import distributed, models
 from fgkd.data import Dataset
-from fgkd.fetch import clean_fetcher
-from fgkd.loader import TrainLoader
-from fgkd.rundir import RunDir
+from fgkd.evaluation import inference, metrics
+from fgkd.loading.train_loader import TrainLoader
+from fgkd.training import checkpoint, loop
+from fgkd.training.run_folder import RunFolder
+from fgkd.views.rendering import clean_renderer
 
 from . import assembly, session
 from .board import Board
@@ -34,7 +36,7 @@ class Validation:
         self.dataset, self.options, self.device = dataset, options, device
         self.teacher_NK = teacher_NK
         if self.samples is not None:
-            self.fetcher = clean_fetcher(self.samples, model_config, options.skip_bad_images)
+            self.renderer = clean_renderer(self.samples, model_config, options.skip_bad_images)
 
     def __call__(self, model: models.Classifier) -> dict[str, float]:
         """Metrics of the val split, or {} without one."""
@@ -43,7 +45,7 @@ class Validation:
         distributed.share_statistics(model)
         rows, logits_NK, _ = inference.evaluate(
             model,
-            self.fetcher,
+            self.renderer,
             batch_size=self.options.eval_batch_size,
             workers=self.options.workers,
             device=self.device,
@@ -60,13 +62,13 @@ class Validation:
 
 
 def train(
-    run: RunDir,
+    run: RunFolder,
     options: Any,
     *,
     resume: bool,
-    state: engine.State,
+    state: loop.State,
     loader: TrainLoader,
-    step_fn: engine.Step,
+    step_fn: loop.Step,
     validation: Validation,
     lr_at: Callable[[int], float],
     device: torch.device,
@@ -81,7 +83,7 @@ def train(
     pace = session.Pace(schedule.total_steps, options.log_interval)
     epoch_start = time.monotonic()
     with session.StopSignal(resume=True) as stop:
-        for report in engine.fit(
+        for report in loop.fit(
             state,
             batches=loader.batches(state.step),
             step_fn=step_fn,
@@ -114,7 +116,7 @@ def train(
     run.log(_closing_line(run, state.best))
 
 
-def _console_line(report: engine.Report, options: Any, total_steps: int, pace: str) -> str:
+def _console_line(report: loop.Report, options: Any, total_steps: int, pace: str) -> str:
     parts = "  ".join(f"{name} {value:.4f}" for name, value in report.losses.items())
     parts += "  (float16 overflow: no update)" if report.skipped else ""
     return (
@@ -124,7 +126,7 @@ def _console_line(report: engine.Report, options: Any, total_steps: int, pace: s
 
 
 def _end_epoch(
-    run: RunDir, state: engine.State, report: engine.Report, validate: Validation, train_s: float
+    run: RunFolder, state: loop.State, report: loop.Report, validate: Validation, train_s: float
 ) -> dict[str, Any]:
     """Evaluate, keep the best, write and return the epoch's row; ties keep the earlier epoch."""
     started = time.monotonic()
@@ -144,7 +146,7 @@ def _end_epoch(
         state.best = {"epoch": report.epoch, "is_ema": chosen is not state.model, **found}
         run.save(run.best, {"model": checkpoint.to_cpu(chosen.state_dict()), **state.best})
         if run.is_writer:
-            models.export(chosen, run.model_dir)
+            models.save(chosen, run.model_dir)
     eval_s = time.monotonic() - started
     timing = {"epoch": report.epoch, "step": report.step, "train_s": train_s, "eval_s": eval_s}
     run.add_row(row, {**timing, "img_per_s": images / max(train_s, 1e-9)})
@@ -160,13 +162,13 @@ def _end_epoch(
     return row
 
 
-def _closing_line(run: RunDir, best: dict[str, Any]) -> str:
+def _closing_line(run: RunFolder, best: dict[str, Any]) -> str:
     score = f": val top-1 {best['val_top1_pct']:.2f} %" if "val_top1_pct" in best else ""
     averaged = " (averaged weights)" if best.get("is_ema") else ""
     return f"done: best epoch {best['epoch'] + 1}{score}{averaged}; model in {run.model_dir}"
 
 
-def is_finished(run: RunDir, total_steps: int, resume: bool) -> bool:
+def is_finished(run: RunFolder, total_steps: int, resume: bool) -> bool:
     """Whether a resumed run has nothing left to do; says so."""
     finished = resume and checkpoint.load(run.last)["step"] >= total_steps
     if finished:

@@ -9,16 +9,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from fgkd import fsio, inference, models, plan, rng, rundir, views
+from fgkd import comparison, files, models, rng
 from fgkd.cache import manifest
+from fgkd.cache.encodings import Arrays, Codec
 from fgkd.cache.reader import Reader
-from fgkd.config import InspectConfig
+from fgkd.config import InspectConfig, args_file
 from fgkd.data import Dataset, Samples, open_dataset, with_boxes
+from fgkd.data.image_store import shrunk_to
 from fgkd.errors import FgkdError
-from fgkd.fetch import Fetcher, KeyedView, Request, clean_fetcher
-from fgkd.image_store import shrunk_to
-from fgkd.targets import Arrays, Codec
-from fgkd.workers import fetch
+from fgkd.evaluation import inference
+from fgkd.loading.workers import render
+from fgkd.views import orders, recipes
+from fgkd.views.rendering import KeyedView, Request, ViewRenderer, clean_renderer
 
 from . import session
 from .capture import Teachers
@@ -50,7 +52,7 @@ def open_images(reader: Reader, options: InspectConfig) -> Dataset:
     """The images the cache was made of, from its shards or from where the data lies."""
     if reader.holds_images and not options.data:
         return reader.dataset()
-    specs = options.data or rundir.load_yaml(reader.folder / "args.yaml")["data"]
+    specs = options.data or args_file.load_yaml(reader.folder / "args.yaml")["data"]
     dataset = open_dataset(specs, reader.identity["dataset"]["val_fraction"])
     if reader.identity["views"]["recipe"].get("bbox_crop"):
         dataset = with_boxes(dataset)
@@ -68,13 +70,13 @@ def compare_sample(reader: Reader, dataset: Dataset, options: InspectConfig) -> 
     chosen = np.sort(draw.permutation(reader.views)[:VIEWS_CHECKED]).tolist()
     teachers = open_teachers(identity, options)
     sizes = teachers.sizes if teachers else [described["img_size"]]
-    fetcher, partner_of = view_fetcher(reader, samples, sizes)
+    renderer, partner_of = view_fetcher(reader, samples, sizes)
     problems = []
     for view in chosen:
         partner = partner_of(view)
         partners = None if partner is None else readable(reader, samples, partner)[rows][:, None]
         request = Request(rows, [view], partners, check_content=True)
-        answer = next(fetch(fetcher, [request], 0))
+        answer = next(render(renderer, [request], 0))
         slab = reader.slab(view)
         wrong = answer.digests_BV[:, 0] != slab["digests"][rows]
         problems += [
@@ -112,17 +114,17 @@ def readable(reader: Reader, samples: Samples, partner_N: np.ndarray) -> np.ndar
 
 def view_fetcher(
     reader: Reader, samples: Samples, sizes: Sequence[int]
-) -> tuple[Fetcher, Callable[[int], np.ndarray | None]]:
+) -> tuple[ViewRenderer, Callable[[int], np.ndarray | None]]:
     """What renders a cache's views again, and whom each row is mixed with in a view, if at all."""
     described = reader.identity["views"]
-    recipe = views.ViewRecipe.from_dict(described["recipe"])
+    recipe = recipes.ViewRecipe.from_dict(described["recipe"])
     keyed = KeyedView(samples, recipe, described["seed"], shrunk_to(described))
-    blocks = plan.blocks(described["seed"], len(samples), reader.identity["shard_size"])
+    blocks = orders.blocks(described["seed"], len(samples), reader.identity["shard_size"])
 
     def partner_of(view: int) -> np.ndarray | None:
-        return plan.partners(described["seed"], view, blocks) if recipe.mixes else None
+        return orders.partners(described["seed"], view, blocks) if recipe.mixes else None
 
-    return Fetcher(keyed, sizes, reader.identity["train"]["hashes"]), partner_of
+    return ViewRenderer(keyed, sizes, reader.identity["train"]["hashes"]), partner_of
 
 
 def open_teachers(identity: dict[str, Any], options: InspectConfig) -> Teachers | None:
@@ -132,13 +134,13 @@ def open_teachers(identity: dict[str, Any], options: InspectConfig) -> Teachers 
     device, _ = session.start_device(options.device)
     folders = [session.model_folder(spec) for spec in options.teacher]
     known = [models.load(folder) for folder in folders]
-    hashes = [fsio.sha256(folder / "model.safetensors") for folder in folders]
-    manifest.refuse(
+    hashes = [files.sha256(folder / "model.safetensors") for folder in folders]
+    comparison.refuse(
         "--teacher is not the cache's teacher",
-        manifest.explain_mismatch(
+        comparison.differences(
             [one["weights_sha256"] for one in identity["teachers"]], hashes, "weights_sha256"
         ),
-        "give the run folders the cache was made with, in the same order",
+        "teacher",
     )
     size = identity["views"]["img_size"]
     ensemble = identity["ensemble"] or "logits"
@@ -190,10 +192,10 @@ def compare_val(
     def ask(batch_size: int) -> np.ndarray:
         answers = []
         for model in teachers.models:
-            fetcher = clean_fetcher(samples.take(rows), model.config, False)
+            renderer = clean_renderer(samples.take(rows), model.config, False)
             answers.append(
                 inference.evaluate(
-                    model, fetcher, batch_size=batch_size, workers=0, device=teachers.device
+                    model, renderer, batch_size=batch_size, workers=0, device=teachers.device
                 )[1]
             )
         return teachers.average(answers)

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from fgkd import targets
-from fgkd.cache import store
+from fgkd.cache import encodings
 from fgkd.cache.manifest import ShardJob
+from fgkd.cache.writer import Writer
 
 NUM_TRAIN, NUM_VAL, NUM_CLASSES, SHARD_SIZE = 23, 5, 6, 8  # blocks of 8, 8 and 7
 IDENTITY: dict[str, Any] = {
@@ -53,7 +53,7 @@ NO_VAL: dict[str, list[Any]] = {name: [] for name in IDENTITY["val"]}
 
 def encoding_of(name: str) -> dict[str, Any]:
     """The identity's entry for an encoding, with a top k where there is one."""
-    described: dict[str, Any] = targets.describe(name, 2, (1.0, 2.0), NUM_CLASSES)
+    described: dict[str, Any] = encodings.describe(name, 2, (1.0, 2.0), NUM_CLASSES)
     return described
 
 
@@ -83,14 +83,14 @@ def image_of(split: str, row: int) -> bytes:
     return f"{split} image {row}".encode()
 
 
-def open_writer(folder: Path, views: int, **changes: Any) -> store.Writer:
+def open_writer(folder: Path, views: int, **changes: Any) -> Writer:
     """A writer that has begun a cache."""
-    writer = store.Writer(folder, make_identity(**changes), views, image_of)
+    writer = Writer(folder, make_identity(**changes), views, image_of)
     writer.begin()
     return writer
 
 
-def publish(writer: store.Writer, job: ShardJob, bad: list[str] | None = None) -> None:
+def publish(writer: Writer, job: ShardJob, bad: list[str] | None = None) -> None:
     """Write one shard of the made-up teacher."""
     rows, views = writer.block_rows[job.block], range(job.start, job.stop)
     logits = np.array([[logits_of(row, view) for view in views] for row in rows])

@@ -13,8 +13,8 @@ from test_models import CLASSES, TINY_CONVNEXT, build
 from timm.scheduler import StepLRScheduler
 from torch import nn
 
-from fgkd import batch
 from fgkd.config import TrainTeacherConfig
+from fgkd.loading import batch
 from stages import assembly
 
 

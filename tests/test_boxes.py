@@ -22,9 +22,10 @@ from fgkd.cache.reader import Reader
 from fgkd.data import DATASETS, Dataset, Samples, open_dataset, union, with_boxes
 from fgkd.data.boxes import checked, in_pixels
 from fgkd.errors import FgkdError
-from fgkd.fetch import KeyedView
-from fgkd.fsio import fingerprint
-from fgkd.views import ViewRecipe, params, pixel_digest, render
+from fgkd.files import fingerprint
+from fgkd.views.recipes import ViewRecipe
+from fgkd.views.rendering import KeyedView
+from fgkd.views.transforms import params, pixel_digest, render
 
 # The box of a train sample of each miniature, by its label and its place in train.
 EXPECTED: dict[str, Callable[[int, int], list[float]]] = {

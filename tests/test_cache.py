@@ -23,20 +23,22 @@ from cache_miniatures import (
     write_cache,
 )
 
-from fgkd import fsio, plan, targets
-from fgkd.cache import manifest, store
+from fgkd import files
+from fgkd.cache import encodings, manifest
 from fgkd.cache.manifest import Shard, ShardJob
 from fgkd.cache.reader import Reader
-from fgkd.config import FORMAT_NAMES
+from fgkd.cache.writer import BACKENDS
+from fgkd.config.specs import FORMAT_NAMES
+from fgkd.views import orders
 
 
-def expected(row: int, view: int, codec: targets.Codec) -> np.ndarray:
+def expected(row: int, view: int, codec: encodings.Codec) -> np.ndarray:
     label = np.array([IDENTITY["train"]["labels"][row]])
     return codec.decode(codec.encode(logits_of(row, view), label))
 
 
-@pytest.mark.parametrize("encoding", targets.ENCODINGS)
-@pytest.mark.parametrize("name", store.BACKENDS)
+@pytest.mark.parametrize("encoding", encodings.ENCODINGS)
+@pytest.mark.parametrize("name", BACKENDS)
 def test_every_target_comes_back(name: str, encoding: str, tmp_path: Path) -> None:
     folder = write_cache(tmp_path / "cache", format=name, encoding=encoding_of(encoding))
     reader = Reader(folder)
@@ -53,10 +55,10 @@ def test_every_target_comes_back(name: str, encoding: str, tmp_path: Path) -> No
     reader.close()
 
 
-@pytest.mark.parametrize("name", store.BACKENDS)
+@pytest.mark.parametrize("name", BACKENDS)
 def test_backend_contract(name: str, tmp_path: Path) -> None:
     """Write a shard and read it back, by a format's own writer and reader."""
-    backend = store.BACKENDS[name]
+    backend = BACKENDS[name]
     arrays = {
         "logits": np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float16),
         "scale": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -87,12 +89,12 @@ def test_backend_contract(name: str, tmp_path: Path) -> None:
 
 
 def test_the_options_name_every_format() -> None:
-    assert set(FORMAT_NAMES) == set(store.BACKENDS)
+    assert set(FORMAT_NAMES) == set(BACKENDS)
 
 
 def test_a_shard_is_plain_hdf5(tmp_path: Path) -> None:
     folder = write_cache(tmp_path)
-    block = plan.blocks(4, NUM_TRAIN, 8)[1]
+    block = orders.blocks(4, NUM_TRAIN, 8)[1]
     train = IDENTITY["train"]
     with h5py.File(folder / "shards/shard-00001-v000-003.h5") as file:
         assert set(file) == {"keys", "labels", "logits", "digests"}
@@ -262,7 +264,7 @@ def test_a_published_shard_without_a_journal_line_is_written_again(tmp_path: Pat
     assert [job.block for job in open_writer(folder, 3).jobs()] == [2]
     write_cache(folder)
     assert tree(folder) == tree(whole)
-    assert all(fsio.sha256(folder / r["name"]) == r["sha256"] for r in fsio.read_lines(journal))
+    assert all(files.sha256(folder / r["name"]) == r["sha256"] for r in files.read_lines(journal))
 
 
 @pytest.mark.parametrize("damage", ["missing", "short"])

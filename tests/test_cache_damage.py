@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from cache_miniatures import open_writer, tree, write_cache
 
-from fgkd import fsio
+from fgkd import files
 from fgkd.cache import manifest
 from fgkd.cache.reader import Reader
 from fgkd.errors import FgkdError
-from fgkd.fsio import fingerprint
+from fgkd.files import fingerprint
 
 SHARD = "shards/shard-00001-v000-003.h5"
 
@@ -47,8 +47,8 @@ def vouch(folder: Path, name: str = SHARD) -> None:
     for row in [*value["shards"], value["val"]]:
         if row["name"] == name:
             row["bytes"] = (folder / name).stat().st_size
-            row["sha256"] = fsio.sha256(folder / name)
-    fsio.write_json(path, value)
+            row["sha256"] = files.sha256(folder / name)
+    files.write_json(path, value)
 
 
 def flip(path: Path) -> None:
@@ -76,8 +76,8 @@ def test_a_damaged_shard_is_named(kind: str, name: str, cache: Path) -> None:
     damage, why = DAMAGE[kind]
     damage(cache / name)
     error = error_of(cache)
-    assert f"shard {cache / name} is damaged" in error.what
-    assert why in error.what
+    assert f"shard {cache / name} is damaged" in error.message
+    assert why in error.message
     assert f"rm -f {cache / name} && fgkd cache-logits" in error.hint
 
 
@@ -108,22 +108,22 @@ def test_other_shards_can_be_read_beside_a_damaged_one(cache: Path) -> None:
 def test_garbage(cache: Path) -> None:
     (cache / SHARD).write_bytes(b"garbage " * 500)
     vouch(cache)
-    assert f"shard {cache / SHARD} cannot be read" in error_of(cache).what
+    assert f"shard {cache / SHARD} cannot be read" in error_of(cache).message
 
 
 def test_a_truncated_file_that_is_vouched_for(cache: Path) -> None:
     data = (cache / SHARD).read_bytes()
     (cache / SHARD).write_bytes(data[: len(data) // 2])
     vouch(cache)
-    assert str(cache / SHARD) in error_of(cache).what
+    assert str(cache / SHARD) in error_of(cache).message
 
 
 def test_a_shard_of_another_cache(cache: Path, tmp_path: Path) -> None:
     other = write_cache(tmp_path / "other", dtype="bfloat16")
     (cache / SHARD).write_bytes((other / SHARD).read_bytes())
-    assert "its sha256 is not the manifest's" in error_of(cache).what
+    assert "its sha256 is not the manifest's" in error_of(cache).message
     vouch(cache)
-    assert "another cache's identity" in error_of(cache).what
+    assert "another cache's identity" in error_of(cache).message
 
 
 def replace(name: str, array: np.ndarray) -> Callable[[h5py.File], None]:
@@ -162,8 +162,8 @@ def test_a_hostile_shard(kind: str, cache: Path) -> None:
         change(file)
     vouch(cache)
     error = error_of(cache)
-    assert str(cache / SHARD) in error.what
-    assert re.search(message, error.what)
+    assert str(cache / SHARD) in error.message
+    assert re.search(message, error.message)
 
 
 # ---- manifests -----------------------------------------------------------------------------
@@ -172,7 +172,7 @@ def test_a_hostile_shard(kind: str, cache: Path) -> None:
 def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     value = json.loads((folder / "manifest.json").read_text())
     change(value)
-    fsio.write_json(folder / "manifest.json", value)
+    files.write_json(folder / "manifest.json", value)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_a_damaged_manifest(text: str, cache: Path) -> None:
 @pytest.mark.parametrize(("block", "why"), [(0, "not those of block 0"), (9, "no block 9")])
 def test_a_shard_listed_as_another_block(block: int, why: str, cache: Path) -> None:
     edit_manifest(cache, lambda value: value["shards"][1].__setitem__("block", block))
-    assert why in error_of(cache).what
+    assert why in error_of(cache).message
 
 
 @pytest.mark.parametrize("part", ["identity", "shards"])
@@ -241,7 +241,7 @@ def test_another_format_version(cache: Path) -> None:
 
 def test_a_manifest_that_lists_too_few_shards(cache: Path) -> None:
     edit_manifest(cache, lambda value: value["shards"].pop(1))
-    assert "no shard with view 0 of 8 images" in error_of(cache).what
+    assert "no shard with view 0 of 8 images" in error_of(cache).message
     with pytest.raises(FgkdError, match="no shard with view 7 of 23 images"):
         Reader(cache).slab(7)
 
@@ -250,7 +250,7 @@ def test_no_cache_and_an_incomplete_one(tmp_path: Path) -> None:
     with pytest.raises(FgkdError, match="no cache manifest"):
         Reader(tmp_path)
     writer = open_writer(tmp_path, 1)
-    fsio.append_line(tmp_path / "shards.jsonl", {"name": "x"})
+    files.append_line(tmp_path / "shards.jsonl", {"name": "x"})
     assert writer.folder == tmp_path
     with pytest.raises(FgkdError, match="incomplete"):
         manifest.load(tmp_path)

@@ -13,10 +13,12 @@ import pytest
 from cache_miniatures import IDENTITY, image_of, make_identity, write_cache
 from data_miniatures import write_folder
 
-from fgkd.cache import manifest, store
-from fgkd.data import Samples, open_dataset
-from fgkd.errors import FgkdError
-from fgkd.fsio import fingerprint
+from fgkd import comparison
+from fgkd.cache import manifest
+from fgkd.cache.writer import Writer
+from fgkd.data import Samples, content, open_dataset
+from fgkd.errors import DataMismatch, Difference, FgkdError
+from fgkd.files import fingerprint
 
 KEYS, CLASSES = IDENTITY["train"]["keys"], IDENTITY["dataset"]["classes"]
 SWAPPED = [CLASSES[1], CLASSES[0], *CLASSES[2:]]
@@ -52,43 +54,44 @@ SWAPPED = [CLASSES[1], CLASSES[0], *CLASSES[2:]]
 def test_one_field_of_the_identity(field: str, value: Any, line: str, tmp_path: Path) -> None:
     changed = make_identity(**{field: value})
     assert fingerprint(changed) != fingerprint(IDENTITY)
-    (difference,) = manifest.explain_mismatch(IDENTITY, changed)
-    assert difference.startswith(line)
+    (difference,) = comparison.differences(IDENTITY, changed)
+    assert str(difference).startswith(line)
     write_cache(tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    with pytest.raises(FgkdError) as caught:
-        store.Writer(tmp_path, changed, 3, image_of)
-    assert line in caught.value.what
-    assert "--overwrite" in caught.value.hint
+    with pytest.raises(DataMismatch) as caught:
+        Writer(tmp_path, changed, 3, image_of)
+    assert line in caught.value.message
+    assert caught.value.subject == "cache"
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_equal_identities_have_no_mismatch() -> None:
     through_json = json.loads(json.dumps(IDENTITY))
-    assert manifest.explain_mismatch(through_json, make_identity()) == []
+    assert comparison.differences(through_json, make_identity()) == []
     assert fingerprint(through_json) == fingerprint(IDENTITY)
 
 
 def test_mismatches_are_counted_not_listed_without_end() -> None:
-    lines = [f"line {i}" for i in range(9)]
+    lines = [Difference(f"line {i}", 0, 1) for i in range(9)]
     with pytest.raises(FgkdError) as caught:
-        manifest.refuse("what", lines, "hint")
-    assert "line 4" in caught.value.what
-    assert "line 5" not in caught.value.what
-    assert "and 4 more" in caught.value.what
-    manifest.refuse("what", [], "hint")
+        comparison.refuse("what", lines, "data")
+    assert "line 4" in caught.value.message
+    assert "line 5" not in caught.value.message
+    assert "and 4 more" in caught.value.message
+    comparison.refuse("what", [], "data")
 
 
 def test_added_and_removed_fields() -> None:
-    assert manifest.explain_mismatch({"a": 1}, {"b": [1]}) == ["a: 1 -> None", "b: None -> [1]"]
-    assert manifest.explain_mismatch({"a": [1]}, {"a": "x"}) == ["a: [1] -> x"]
+    changed = comparison.differences({"a": 1}, {"b": [1]})
+    assert changed == [Difference("a", 1, None), Difference("b", None, [1])]
+    assert comparison.differences({"a": [1]}, {"a": "x"}) == [Difference("a", [1], "x")]
 
 
 def test_shards_without_an_identity_are_left_alone(tmp_path: Path) -> None:
     write_cache(tmp_path)
     (tmp_path / "identity.json").unlink()
     with pytest.raises(FgkdError, match=r"no identity\.json"):
-        store.Writer(tmp_path, make_identity(), 3, image_of)
+        Writer(tmp_path, make_identity(), 3, image_of)
 
 
 # ---- the images on disk --------------------------------------------------------------------
@@ -112,9 +115,9 @@ def test_describe_samples(train: Samples) -> None:
         else:
             data = train.read(i)
             assert stored["sizes"][i] == len(data)
-            assert stored["hashes"][i] == manifest.content_hash(data)
+            assert stored["hashes"][i] == content.content_hash(data)
     assert len(set(stored["hashes"])) == len(train)
-    assert len(stored["hashes"][0]) == manifest.HASH_HEX
+    assert len(stored["hashes"][0]) == content.HASH_HEX
     manifest.check_samples(stored, train, "train")  # a file that is still unreadable is no news
 
 
@@ -124,7 +127,7 @@ def test_check_samples_names_what_differs(train: Samples) -> None:
     def refusal(samples: Samples) -> str:
         with pytest.raises(FgkdError) as caught:
             manifest.check_samples(stored, samples, "train")
-        return caught.value.what
+        return caught.value.message
 
     manifest.check_samples(stored, train, "train")
     labels = train.labels.copy()

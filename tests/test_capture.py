@@ -29,13 +29,13 @@ FORMATS = ("hdf5", "webdataset")
 NUM_KILLS = 20
 
 KILL_POINTS: list[Point] = [
-    ("fgkd.cache.store.Writer.publish", 1),  # the first shard is computed, nothing written
+    ("fgkd.cache.writer.Writer.publish", 1),  # the first shard is computed, nothing written
     ("os.fsync", 1),  # inside a file
     ("os.replace", 2),  # a file is written but not yet in place
-    ("fgkd.fsio.append_line", 2),  # a shard is in place but not in the journal
-    ("fgkd.cache.store.Writer.publish", 3),
-    ("fgkd.cache.store.Writer.publish_val", 1),  # every training shard is there
-    ("fgkd.cache.store.Writer.finish", 1),  # everything but the manifest
+    ("fgkd.files.append_line", 2),  # a shard is in place but not in the journal
+    ("fgkd.cache.writer.Writer.publish", 3),
+    ("fgkd.cache.writer.Writer.publish_val", 1),  # every training shard is there
+    ("fgkd.cache.writer.Writer.finish", 1),  # everything but the manifest
     ("os.replace", 1),  # the manifest is written but not yet in place
 ]
 
@@ -124,7 +124,7 @@ def test_a_capture_killed_at_twenty_random_moments_ends_as_the_unbroken_one(
     tiny_teacher: Path, tmp_path: Path, name: str
 ) -> None:
     """A moment is a number of calls, of Python and C, after the folder became the cache's."""
-    since, more = "fgkd.cache.store.Writer.begin", ("--format", name, "--shard-size", 3)
+    since, more = "fgkd.cache.writer.Writer.begin", ("--format", name, "--shard-size", 3)
     whole = capture(tiny_teacher, tmp_path / "whole", *more)
     total = count_calls(since, tmp_path / "calls", *whole)
     draw, cache = random.Random(f"kills of {name}"), tmp_path / "cache"

@@ -17,7 +17,7 @@ from failures import Fails, exit_code, make_fails
 from run_miniatures import fgkd, tree
 from test_errors_stop import full_disk, partials
 
-from fgkd import fsio
+from fgkd import files
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_ctrl_c(
 ) -> None:
     """Exit 130, and the command that continues."""
     cache = tmp_path / "cache"
-    real, calls = fsio.append_line, iter(range(100))
+    real, calls = files.append_line, iter(range(100))
 
     def interrupting(path: Path, row: dict[str, Any]) -> None:
         real(path, row)
@@ -109,10 +109,10 @@ def test_ctrl_c(
             os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(fsio, "append_line", interrupting)
+        patch.setattr(files, "append_line", interrupting)
         assert exit_code(*capture(tiny_cache, cache)) == 130
     again = capsys.readouterr().out.partition("To continue:\n")[2].strip()
-    assert 2 <= len(fsio.read_lines(cache / "shards.jsonl")) < 6
+    assert 2 <= len(files.read_lines(cache / "shards.jsonl")) < 6
     assert not (cache / "manifest.json").exists()
     assert exit_code(*shlex.split(again)[1:]) == 0
     assert product(cache) == product(whole)

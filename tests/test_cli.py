@@ -75,7 +75,7 @@ def test_help_shows_an_example_first_and_every_option(
     lines, options = out.splitlines(), out.index("Options:")
     assert lines[0].startswith("Usage: ")
     assert lines[4].startswith(f"    fgkd {name} ")  # below one line that says what it does
-    flags = [f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(CONFIGS[name])]
+    flags = ["--" + f.replace("_", "-") for f in config.leaves(CONFIGS[name])]
     assert [flag for flag in flags if flag not in out[options:]] == []
     assert max(map(len, out.splitlines())) <= 100
 
@@ -122,7 +122,8 @@ def test_usage_errors_exit_2(
 def _floats() -> list[tuple[str, str, Any]]:
     found = []
     for command, cls in CONFIGS.items():
-        for name, kind in config.hints(cls).items():
+        for name, leaf in config.leaves(cls).items():
+            kind = leaf.kind
             if "float" in str(kind):
                 found.append((command, name, kind))
     return found

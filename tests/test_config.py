@@ -11,10 +11,16 @@ from typing import Any
 
 import pytest
 
-from fgkd import config, export, fetch, losses, optim, rundir, targets, views
-from fgkd.cache import store
+from fgkd import config, losses
+from fgkd.cache import encodings
+from fgkd.cache.writer import BACKENDS
+from fgkd.config import args_file, specs
+from fgkd.config.schema import Leaf
 from fgkd.data import DATASETS
 from fgkd.errors import FgkdError
+from fgkd.models import export
+from fgkd.training import optim, schedules
+from fgkd.views import recipes, rendering
 from stages import session
 
 CONFIGS = (
@@ -23,52 +29,54 @@ CONFIGS = (
     config.TrainStudentConfig,
     config.EvaluateConfig,
 )
-FIELDS = {f"{c.__name__}.{f.name}": (c, f) for c in CONFIGS for f in dataclasses.fields(c)}
+FIELDS = {
+    f"{c.__name__}.{name}": (c, leaf) for c in CONFIGS for name, leaf in config.leaves(c).items()
+}
 
 
 def choices(cls: type, name: str) -> tuple[str, ...]:
     """The choices that an option declares."""
-    found: tuple[str, ...] = FIELDS[f"{cls.__name__}.{name}"][1].metadata["choices"]
+    found: tuple[str, ...] = FIELDS[f"{cls.__name__}.{name}"][1].field.metadata["choices"]
     return found
 
 
 def test_choices_are_the_registries() -> None:
     student, cache = config.TrainStudentConfig, config.CacheLogitsConfig
     assert set(choices(student, "kd_loss")) == set(losses.LOSSES)
-    assert set(choices(student, "aug_recipe")) == set(views.RECIPES)
-    assert set(choices(student, "sched")) == set(optim.SCHEDULES)
+    assert set(choices(student, "aug_recipe")) == set(recipes.RECIPES)
+    assert set(choices(student, "sched")) == set(schedules.SCHEDULES)
     assert set(choices(student, "layer_decay_style")) == set(optim.LAYER_DECAY_STYLES)
     assert set(choices(student, "clip_mode")) == set(optim.CLIP_MODES)
-    assert set(choices(student, "interpolation")) == set(typing.get_args(views.Interpolation))
-    assert set(choices(student, "erasing_mode")) == set(typing.get_args(views.ErasingMode))
-    assert set(choices(cache, "format")) == set(store.BACKENDS)
-    assert set(choices(cache, "encoding")) == set(targets.ENCODINGS)
-    assert choices(cache, "dtype") == choices(student, "dtype") == config.DTYPE_NAMES
-    assert set(choices(config.EvaluateConfig, "tta")) == set(fetch.TTA)
+    assert set(choices(student, "interpolation")) == set(typing.get_args(recipes.Interpolation))
+    assert set(choices(student, "erasing_mode")) == set(typing.get_args(recipes.ErasingMode))
+    assert set(choices(cache, "format")) == set(BACKENDS)
+    assert set(choices(cache, "encoding")) == set(encodings.ENCODINGS)
+    assert choices(cache, "dtype") == choices(student, "dtype") == specs.DTYPE_NAMES
+    assert set(choices(config.EvaluateConfig, "tta")) == set(rendering.TTA)
     assert set(choices(config.EvaluateConfig, "export")) == set(export.FORMATS)
-    assert set(config.DATASET_NAMES) == set(DATASETS)
+    assert set(specs.DATASET_NAMES) == set(DATASETS)
 
 
 def test_every_view_option_is_a_field_of_the_recipe() -> None:
-    names = {f.name for f in dataclasses.fields(config.ViewOptions)} - {"aug_recipe"}
-    assert names <= {f.name for f in dataclasses.fields(views.ViewRecipe)}
+    names = {f.name for f in dataclasses.fields(config.ViewSpec)} - {"aug_recipe"}
+    assert names <= {f.name for f in dataclasses.fields(recipes.ViewRecipe)}
 
 
 def test_a_view_option_in_range_is_taken_or_refused_by_the_recipe_with_a_word() -> None:
     """The two sets of ranges may differ, but only the recipe's own error may come of it."""
-    for field in dataclasses.fields(config.ViewOptions):
-        meta, kind = field.metadata, config.hints(config.ViewOptions)[field.name]
+    for field in dataclasses.fields(config.ViewSpec):
+        meta, kind = field.metadata, config.leaves(config.ViewSpec)[field.name].kind
         is_pair = "tuple" in str(kind)
         for value in (meta["low"], meta["high"]):
             if value is None:
                 continue
             number = int(value) if "int" in str(kind) else float(value)
-            given = config.ViewOptions(**{field.name: (number, number) if is_pair else number})
+            given = config.ViewSpec(**{field.name: (number, number) if is_pair else number})
             taken, said = None, ""
             try:
                 taken = session.resolve_recipe(given, None, chiral=False)
             except FgkdError as error:
-                said = error.what
+                said = error.message
             if taken is None:
                 assert f"the view recipe's {field.name} is " in said
             else:
@@ -77,7 +85,7 @@ def test_a_view_option_in_range_is_taken_or_refused_by_the_recipe_with_a_word() 
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_every_option_has_help_that_reads_well(name: str) -> None:
-    text = FIELDS[name][1].metadata["help"]
+    text = FIELDS[name][1].field.metadata["help"]
     assert text.endswith(".")
     assert "  " not in text
     assert 8 <= len(text) <= 125
@@ -90,14 +98,15 @@ def test_every_option_has_help_that_reads_well(name: str) -> None:
 
 
 def _of(name: str) -> tuple[type, str]:
-    cls, field = FIELDS[name]
-    return cls, field.name
+    cls, leaf = FIELDS[name]
+    return cls, leaf.field.name
 
 
 def test_one_name_is_one_option_wherever_it_appears() -> None:
     """A name has one range and one set of choices in every command."""
     seen: dict[str, Any] = {}
-    for _, field in FIELDS.values():
+    for _, leaf in FIELDS.values():
+        field = leaf.field
         same = [field.metadata[name] for name in ("low", "high", "above", "choices")]
         assert seen.setdefault(field.name, same) == same, field.name
 
@@ -111,18 +120,19 @@ def test_defaults_are_in_range_and_of_their_type(cls: type) -> None:
 @pytest.mark.parametrize("cls", CONFIGS)
 def test_args_yaml_round_trip(cls: type, tmp_path: Path) -> None:
     """Every option at another value than its default comes back equal and of its type."""
-    options = cls(**{f.name: _other(cls, f) for f in dataclasses.fields(cls)})
-    rundir.save_args(tmp_path / "args.yaml", options)
-    back = config.build(cls, rundir.load_yaml(tmp_path / "args.yaml"), "args.yaml")
+    values = {name: _other(leaf) for name, leaf in config.leaves(cls).items()}
+    options = config.build(cls, values, "here")
+    args_file.save_args(tmp_path / "args.yaml", options)
+    back = config.build(cls, args_file.load_yaml(tmp_path / "args.yaml"), "args.yaml")
     assert back == options
-    for field in dataclasses.fields(cls):
-        old, new = getattr(options, field.name), getattr(back, field.name)
+    for leaf in config.leaves(cls).values():
+        field, old, new = leaf.field, leaf.of(options), leaf.of(back)
         assert type(old) is type(new)
         assert old != field.default or len(field.metadata["choices"]) == 1
 
 
-def _other(cls: type, field: dataclasses.Field[Any]) -> Any:
-    kind, meta = config.hints(cls)[field.name], field.metadata
+def _other(leaf: Leaf) -> Any:
+    field, kind, meta = leaf.field, leaf.kind, leaf.field.metadata
     if isinstance(kind, types.UnionType):
         kind = typing.get_args(kind)[0]
     if kind is bool:
@@ -168,7 +178,7 @@ def _other(cls: type, field: dataclasses.Field[Any]) -> Any:
 def test_wrong_values_are_refused_by_name(key: str, value: Any, expected: str) -> None:
     with pytest.raises(FgkdError) as caught:
         config.build(config.TrainTeacherConfig, {key: value}, "recipe.yaml")
-    assert caught.value.what == f"recipe.yaml: {key}: {expected}"
+    assert caught.value.message == f"recipe.yaml: {key}: {expected}"
     assert caught.value.hint
 
 
@@ -192,5 +202,5 @@ def test_unknown_keys_are_refused_with_the_nearest() -> None:
 def test_diff_names_what_changes_numbers() -> None:
     old = config.TrainTeacherConfig(lr=0.1, workers=2, output="a")
     new = config.TrainTeacherConfig(lr=0.2, workers=8, output="b", resume=True)
-    assert config.diff(old, new) == ["lr: 0.1 -> 0.2"]
+    assert list(map(str, config.diff(old, new))) == ["lr: 0.1 -> 0.2"]
     assert config.diff(old, old) == []

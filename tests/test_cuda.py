@@ -16,22 +16,25 @@ from test_models import DEIT, build
 from test_workers import RECIPE
 from torch import Tensor, nn
 
-from fgkd import device, engine, inference, optim, plan
-from fgkd.batch import Batch, to_device
+from fgkd import device
 from fgkd.data import Samples
 from fgkd.errors import FgkdError
-from fgkd.fetch import Fetcher, KeyedView, Request
-from fgkd.loader import TrainLoader
-from fgkd.workers import fetch
+from fgkd.evaluation import inference
+from fgkd.loading.batch import Batch, to_device
+from fgkd.loading.schedule import Schedule
+from fgkd.loading.train_loader import TrainLoader
+from fgkd.loading.workers import render
+from fgkd.training import loop, optim
+from fgkd.views.rendering import KeyedView, Request, ViewRenderer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 GPU = torch.device("cuda")
 
 
-def make_state(opt: str = "adamw", name: str = "convnext_atto") -> engine.State:
+def make_state(opt: str = "adamw", name: str = "convnext_atto") -> loop.State:
     model = build(name).to(GPU)
     groups = optim.param_groups(model=model.net, weight_decay=0.05)
-    return engine.State(
+    return loop.State(
         model,
         optim.create_optimizer(name=opt, groups=groups, lr=1e-3, momentum=0.9),
         torch.amp.GradScaler("cuda", enabled=False),
@@ -39,9 +42,9 @@ def make_state(opt: str = "adamw", name: str = "convnext_atto") -> engine.State:
 
 
 def fit(
-    state: engine.State, batches: Iterable[Batch], step: engine.Step = step_fn
-) -> list[engine.Report]:
-    reports = engine.fit(
+    state: loop.State, batches: Iterable[Batch], step: loop.Step = step_fn
+) -> list[loop.Report]:
+    reports = loop.fit(
         state,
         batches=batches,
         step_fn=step,
@@ -95,12 +98,12 @@ def test_a_restored_optimizer_is_where_it_was() -> None:
                     torch.testing.assert_close(a[name], b[name])
 
 
-def test_images_of_workers_go_to_a_gpu_without_a_copy_in_between(fetcher: Fetcher) -> None:
+def test_images_of_workers_go_to_a_gpu_without_a_copy_in_between(renderer: ViewRenderer) -> None:
     """They lie in locked pages, and are what one process renders, whatever lay there before."""
     torch.zeros(1, device=GPU)  # before it is in use, no page is locked for it
     requests = [Request(np.arange(i % 5, i % 5 + 4), range(2)) for i in range(40)]
     moved = []
-    for answer in fetch(fetcher, requests, 2):
+    for answer in render(renderer, requests, 2):
         (image_u8_BVHW3,) = answer.images
         assert image_u8_BVHW3.is_pinned()
         on_gpu = to_device(image_u8_BVHW3, GPU)
@@ -108,47 +111,47 @@ def test_images_of_workers_go_to_a_gpu_without_a_copy_in_between(fetcher: Fetche
         torch.cuda.current_stream().synchronize()
         moved.append(on_gpu)
     for request, found in zip(requests, moved, strict=True):
-        assert torch.equal(found.cpu(), fetcher[request].images[0])
+        assert torch.equal(found.cpu(), renderer[request].images[0])
 
 
 @pytest.fixture
-def fetcher(tmp_path: Path) -> Fetcher:
+def renderer(tmp_path: Path) -> ViewRenderer:
     """Views of nine images at one size."""
     paths = [tmp_path / f"{i}.png" for i in range(9)]
     for i, path in enumerate(paths):
         write_image(path, i % 4, i)
     zeros = np.zeros(9, np.int64)
     samples = Samples([path.name for path in paths], zeros, zeros, [str(path) for path in paths])
-    return Fetcher(KeyedView(samples, RECIPE, 0), [64])
+    return ViewRenderer(KeyedView(samples, RECIPE, 0), [64])
 
 
-def test_logits_asked_for_ahead_are_those_of_their_images(fetcher: Fetcher) -> None:
+def test_logits_asked_for_ahead_are_those_of_their_images(renderer: ViewRenderer) -> None:
     """Several questions are under way, and the memory of the images is used again and again."""
     model = build("convnext_atto").to(GPU)
     requests = [Request(np.arange(i % 5, i % 5 + 4), range(2)) for i in range(40)]
     asked: deque[Callable[[], Tensor]] = deque()
     found = []
-    for answer in fetch(fetcher, requests, 2):
+    for answer in render(renderer, requests, 2):
         asked.append(inference.ask(model, answer.images[0], device=GPU, max_batch=3))
         if len(asked) > 2:
             found.append(asked.popleft()())
     found += [wait() for wait in asked]
     for request, logits in zip(requests, found, strict=True):
-        images = fetcher[request].images[0]
+        images = renderer[request].images[0]
         want = inference.logits_of(model, images, device=GPU, max_batch=3)
         torch.testing.assert_close(logits, want)
 
 
 @pytest.mark.parametrize("name", ["convnext_atto", DEIT])
-def test_trainings_from_worker_memory_repeat_bit_for_bit(name: str, fetcher: Fetcher) -> None:
+def test_trainings_from_worker_memory_repeat_bit_for_bit(name: str, renderer: ViewRenderer) -> None:
     """In float32 too; were a slot written before it is read, workers would give other weights."""
-    schedule = plan.Schedule(0, len(fetcher.samples), 4, 20, 1)
+    schedule = Schedule(0, len(renderer.samples), 4, 20, 1)
     ends = []
     try:
         device.set_up_gpu(True)
         for workers in (2, 2, 0):
             loader = TrainLoader(
-                samples=fetcher.samples,
+                samples=renderer.samples,
                 schedule=schedule,
                 recipe=RECIPE,
                 view_seed=0,

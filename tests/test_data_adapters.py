@@ -30,7 +30,7 @@ from official_miniatures import FOLDERS, OFFICIAL_WRITERS
 from PIL import Image
 
 from fgkd.data import DATASETS, open_dataset, with_boxes
-from fgkd.data.images import decode_rgb
+from fgkd.data.decoding import decode_rgb
 from fgkd.errors import FgkdError
 
 REPO = Path(__file__).parent.parent
@@ -86,12 +86,12 @@ def test_import_is_light() -> None:
 
 def test_spec_errors(tmp_path: Path) -> None:
     error = open_error("cubs:/x")
-    assert "unknown dataset 'cubs'" in error.what
-    assert "did you mean cub" in error.what
-    assert all(name in error.what for name in DATASETS)
-    assert "does not say where" in open_error("cub").what
-    assert str(tmp_path / "no") in open_error(f"cub:{tmp_path}/no").what
-    assert "no dataset" in open_error().what
+    assert "unknown dataset 'cubs'" in error.message
+    assert "did you mean cub" in error.message
+    assert all(name in error.message for name in DATASETS)
+    assert "does not say where" in open_error("cub").message
+    assert str(tmp_path / "no") in open_error(f"cub:{tmp_path}/no").message
+    assert "no dataset" in open_error().message
 
 
 def test_path_may_hold_colons(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_cub_labels_follow_sorted_class_ids(tmp_path: Path) -> None:
 def test_cub_damaged_list(tmp_path: Path, file: str, old: str, new: str, message: str) -> None:
     write_cub(tmp_path)
     edit(tmp_path / file, old, new)
-    assert message in open_error(f"cub:{tmp_path}").what
+    assert message in open_error(f"cub:{tmp_path}").message
 
 
 @pytest.mark.parametrize("missing", ["images", "classes.txt", "train_test_split.txt"])
@@ -153,8 +153,8 @@ def test_cub_missing_file(tmp_path: Path, missing: str) -> None:
     write_cub(tmp_path)
     (tmp_path / missing).rename(tmp_path / "gone")
     error = open_error(f"cub:{tmp_path}")
-    assert missing in error.what
-    assert "CUB_200_2011.tgz" in error.what
+    assert missing in error.message
+    assert "CUB_200_2011.tgz" in error.message
 
 
 def test_repeated_and_missing_image(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_repeated_and_missing_image(tmp_path: Path) -> None:
     rows = (tmp_path / "images.txt").read_text().splitlines()
     rows[1] = rows[0].replace("1 ", "2 ", 1)
     (tmp_path / "images.txt").write_text("\n".join(rows))
-    assert "twice" in open_error(f"cub:{tmp_path}").what
+    assert "twice" in open_error(f"cub:{tmp_path}").message
 
 
 # ---- Stanford Dogs -------------------------------------------------------------------------
@@ -187,13 +187,13 @@ def test_dogs_errors(tmp_path: Path) -> None:
     write_dogs(tmp_path)
     path = tmp_path / "train_list.mat"
     write_mat_list(path, [(f"{SYNSETS[1]}/a.jpg", 1)])  # its folder is the second
-    assert f"labels {SYNSETS[1]}/a.jpg 1" in open_error(f"dogs:{tmp_path}").what
+    assert f"labels {SYNSETS[1]}/a.jpg 1" in open_error(f"dogs:{tmp_path}").message
     write_mat_list(path, [(f"{SYNSETS[0]}/../../a.jpg", 1)])
-    assert "unsafe file name" in open_error(f"dogs:{tmp_path}").what
+    assert "unsafe file name" in open_error(f"dogs:{tmp_path}").message
     path.write_bytes(path.read_bytes()[:200])
-    assert f"cannot read {path}" in open_error(f"dogs:{tmp_path}").what
+    assert f"cannot read {path}" in open_error(f"dogs:{tmp_path}").message
     path.unlink()
-    error = open_error(f"dogs:{tmp_path}").what
+    error = open_error(f"dogs:{tmp_path}").message
     assert "train_list.mat or splits/train_list.mat" in error
 
 
@@ -220,7 +220,7 @@ def test_foodx_bad_row(tmp_path: Path, row: str) -> None:
     write_foodx(tmp_path)
     edit(tmp_path / "annot/train_info.csv", "train_000001.jpg,1", row)
     error = open_error(f"foodx:{tmp_path}")
-    assert "train_info.csv, line 2: expected '<image>,<label>'" in error.what
+    assert "train_info.csv, line 2: expected '<image>,<label>'" in error.message
 
 
 # ---- ImageFolder ---------------------------------------------------------------------------
@@ -253,7 +253,7 @@ def test_folder_missing_class(tmp_path: Path, split: str) -> None:
     write_folder(tmp_path)
     shutil.rmtree(tmp_path / split / "class 1")
     error = open_error(f"folder:{tmp_path}")
-    assert f"class folder 'class 1' is missing in split {split}" in error.what
+    assert f"class folder 'class 1' is missing in split {split}" in error.message
 
 
 def test_folder_empty(tmp_path: Path) -> None:
@@ -261,14 +261,14 @@ def test_folder_empty(tmp_path: Path) -> None:
     for file in (tmp_path / "val/class 1").iterdir():
         file.unlink()
     (tmp_path / "val/class 1/notes.txt").touch()
-    assert "val/class 1 holds no image" in open_error(f"folder:{tmp_path}").what
+    assert "val/class 1 holds no image" in open_error(f"folder:{tmp_path}").message
     shutil.rmtree(tmp_path)
     (tmp_path / "train").mkdir(parents=True)
-    assert "no class folders" in open_error(f"folder:{tmp_path}").what
+    assert "no class folders" in open_error(f"folder:{tmp_path}").message
 
 
 def test_folder_without_splits(tmp_path: Path) -> None:
     write_folder(tmp_path)
     error = open_error(f"folder:{tmp_path}/train")  # class folders directly
-    assert "no train, val or test folder" in error.what
-    assert "train/<class>/*.jpg" in error.what
+    assert "no train, val or test folder" in error.message
+    assert "train/<class>/*.jpg" in error.message

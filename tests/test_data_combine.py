@@ -153,4 +153,4 @@ def test_union_needs_train_everywhere(tmp_path: Path) -> None:
     write_folder(tmp_path / "a")
     write_folder(tmp_path / "b", train=0)
     error = open_error(f"folder:{tmp_path}/a", f"folder:{tmp_path}/b")
-    assert "folder-2 has no train split" in error.what
+    assert "folder-2 has no train split" in error.message

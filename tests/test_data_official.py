@@ -24,7 +24,7 @@ from scipy.io import loadmat, savemat
 from torchvision import datasets
 
 from fgkd.data import DATASETS, open_dataset
-from fgkd.data.images import decode_rgb
+from fgkd.data.decoding import decode_rgb
 from fgkd.errors import FgkdError
 
 READERS = {
@@ -117,20 +117,20 @@ def test_damage_is_explained(
         data = path.read_bytes()
         path.write_bytes(b"" if how == "empty" else data[: len(data) // 2 - 3])
     error = open_error(f"{name}:{root}")
-    assert str(root) in error.what
+    assert str(root) in error.message
     layout = DATASETS[name].__self__.layout  # type: ignore[attr-defined]
-    assert layout in error.what or "a split without images" in error.what
-    assert "download" not in error.what
+    assert layout in error.message or "a split without images" in error.message
+    assert "download" not in error.message
 
 
 def test_another_folder_is_refused(tmp_path: Path) -> None:
     error = open_error(f"cars:{tmp_path}")
-    assert f"no folder stanford_cars in {tmp_path}" in error.what
-    assert "devkit/{cars_meta,cars_train_annos}.mat" in error.what
+    assert f"no folder stanford_cars in {tmp_path}" in error.message
+    assert "devkit/{cars_meta,cars_train_annos}.mat" in error.message
 
 
 def test_flowers_must_be_the_distributed_lists(tmp_path: Path) -> None:
-    assert "corrupted" in open_error(f"flowers:{write('flowers', tmp_path)}").what
+    assert "corrupted" in open_error(f"flowers:{write('flowers', tmp_path)}").message
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_damaged_line(
 ) -> None:
     root = write(name, tmp_path)
     edit(root / file, old, new)
-    assert message in open_error(f"{name}:{root}").what
+    assert message in open_error(f"{name}:{root}").message
 
 
 def test_cars_label_out_of_range(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_cars_label_out_of_range(tmp_path: Path) -> None:
     rows = loadmat(path)["annotations"]
     rows["class"][0, 2] = np.uint8(9)
     savemat(path, {"annotations": rows})
-    what = open_error(f"cars:{root}").what
+    what = open_error(f"cars:{root}").message
     assert "cars_train/00003.jpg (train) has label 8 of 3 classes" in what
 
 
@@ -179,7 +179,7 @@ def test_food101_is_json(tmp_path: Path) -> None:
     root = write("food101", tmp_path)
     for value in ([], {"apple_pie": 3}, {"apple_pie": []}):
         (root / "meta/train.json").write_text(json.dumps(value))
-        assert str(root) in open_error(f"food101:{root}").what
+        assert str(root) in open_error(f"food101:{root}").message
 
 
 # ---- NABirds -------------------------------------------------------------------------------
@@ -217,7 +217,7 @@ def test_nabirds(tmp_path: Path, outer: bool) -> None:
 def test_nabirds_damaged_list(tmp_path: Path, file: str, old: str, new: str, message: str) -> None:
     write_nabirds(tmp_path)
     edit(tmp_path / file, old, new)
-    assert message in open_error(f"nabirds:{tmp_path}").what
+    assert message in open_error(f"nabirds:{tmp_path}").message
 
 
 @pytest.mark.parametrize("file", ["images", "classes.txt", "images.txt", "train_test_split.txt"])
@@ -230,7 +230,7 @@ def test_nabirds_damaged_file(tmp_path: Path, file: str, how: str) -> None:
         path.write_bytes(b"\xff\xfe\0" if how == "bytes" else b"")
     elif how == "wrong type":
         path.mkdir()
-    assert str(tmp_path) in open_error(f"nabirds:{tmp_path}").what
+    assert str(tmp_path) in open_error(f"nabirds:{tmp_path}").message
 
 
 def test_nabirds_carves_a_val_split(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 from run_miniatures import STUDENT, TEACHER, assert_same_run, fgkd, rows
 
 from fgkd.data import DATASETS, open_dataset
-from fgkd.data.images import decode_rgb
+from fgkd.data.decoding import decode_rgb
 from fgkd.errors import FgkdError
 
 Members = list[tuple[str, bytes]]
@@ -136,8 +136,8 @@ def test_samples_that_are_refused(members: Members, message: str, tmp_path: Path
     write_tar(tmp_path / "train-0.tar", members)
     (tmp_path / "classes.txt").write_text("\n".join(TAR_NAMES))
     error = open_error(f"webdataset:{tmp_path}")
-    assert message in error.what
-    assert str(tmp_path) in error.what
+    assert message in error.message
+    assert str(tmp_path) in error.message
 
 
 @pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.FIFOTYPE, b"S"])
@@ -146,13 +146,13 @@ def test_links_and_special_files(kind: bytes, tmp_path: Path) -> None:
         info = tarfile.TarInfo("a.png")
         info.type, info.linkname = kind, "/etc/passwd"
         tar.addfile(info)
-    assert "a.png is a link or a special file" in open_error(f"webdataset:{tmp_path}").what
+    assert "a.png is a link or a special file" in open_error(f"webdataset:{tmp_path}").message
 
 
 def test_no_tars_and_no_folder(tmp_path: Path) -> None:
-    assert "expected train-*.tar" in open_error(f"webdataset:{tmp_path}").what
+    assert "expected train-*.tar" in open_error(f"webdataset:{tmp_path}").message
     (tmp_path / "train-0.tar").mkdir()
-    assert "train-0.tar" in open_error(f"webdataset:{tmp_path}").what
+    assert "train-0.tar" in open_error(f"webdataset:{tmp_path}").message
 
 
 @pytest.mark.parametrize("lines", ["", "a\n\nb\n", "a\na\nb\n", "a\nb\n", b"\xff\xfe"])
@@ -160,7 +160,7 @@ def test_class_names_that_are_refused(tmp_path: Path, lines: str | bytes) -> Non
     write_tars(tmp_path)
     data = lines if isinstance(lines, bytes) else lines.encode()
     (tmp_path / "classes.txt").write_bytes(data)
-    assert "classes.txt" in open_error(f"webdataset:{tmp_path}").what
+    assert "classes.txt" in open_error(f"webdataset:{tmp_path}").message
 
 
 def test_a_truncated_tar_at_any_byte(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_a_truncated_tar_at_any_byte(tmp_path: Path) -> None:
     end = len(data.rstrip(b"\0"))
     for size in [0, 1, 511, 512, 513, *range(1024, end + 1, 128)]:
         path.write_bytes(data[:size])
-        assert str(path) in open_error(f"webdataset:{tmp_path}").what
+        assert str(path) in open_error(f"webdataset:{tmp_path}").message
 
 
 def test_a_tar_that_shrinks_while_it_is_used(tmp_path: Path) -> None:

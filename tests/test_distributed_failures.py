@@ -15,8 +15,9 @@ import pytest
 import torch
 from run_miniatures import STUDENT, assert_same_run, fgkd, rows, run_ranks, saved, start_ranks
 
-from fgkd import distributed, optim
+from fgkd import distributed
 from fgkd.errors import FgkdError
+from fgkd.training import optim
 
 RUN = ("--epochs", 3, "--batch-size", 16, "--workers", 0, "--opt", "sgd", "--lr", 0.05)
 

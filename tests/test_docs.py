@@ -72,7 +72,7 @@ def test_readme_names_existing_files() -> None:
 
 
 def test_control_and_student_recipes_differ_in_distillation_alone() -> None:
-    from fgkd.rundir import load_yaml
+    from fgkd.config.args_file import load_yaml
 
     student = load_yaml(ROOT / "stages/recipes/icons-student.yaml")
     control = load_yaml(ROOT / "stages/recipes/icons-control.yaml")

@@ -17,12 +17,13 @@ from test_models import CLASSES, build, images
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from fgkd import checkpoint, engine, optim, plan
-from fgkd.batch import Batch
 from fgkd.errors import FgkdError
+from fgkd.loading import schedule
+from fgkd.loading.batch import Batch
+from fgkd.training import checkpoint, loop, optim
 
 CPU = torch.device("cpu")
-SCHEDULE = plan.Schedule(seed=0, num_samples=22, batch_size=8, epochs=2, views=1)  # 8, 8, 6
+SCHEDULE = schedule.Schedule(seed=0, num_samples=22, batch_size=8, epochs=2, views=1)  # 8, 8, 6
 
 
 def make_batches(first_step: int = 0) -> list[Batch]:
@@ -54,10 +55,10 @@ def step_fn(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
     return {"loss": loss, "half": loss / 2}
 
 
-def make_state(scale: float | None = None, ema: bool = True, **options: Any) -> engine.State:
+def make_state(scale: float | None = None, ema: bool = True, **options: Any) -> loop.State:
     model = build("convnext_atto", **options)
     groups = optim.param_groups(model=model.net, weight_decay=0.05)
-    return engine.State(
+    return loop.State(
         model,
         optim.create_optimizer(name="adamw", groups=groups, lr=1e-3, momentum=0.9),
         torch.amp.GradScaler("cpu", init_scale=scale or 1.0, enabled=scale is not None),
@@ -66,10 +67,10 @@ def make_state(scale: float | None = None, ema: bool = True, **options: Any) -> 
 
 
 def fit(
-    state: engine.State, batches: Iterable[Batch], step: engine.Step = step_fn, **options: Any
-) -> list[engine.Report]:
+    state: loop.State, batches: Iterable[Batch], step: loop.Step = step_fn, **options: Any
+) -> list[loop.Report]:
     given: dict[str, Any] = {"steps_per_epoch": 3, "lr_at": lr_at, "seed": 0, "device": CPU}
-    return list(engine.fit(state, batches=batches, step_fn=step, **given | options))
+    return list(loop.fit(state, batches=batches, step_fn=step, **given | options))
 
 
 def assert_equal_weights(a: nn.Module, b: nn.Module, atol: float = 0.0) -> None:
@@ -186,7 +187,7 @@ def test_a_resumed_loop_takes_the_same_steps(drop: dict[str, float], tmp_path: P
 
 def test_stopping_is_reported() -> None:
     calls = iter([False, True])
-    loop = engine.fit(
+    fitting = loop.fit(
         make_state(),
         batches=make_batches(),
         step_fn=step_fn,
@@ -196,7 +197,7 @@ def test_stopping_is_reported() -> None:
         device=CPU,
         should_stop=lambda: next(calls),
     )
-    assert [next(loop).stopping, next(loop).stopping] == [False, True]
+    assert [next(fitting).stopping, next(fitting).stopping] == [False, True]
 
 
 def test_an_empty_batch_changes_nothing() -> None:

@@ -11,9 +11,10 @@ import torch
 from run_miniatures import STUDENT, fgkd, rows, tree
 from scipy.special import log_softmax, softmax
 
-from fgkd import fsio, views
+from fgkd import files
 from fgkd.cache.reader import Reader
-from fgkd.data.images import decode_rgb
+from fgkd.data.decoding import decode_rgb
+from fgkd.views import recipes, transforms
 
 OTHER = (
     *("--model", "vit_tiny_patch16_224", "--img-size", 40),
@@ -43,13 +44,13 @@ def asked_by_timm(reader: Reader, data: Path, teacher: Path, view: int) -> np.nd
     """float64 [N, K]: a teacher as timm loads it, on views rendered at its size; every 12th."""
     model = timm.create_model(f"local-dir:{teacher}/model", pretrained=True).double().eval()
     config, identity = model.pretrained_cfg, reader.identity["views"]
-    recipe = views.ViewRecipe.from_dict(identity["recipe"])
+    recipe = recipes.ViewRecipe.from_dict(identity["recipe"])
     images = []
     for key in reader.identity["train"]["keys"][::12]:
         image = decode_rgb((data / key).read_bytes(), key)
         shape = (image.shape[1], image.shape[0])
-        drawn = views.params(recipe, identity["seed"], key, view, shape)
-        pixels = views.render(image, drawn, config["input_size"][-1])
+        drawn = transforms.params(recipe, identity["seed"], key, view, shape)
+        pixels = transforms.render(image, drawn, config["input_size"][-1])
         images.append((pixels / 255 - np.array(config["mean"])) / np.array(config["std"]))
     with torch.no_grad():
         out = model(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2))
@@ -83,11 +84,13 @@ def test_the_target_is_the_mean_of_what_each_says(
         want = average(how, answers)
         np.testing.assert_allclose(slab["logits"][::12], want, rtol=1e-5, atol=1e-5)
     identity = reader.identity
-    recipe = views.ViewRecipe.from_dict(identity["views"]["recipe"])
+    recipe = recipes.ViewRecipe.from_dict(identity["views"]["recipe"])
     key = identity["train"]["keys"][0]
     image = decode_rgb((tiny_data / key).read_bytes(), key)
-    drawn = views.params(recipe, 0, key, 1, (image.shape[1], image.shape[0]))
-    assert slab["digests"][0] == views.pixel_digest(views.render(image, drawn, size or 32))
+    drawn = transforms.params(recipe, 0, key, 1, (image.shape[1], image.shape[0]))
+    assert slab["digests"][0] == transforms.pixel_digest(
+        transforms.render(image, drawn, size or 32)
+    )
     assert identity["views"]["img_size"] == (size or 32)
     reader.close()
 
@@ -106,7 +109,7 @@ def test_the_identity_says_which(
     assert vit["mean"] == vit["std"] == [0.5, 0.5, 0.5]
     assert convnext["mean"] == [0.485, 0.456, 0.406]
     for teacher, run in ((convnext, tiny_teacher), (vit, other_teacher)):
-        assert teacher["weights_sha256"] == fsio.sha256(run / "model/model.safetensors")
+        assert teacher["weights_sha256"] == files.sha256(run / "model/model.safetensors")
 
 
 def test_an_ensemble_of_one_is_that_teacher(

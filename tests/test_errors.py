@@ -14,10 +14,10 @@ import torch
 from failures import Fails, copy_data, exit_code, first_image, make_fails
 from run_miniatures import STUDENT, TEACHER, fgkd, rows
 
-from fgkd import fsio
-from fgkd.batch import Batch
+from fgkd import files
 from fgkd.errors import FgkdError, near
-from fgkd.loader import TrainLoader
+from fgkd.loading.batch import Batch
+from fgkd.loading.train_loader import TrainLoader
 from fgkd.rng import hash64
 
 ROOT = Path(__file__).parent.parent
@@ -44,7 +44,7 @@ def test_every_error_in_the_code_has_a_hint() -> None:
 
 def test_an_error_crosses_a_process_whole() -> None:
     error = pickle.loads(pickle.dumps(FgkdError("what", "hint")))
-    assert (error.what, error.hint, str(error)) == ("what", "hint", "what\nTry: hint")
+    assert (error.message, error.hint, str(error)) == ("what", "hint", "what\nTry: hint")
 
 
 def test_near_names() -> None:
@@ -118,7 +118,7 @@ def test_an_unreadable_image(
     assert f"cannot decode image {bad}: " in said
     assert "--skip-bad-images" in said
     assert exit_code(*command, "--resume", "--skip-bad-images") == 0
-    listed = fsio.read_lines(out / "bad_images.jsonl")
+    listed = files.read_lines(out / "bad_images.jsonl")
     assert [row["key"] for row in listed] == [bad.relative_to(data).as_posix()]
     assert str(bad) in listed[0]["reason"]
     seen: list[int] = []
@@ -223,7 +223,7 @@ def test_all_runs_are_looked_for_before_one_is_evaluated(
 ) -> None:
     """A run that is not there, one without a model, one without weights, each named last."""
     monkeypatch.setattr("fgkd.models.load", None)
-    monkeypatch.setattr("fgkd.inference.evaluate", None)
+    monkeypatch.setattr("fgkd.evaluation.inference.evaluate", None)
     bare, weightless = tmp_path / "bare", tmp_path / "weightless"
     (weightless / "model").mkdir(parents=True)
     (weightless / "model" / "config.json").touch()

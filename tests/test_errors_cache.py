@@ -11,7 +11,7 @@ import pytest
 from failures import Fails, copy_data, exit_code, first_image, make_fails
 from run_miniatures import STUDENT, fgkd, tree
 
-from fgkd import fsio
+from fgkd import files
 
 FAST = ("--epochs", 1, "--batch-size", 32, "--workers", 0)
 
@@ -203,7 +203,7 @@ def test_another_identity_is_refused_and_overwrite_moves_it_aside(
     if args[0] == "--seed":
         fgkd(*command, "--overwrite", "--views", 1)
         assert tree(cache.with_name("cache.old1")) == before
-        assert len(fsio.read_json(cache / "manifest.json", "m")["shards"]) == 5
+        assert len(files.read_json(cache / "manifest.json", "m")["shards"]) == 5
 
 
 def test_a_complete_cache_says_so(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -236,5 +236,5 @@ def test_capture_stops_at_an_unreadable_image_or_leaves_it_out(
     assert f"cannot decode image {bad}: not an image" in fails(*command)
     assert exit_code(*command, "--skip-bad-images") == 0
     assert exit_code(*student(out)) == 0
-    row = next(r for r in fsio.read_json(out / "manifest.json", "m")["shards"] if r["bad"])
+    row = next(r for r in files.read_json(out / "manifest.json", "m")["shards"] if r["bad"])
     assert row["bad"] == [bad.relative_to(data).as_posix()]

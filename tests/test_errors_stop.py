@@ -20,7 +20,7 @@ import torch
 from failures import Fails, exit_code, make_fails
 from run_miniatures import STUDENT, TEACHER, assert_same_run, fgkd, rows, saved, start, tree
 
-from fgkd import fsio, losses
+from fgkd import files, losses
 
 
 @pytest.fixture
@@ -199,7 +199,7 @@ def test_ctrl_c_in_capture(
 ) -> None:
     cache = tmp_path / "cache"
     command = ("cache-logits", "-c", tiny_cache / "args.yaml", "--output", cache)
-    real, calls = fsio.append_line, iter(range(100))
+    real, calls = files.append_line, iter(range(100))
 
     def interrupting(path: Path, row: dict[str, Any]) -> None:
         real(path, row)
@@ -207,11 +207,11 @@ def test_ctrl_c_in_capture(
             os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(fsio, "append_line", interrupting)
+        patch.setattr(files, "append_line", interrupting)
         assert exit_code(*command) == 130
     again = capsys.readouterr().out.partition("To continue:\n")[2].strip()
     assert not again.endswith("--resume")
-    assert 2 <= len(fsio.read_lines(cache / "shards.jsonl")) < 6
+    assert 2 <= len(files.read_lines(cache / "shards.jsonl")) < 6
     assert not (cache / "manifest.json").exists()
     assert exit_code(*shlex.split(again)[1:]) == 0
     now, then = tree(cache), tree(tiny_cache)

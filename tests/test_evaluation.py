@@ -15,7 +15,7 @@ from run_miniatures import STUDENT, assert_same, fgkd, rows, saved
 from scipy import stats
 from timm.data import create_transform, resolve_model_data_config
 
-from fgkd import engine
+from fgkd.training import loop
 from stages import evaluate as stage
 
 FIELDS = {
@@ -147,15 +147,15 @@ def test_a_student_alone_is_compared_with_the_stored_validation_logits(
 
 
 class Recorder:
-    """Stands in for `engine.fit`: passes it on, keeping the batches and the first weights."""
+    """Stands in for `loop.fit`: passes it on, keeping the batches and the first weights."""
 
     def __init__(self) -> None:
         self.batches: list[tuple[np.ndarray, torch.Tensor, torch.Tensor]] = []
         self.first: dict[str, torch.Tensor] = {}
         self.with_targets: set[bool] = set()
-        self._fit = engine.fit
+        self._fit = loop.fit
 
-    def __call__(self, state: engine.State, *, batches: Any, **more: Any) -> Any:
+    def __call__(self, state: loop.State, *, batches: Any, **more: Any) -> Any:
         self.first = {name: value.clone() for name, value in state.model.state_dict().items()}
         return self._fit(state, batches=map(self._keep, batches), **more)
 
@@ -169,7 +169,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch, output: Path, *source: object) -> 
     """Train a student for 3 epochs and say what it was shown."""
     recorder = Recorder()
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "fit", recorder)
+        patch.setattr(loop, "fit", recorder)
         fgkd(
             *("train-student", *source, *STUDENT, "--output", output, "--epochs", 3),
             *("--batch-size", 16, "--lr", 5e-3, "--workers", 0),

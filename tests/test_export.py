@@ -20,8 +20,9 @@ from test_models import CLASSES, DEIT, build, images
 from test_validation import write_run
 from test_weights import perturb, timm_logits, trained
 
-from fgkd import export, models
+from fgkd import models
 from fgkd.errors import FgkdError
+from fgkd.models import export
 
 Asked = tuple[Callable[[np.ndarray], np.ndarray], dict[str, str]]
 

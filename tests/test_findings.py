@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from fgkd import metrics
+from fgkd.evaluation import metrics
 from fgkd.report import findings
 from fgkd.report.findings import Answers
 

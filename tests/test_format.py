@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import xxhash
 
-from fgkd.cache.store import Writer
+from fgkd.cache.writer import Writer
 
 CLASSES, VIEWS, SAMPLES = 12, 3, 7
 
@@ -150,7 +150,7 @@ def test_page_suffices(tmp_path: Path, format: str, encoding: dict[str, Any], mi
 
 
 def test_digest_by_the_page() -> None:
-    from fgkd.views import pixel_digest
+    from fgkd.views.transforms import pixel_digest
 
     image = np.arange(32 * 30 * 3, dtype=np.uint8).reshape(32, 30, 3)
     assert pixel_digest(image) == xxhash.xxh3_64(image.tobytes(), seed=32 * 2**32 + 30).intdigest()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fgkd import fsio
+from fgkd import files
 from fgkd.errors import FgkdError
 
 
@@ -19,10 +19,10 @@ def test_a_stopped_writer_leaves_the_old_file_and_nothing_else(
     tmp_path: Path, stop: BaseException
 ) -> None:
     path = tmp_path / "file"
-    fsio.write_text(path, "old")
+    files.write_text(path, "old")
 
     def write_half() -> None:
-        with fsio.replacing(path) as partial:
+        with files.replacing(path) as partial:
             partial.write_text("half")
             raise stop
 
@@ -42,12 +42,12 @@ def test_a_failed_write_names_file_and_reason(
         raise OSError(number, os.strerror(number))
 
     path = tmp_path / "sub" / "file"
-    fsio.write_text(path, "old")
+    files.write_text(path, "old")
     with monkeypatch.context() as patch:
         patch.setattr(call, fail)
         with pytest.raises(FgkdError) as caught:
-            fsio.write_text(path, "new")
-    assert caught.value.what == f"cannot write {path}: {os.strerror(number)}"
+            files.write_text(path, "new")
+    assert caught.value.message == f"cannot write {path}: {os.strerror(number)}"
     assert caught.value.hint.startswith(f"df -h {path.parent}")
     assert path.read_text() == "old"
     assert [p.name for p in path.parent.iterdir()] == ["file"]
@@ -69,22 +69,22 @@ def test_the_content_is_synced_before_it_gets_its_name(
 
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(os, "replace", replace)
-    fsio.write_bytes(tmp_path / "f", b"x")
+    files.write_bytes(tmp_path / "f", b"x")
     assert calls == ["fsync f.partial", "rename f.partial f", f"fsync {tmp_path.name}"]
 
 
 def test_a_folder_in_the_way_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(FgkdError, match=r"cannot write .*: .* is a file"):
-        fsio.write_text(tmp_path / "file" / "below", "x")
+        files.write_text(tmp_path / "file" / "below", "x")
 
 
 def test_journal_round_trip(tmp_path: Path) -> None:
     path, rows = tmp_path / "sub" / "j", [{"a": 1}, {"é": [1.5, None]}, {"b": "two\nlines"}]
-    assert fsio.read_lines(path) == []
+    assert files.read_lines(path) == []
     for row in rows:
-        fsio.append_line(path, row)
-    assert fsio.read_lines(path) == rows
+        files.append_line(path, row)
+    assert files.read_lines(path) == rows
     assert path.read_text().count("\n") == 3
 
 
@@ -94,45 +94,45 @@ def test_a_journal_cut_anywhere_in_its_last_line_loses_that_line_alone(
 ) -> None:
     path = tmp_path / "j"
     for row in ({"step": 1}, {"step": "zwö"}):
-        fsio.append_line(path, row)
+        files.append_line(path, row)
     whole = path.read_bytes()
     path.write_bytes(whole[:-cut])
-    assert fsio.read_lines(path) == [{"step": 1}]
-    fsio.append_line(path, {"step": 3})
-    last = fsio.read_lines(path)[-1]
+    assert files.read_lines(path) == [{"step": 1}]
+    files.append_line(path, {"step": 3})
+    last = files.read_lines(path)[-1]
     assert last == {"step": 3}
-    assert fsio.read_lines(path)[0] == {"step": 1}
+    assert files.read_lines(path)[0] == {"step": 1}
 
 
 def test_trim_lines_keeps_order_and_drops_the_cut_line(tmp_path: Path) -> None:
     path = tmp_path / "j"
-    fsio.trim_lines(path, lambda row: True)
+    files.trim_lines(path, lambda row: True)
     assert not path.exists()
     for step in (3, 1, 2):
-        fsio.append_line(path, {"step": step})
+        files.append_line(path, {"step": step})
     path.write_bytes(path.read_bytes() + b'{"step": 0')
-    fsio.trim_lines(path, lambda row: row["step"] != 1)
+    files.trim_lines(path, lambda row: row["step"] != 1)
     assert path.read_text() == '{"step": 3}\n{"step": 2}\n'
 
 
 def test_json_round_trip_and_errors(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     with pytest.raises(FgkdError, match=r"no thing at .*x\.json"):
-        fsio.read_json(path, "thing")
-    fsio.write_json(path, {"b": 1, "a": "é"})
-    assert fsio.read_json(path, "thing") == {"b": 1, "a": "é"}
+        files.read_json(path, "thing")
+    files.write_json(path, {"b": 1, "a": "é"})
+    assert files.read_json(path, "thing") == {"b": 1, "a": "é"}
     assert list(json.loads(path.read_text())) == ["b", "a"]
     for damaged in (b'{"b": 1', b"\xff\xfe", b""):
         path.write_bytes(damaged)
         with pytest.raises(FgkdError, match=r"thing .*x\.json is damaged") as caught:
-            fsio.read_json(path, "thing")
+            files.read_json(path, "thing")
         assert caught.value.hint
 
 
 def test_fingerprint_is_of_the_value_not_of_its_order() -> None:
-    one = fsio.fingerprint({"a": 1, "b": [1.5, "é"]})
-    assert one == fsio.fingerprint({"b": [1.5, "é"], "a": 1})
-    assert one != fsio.fingerprint({"a": 1, "b": [1.5, "e"]})
+    one = files.fingerprint({"a": 1, "b": [1.5, "é"]})
+    assert one == files.fingerprint({"b": [1.5, "é"], "a": 1})
+    assert one != files.fingerprint({"a": 1, "b": [1.5, "e"]})
     assert one == "2bb202b35963ad9e57f87e5828e072cc53f4720ecd10a7d625f850411a31c4c6"
 
 
@@ -142,14 +142,14 @@ def test_json_in_pieces_is_the_whole_text(num: int, tmp_path: Path) -> None:
     pairs = [[i, 0.1] for i in range(num)]
     value = {"é": {}, "b": [f'"é{i}' for i in range(num)], "a": {"z": pairs}}
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    assert fsio.fingerprint(value) == hashlib.sha256(text.encode()).hexdigest()
-    fsio.write_json(tmp_path / "x.json", value, indent=None)
+    assert files.fingerprint(value) == hashlib.sha256(text.encode()).hexdigest()
+    files.write_json(tmp_path / "x.json", value, indent=None)
     assert (tmp_path / "x.json").read_text() == json.dumps(value, ensure_ascii=False) + "\n"
 
 
 def test_sha256(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"abc" * 100_000)
-    assert fsio.sha256(tmp_path / "f") == hashlib.sha256(b"abc" * 100_000).hexdigest()
+    assert files.sha256(tmp_path / "f") == hashlib.sha256(b"abc" * 100_000).hexdigest()
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_sha256(tmp_path: Path) -> None:
     ],
 )
 def test_human_bytes(n: float, text: str) -> None:
-    assert fsio.human_bytes(n) == text
+    assert files.human_bytes(n) == text
 
 
 @pytest.mark.parametrize(
@@ -171,22 +171,22 @@ def test_human_bytes(n: float, text: str) -> None:
     [(0.4, "0s"), (59.6, "1m00s"), (95, "1m35s"), (3599.6, "1h00m"), (90061, "25h01m")],
 )
 def test_human_time(s: float, text: str) -> None:
-    assert fsio.human_time(s) == text
+    assert files.human_time(s) == text
 
 
 def test_numbers_of_a_journal(tmp_path: Path) -> None:
-    fsio.append_line(tmp_path / "j", {"epoch": 1, "loss": 0.5, "stage": "x", "parts": [1]})
-    assert fsio.read_numbers(tmp_path / "j") == [{"epoch": 1, "loss": 0.5}]
+    files.append_line(tmp_path / "j", {"epoch": 1, "loss": 0.5, "stage": "x", "parts": [1]})
+    assert files.read_numbers(tmp_path / "j") == [{"epoch": 1, "loss": 0.5}]
     with pytest.raises(FgkdError, match=r"cannot read .*: Is a directory"):
-        fsio.read_lines(tmp_path)
+        files.read_lines(tmp_path)
 
 
 def test_a_hint_looks_at_a_folder_that_is_there(tmp_path: Path) -> None:
-    error = fsio.write_error(tmp_path / "no" / "such" / "file", OSError(errno.EROFS, "read-only"))
+    error = files.write_error(tmp_path / "no" / "such" / "file", OSError(errno.EROFS, "read-only"))
     assert error.hint.startswith(f"df -h {tmp_path};")
     (tmp_path / "x.partial").mkdir()
     with pytest.raises(FgkdError, match=r"x\.partial is a folder") as caught:
-        fsio.write_text(tmp_path / "x", "new")
+        files.write_text(tmp_path / "x", "new")
     assert "move away what is in the way" in caught.value.hint
 
 
@@ -195,7 +195,7 @@ def test_a_hint_looks_at_a_folder_that_is_there(tmp_path: Path) -> None:
 )
 def test_results_are_replaced(tmp_path: Path, begin: bytes) -> None:
     (tmp_path / "x.json").write_bytes(begin)
-    fsio.claim_option(str(tmp_path / "x.json"), "--json")
+    files.claim_option(str(tmp_path / "x.json"), "--json")
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_other_files_are_not_replaced_by_results(tmp_path: Path, begin: bytes) -
     path = tmp_path / "x.json"
     path.write_bytes(begin)
     with pytest.raises(FgkdError, match="holds no results of fgkd"):
-        fsio.claim_option(str(path), "--json")
+        files.claim_option(str(path), "--json")
     assert path.read_bytes() == begin
 
 
@@ -216,7 +216,7 @@ def test_a_device_a_pipe_and_a_link_are_not_replaced_by_a_file(tmp_path: Path) -
     link.symlink_to(tmp_path / "elsewhere")
     for path in (pipe, link, Path("/dev/null")):
         with pytest.raises(FgkdError, match=r"it is no regular file|it is a symbolic link"):
-            fsio.claim_option(str(path), "--json")
+            files.claim_option(str(path), "--json")
     with pytest.raises(FgkdError, match="it is no regular file"):
-        fsio.write_text(pipe, "x")
+        files.write_text(pipe, "x")
     assert pipe.is_fifo()

@@ -15,8 +15,8 @@ from PIL import Image
 from run_miniatures import fgkd
 from test_cli import run as command
 
-from fgkd import views
 from fgkd.cache.reader import Reader
+from fgkd.views import transforms
 
 MIXED = ("--mixup", "0.8", "--cutmix", "1.0", "--aug-recipe", "light", "--color-jitter", "0.3")
 
@@ -58,7 +58,7 @@ def assert_digests(page: Outline, cache: Path, num_views: int) -> None:
     slabs = [reader.slab(view)["digests"] for view in range(num_views)]
     for i, (view, pixels) in enumerate(pictures):
         row = reader.identity["train"]["keys"].index(keys[i // num_views])
-        assert views.pixel_digest(pixels) == slabs[view][row]
+        assert transforms.pixel_digest(pixels) == slabs[view][row]
     reader.close()
     total = 8 * num_views
     assert f"The pixels of {total} of {total} views are those the teacher saw" in page.text

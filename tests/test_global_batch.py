@@ -27,7 +27,7 @@ from test_training_options import state_of
 from torch import Tensor, nn
 
 from fgkd import data, losses
-from fgkd.batch import Batch
+from fgkd.loading.batch import Batch
 from fgkd.losses import distill_loss, task_loss
 
 RUN = ("--epochs", 2, "--batch-size", 16, "--workers", 0, "--opt", "sgd", "--lr", 0.05)

@@ -9,14 +9,17 @@ from pathlib import Path
 import pytest
 from data_miniatures import open_error, write_cub
 from failures import Fails, make_fails
+from fgkd.config.results import EvaluateConfig
 from run_miniatures import fgkd
 
-from fgkd import fsio, rundir, views
+from fgkd import files
+from fgkd.config import args_file
 from fgkd.data import DATASETS, open_dataset, with_boxes
-from fgkd.data.images import decode_rgb
+from fgkd.data.decoding import decode_rgb
 from fgkd.errors import FgkdError, quoted
 from fgkd.report import page
-from fgkd.results_config import EvaluateConfig
+from fgkd.training import run_folder
+from fgkd.views import recipes
 from stages import evaluate
 
 
@@ -33,7 +36,7 @@ def test_a_path_is_one_word_of_a_shell(name: str) -> None:
 
 def test_a_hint_quotes_its_path(tmp_path: Path) -> None:
     with pytest.raises(FgkdError) as error:
-        rundir.load_yaml(tmp_path / "my runs" / "args.yaml")
+        args_file.load_yaml(tmp_path / "my runs" / "args.yaml")
     assert shlex.split(error.value.hint) == ["ls", "-l", str(tmp_path / "my runs" / "args.yaml")]
 
 
@@ -141,7 +144,7 @@ def test_a_link_to_a_folder_is_not_replaced_by_a_file(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "data")
     with pytest.raises(FgkdError, match="it is a folder"):
-        fsio.write_text(tmp_path / "link", "x")
+        files.write_text(tmp_path / "link", "x")
     assert (tmp_path / "link").is_symlink()
     assert not list(tmp_path.glob("*.partial"))
 
@@ -149,7 +152,7 @@ def test_a_link_to_a_folder_is_not_replaced_by_a_file(tmp_path: Path) -> None:
 def test_a_cache_given_as_a_run_is_named(tmp_path: Path) -> None:
     (tmp_path / "identity.json").touch()
     with pytest.raises(FgkdError, match="is a cache, not a run"):
-        rundir.read(tmp_path)
+        run_folder.read(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +177,7 @@ def test_a_run_given_as_a_cache_is_named_with_its_cache(
 def test_a_cache_folder_in_the_way_is_not_to_be_resumed(tmp_path: Path) -> None:
     (tmp_path / "x").touch()
     with pytest.raises(FgkdError) as error:
-        rundir.claim(tmp_path, overwrite=False, may_continue=False, resume=False)
+        files.claim_folder(tmp_path, overwrite=False, may_continue=False, resume=False)
     assert error.value.hint.startswith("--overwrite to move it to")
 
 
@@ -186,7 +189,7 @@ def test_a_page_into_a_file_is_refused(tmp_path: Path) -> None:
 
 def test_the_hint_of_a_range_is_two_words_as_click_takes_them() -> None:
     with pytest.raises(FgkdError) as error:
-        views.recipe_from("light", {"crop_scale": (0.9, 0.1)}, chiral=False)
+        recipes.recipe_from("light", {"crop_scale": (0.9, 0.1)}, chiral=False)
     assert len(error.value.hint.split()) == 3
 
 

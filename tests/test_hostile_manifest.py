@@ -13,10 +13,10 @@ from hostile import BACKENDS, JSON, explained, frugal, valid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fgkd import fsio
+from fgkd import files
 from fgkd.cache.reader import Reader
 from fgkd.errors import FgkdError
-from fgkd.fsio import fingerprint
+from fgkd.files import fingerprint
 from stages import inspect_cache
 
 
@@ -51,7 +51,7 @@ def test_manifests_that_vouch_for_anything(name: str, data: st.DataObject) -> No
         for path, content in valid(name).items():
             (cache / path).parent.mkdir(exist_ok=True)
             (cache / path).write_bytes(content)
-        fsio.write_json(cache / "manifest.json", held)
+        files.write_json(cache / "manifest.json", held)
         with frugal():
             try:
                 use(cache)

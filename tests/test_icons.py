@@ -78,7 +78,7 @@ def test_icons_are_unpacked_once(icons_dir: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_icons_refuse_a_foreign_folder(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").touch()
-    assert "is not an icon set" in open_error(f"icons:{tmp_path}").what
+    assert "is not an icon set" in open_error(f"icons:{tmp_path}").message
     assert os.listdir(tmp_path) == ["mine.txt"]
 
 
@@ -89,14 +89,14 @@ def test_icons_refuse_a_damaged_copy(few_icons: Path, tmp_path: Path) -> None:
     whole = image.read_bytes()
     image.write_bytes(whole[:-9])
     error = open_error(f"icons:{root}")
-    assert image.name in error.what
+    assert image.name in error.message
     assert error.hint.startswith(f"rm -r {root} ")
     image.unlink()
-    assert image.name in open_error(f"icons:{root}").what
+    assert image.name in open_error(f"icons:{root}").message
     image.write_bytes(whole)
     open_dataset([f"icons:{root}"])
     (root / icons.MARKER).write_text("an older archive")
-    assert "another version" in open_error(f"icons:{root}").what
+    assert "another version" in open_error(f"icons:{root}").message
 
 
 def test_icons_interrupted_unpack_leaves_nothing(

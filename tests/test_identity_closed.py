@@ -12,8 +12,8 @@ from failures import Fails, copy_data, exit_code, first_image, make_fails
 from run_miniatures import STUDENT, fgkd, tree
 from safetensors.torch import load_file, save_file
 
-from fgkd import fsio
-from fgkd.fsio import fingerprint
+from fgkd import files
+from fgkd.files import fingerprint
 
 Change = Callable[[Path], None]
 
@@ -216,12 +216,12 @@ def test_the_format_version(
 ) -> None:
     """Of an earlier or a later fgkd: nothing of it is read, nothing is added."""
     said = f"format_version: {version} -> 2"
-    identity = fsio.read_json(cache / "identity.json", "identity") | {"format_version": version}
-    fsio.write_json(cache / "identity.json", identity)
+    identity = files.read_json(cache / "identity.json", "identity") | {"format_version": version}
+    files.write_json(cache / "identity.json", identity)
     assert said in fails(*again(cache, "--views", 3))
-    held = fsio.read_json(cache / "manifest.json", "manifest")
+    held = files.read_json(cache / "manifest.json", "manifest")
     held |= {"identity": identity, "identity_sha256": fingerprint(identity)}
-    fsio.write_json(cache / "manifest.json", held)
+    files.write_json(cache / "manifest.json", held)
     assert said in fails(*student(cache))
     assert said in verify_says(capsys, cache)
 
@@ -230,12 +230,12 @@ def test_an_identity_that_was_edited(
     fails: Fails, capsys: pytest.CaptureFixture[str], cache: Path
 ) -> None:
     """Without its hash; with its hash, the shards are another cache's."""
-    held = fsio.read_json(cache / "manifest.json", "manifest")
+    held = files.read_json(cache / "manifest.json", "manifest")
     held["identity"]["views"]["seed"] = 1
-    fsio.write_json(cache / "manifest.json", held)
+    files.write_json(cache / "manifest.json", held)
     assert "its identity does not hash to identity_sha256" in fails(*student(cache))
     assert "its identity does not hash" in verify_says(capsys, cache)
     held["identity_sha256"] = fingerprint(held["identity"])
-    fsio.write_json(cache / "manifest.json", held)
+    files.write_json(cache / "manifest.json", held)
     assert "it is of another cache's identity" in fails(*student(cache))
     assert "it is of another cache's identity" in verify_says(capsys, cache)

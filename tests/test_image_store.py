@@ -18,12 +18,12 @@ from torchvision.transforms.v2 import functional
 
 from fgkd.cache import manifest
 from fgkd.data import Samples
-from fgkd.data.images import decode_rgb
+from fgkd.data.decoding import decode_rgb
+from fgkd.data.image_store import ImageStore, estimate_bytes
 from fgkd.errors import FgkdError
-from fgkd.fetch import Fetcher, KeyedView, Request
-from fgkd.image_store import ImageStore, estimate_bytes
-from fgkd.views import RECIPES, ViewRecipe
-from fgkd.workers import fetch
+from fgkd.loading.workers import render
+from fgkd.views.recipes import RECIPES, ViewRecipe
+from fgkd.views.rendering import KeyedView, Request, ViewRenderer
 
 SIDE = 24
 SIZES = ((40, 30), (30, 41), (24, 24), (10, 50), (25, 97), (64, 64))  # width, height
@@ -93,7 +93,7 @@ def test_bytes_are_estimated_from_some_headers(
     store = ImageStore(tmp_path / "store", samples, SIDE)
     store.build(2)
     assert estimate_bytes(samples, SIDE) == pytest.approx(store.pixels_bytes, rel=0.05)
-    monkeypatch.setattr("fgkd.image_store.HEADERS", 8)
+    monkeypatch.setattr("fgkd.data.image_store.HEADERS", 8)
     few = estimate_bytes(samples, SIDE)
     assert 0.5 < few / store.pixels_bytes < 2
     assert few != store.pixels_bytes
@@ -111,7 +111,7 @@ def test_views_of_a_store_are_those_of_its_images_shrunk_on_the_fly(built: Image
     for side, store in ((SIDE, None), (SIDE, built), (None, None)):
         view = KeyedView(built.samples, RECIPES["light"], 0, side)
         answers.append(
-            [next(fetch(Fetcher(view, [16], store=store), [request], n)) for n in (0, 1)]
+            [next(render(ViewRenderer(view, [16], store=store), [request], n)) for n in (0, 1)]
         )
     for here, there in answers:
         assert torch.equal(here.images[0], there.images[0])
@@ -133,7 +133,7 @@ def test_a_stale_store_is_refused(built: ImageStore, tmp_path: Path) -> None:
         with pytest.raises(FgkdError, match="is of other images") as caught:
             reopened(built, **changes)
         assert caught.value.hint.startswith(f"rm -r {built.folder}")
-        return caught.value.what
+        return caught.value.message
 
     samples = built.samples
     hashes = manifest.describe_samples(samples)["hashes"]
@@ -196,7 +196,7 @@ def test_a_file_system_without_locks(
     store = ImageStore(built.folder / "new", built.samples, SIDE)
     with pytest.raises(FgkdError, match="its file system has no locks") as caught:
         store.build(1)
-    assert os.strerror(number) in caught.value.what
+    assert os.strerror(number) in caught.value.message
     assert caught.value.hint.startswith("--image-store with a folder on another disk")
     assert list(store.folder.iterdir()) == []
     opened = reopened(built)
@@ -229,8 +229,8 @@ def test_unreadable_images(samples: Samples, tmp_path: Path) -> None:
     store = ImageStore(tmp_path / "store", samples, SIDE)
     store.build(2, skip_bad=True)
     assert set(reopened(store).bad) == {"1.jpg", "4.jpg"}
-    fetcher = Fetcher(KeyedView(samples, ViewRecipe(), 0, SIDE), [16], None, True, store)
-    answer = next(fetch(fetcher, [Request(np.arange(6), [0])], 0))
+    renderer = ViewRenderer(KeyedView(samples, ViewRecipe(), 0, SIDE), [16], None, True, store)
+    answer = next(render(renderer, [Request(np.arange(6), [0])], 0))
     assert answer.rows.tolist() == [0, 2, 3, 5]
     assert [key for key, _ in answer.bad] == ["1.jpg", "4.jpg"]
     with pytest.raises(FgkdError, match="cannot read image"):

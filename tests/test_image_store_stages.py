@@ -19,9 +19,9 @@ from run_miniatures import (
     tree,
 )
 
-from fgkd import fsio
+from fgkd import files
 from fgkd.cache.reader import Reader
-from fgkd.fsio import fingerprint
+from fgkd.files import fingerprint
 
 SIDE = ("--image-store-side", 24)
 
@@ -116,7 +116,7 @@ def test_a_dry_run_says_the_bytes_of_a_store(
     assert size > 0.9 * sum(path.stat().st_size for path in there.iterdir())
     data, out = ("--data", f"folder:{tiny_data}"), ("--output", tmp_path / "out")
     small = ("--workers", 0, "--batch-size", 16, "--epochs", 1)
-    shown = fsio.human_bytes(size)
+    shown = files.human_bytes(size)
     for command, side in (
         (("train-teacher", *TEACHER, *data, *small), SIDE),
         (("train-student", *STUDENT, "--cache", caches["hdf5"], *small), ()),
@@ -200,7 +200,12 @@ def test_no_bounding_boxes_of_shrunk_images(tiny_data: Path, fails: Fails, tmp_p
     assert not (tmp_path / "out").exists()
 
 
-POINTS = (("fgkd.image_store.shrink", 50), ("os.replace", 3), ("os.fsync", 6), ("os.replace", 4))
+POINTS = (
+    ("fgkd.data.image_store.shrink", 50),
+    ("os.replace", 3),
+    ("os.fsync", 6),
+    ("os.replace", 4),
+)
 
 
 def test_killed_while_the_store_is_written(tiny_data: Path, tmp_path: Path) -> None:

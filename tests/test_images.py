@@ -13,7 +13,7 @@ from data_miniatures import (
 )
 from PIL import Image
 
-from fgkd.data.images import MAX_PIXELS, decode_pil, decode_rgb
+from fgkd.data.decoding import MAX_PIXELS, decode_pil, decode_rgb
 from fgkd.errors import FgkdError
 
 REPO = Path(__file__).parent.parent
@@ -93,8 +93,8 @@ def test_decode_scales_16_bit(kind: str) -> None:
 def test_undecodable(data: bytes, reason: str) -> None:
     with pytest.raises(FgkdError) as caught:
         decode_rgb(data, "train/a/b.jpg")
-    assert "train/a/b.jpg" in caught.value.what
-    assert reason in caught.value.what
+    assert "train/a/b.jpg" in caught.value.message
+    assert reason in caught.value.message
     assert "--skip-bad-images" in caught.value.hint
 
 

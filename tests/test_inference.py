@@ -8,9 +8,10 @@ import pytest
 import torch
 from test_models import build, images
 
-from fgkd import distributed, inference
+from fgkd import distributed
 from fgkd.data import open_dataset
-from fgkd.fetch import clean_fetcher
+from fgkd.evaluation import inference
+from fgkd.views.rendering import clean_renderer
 
 CPU = torch.device("cpu")
 
@@ -36,18 +37,18 @@ def test_evaluate_counts_every_image_once(
 ) -> None:
     samples = open_dataset([f"folder:{tiny_data}"]).splits["test"]
     model = build()
-    fetcher = clean_fetcher(samples, model.config, False)
+    renderer = clean_renderer(samples, model.config, False)
     monkeypatch.setenv("WORLD_SIZE", str(world))
     monkeypatch.setattr(distributed, "gather", lambda value: [value])
     rows, logits = [], []
     for rank in range(world):
         monkeypatch.setenv("RANK", str(rank))
-        found = inference.evaluate(model, fetcher, batch_size=batch_size, workers=0, device=CPU)
+        found = inference.evaluate(model, renderer, batch_size=batch_size, workers=0, device=CPU)
         rows += found[0].tolist()
         logits.append(found[1])
         assert found[2] == []
     assert rows == list(range(len(samples)))
     monkeypatch.setenv("WORLD_SIZE", "1")
     monkeypatch.setenv("RANK", "0")
-    whole = inference.evaluate(model, fetcher, batch_size=100, workers=0, device=CPU)
+    whole = inference.evaluate(model, renderer, batch_size=100, workers=0, device=CPU)
     torch.testing.assert_close(torch.cat(logits), whole[1], atol=1e-5, rtol=0)

@@ -24,8 +24,9 @@ from cache_miniatures import (
 )
 from run_miniatures import fgkd
 
-from fgkd import metrics, plan, targets
-from fgkd.cache import stats
+from fgkd.cache import encodings, stats
+from fgkd.evaluation import metrics
+from fgkd.views import orders
 
 LABELS = np.array(IDENTITY["train"]["labels"])  # one of them is -1
 DOMAINS = np.array([i % 3 == 0 for i in range(NUM_TRAIN)], np.int64)
@@ -99,7 +100,7 @@ def test_ratio_of_the_two_best_logits(report: dict[str, Any]) -> None:
     """The median over shards of each one's median: between the shards' own."""
     two = np.sort(by_hand(), axis=-1)[..., -2:]
     ratios = two[..., 1] / two[..., 0]
-    medians = [np.median(ratios[:, rows]) for rows in plan.blocks(4, NUM_TRAIN, 8)]
+    medians = [np.median(ratios[:, rows]) for rows in orders.blocks(4, NUM_TRAIN, 8)]
     found = report["teacher"]["top1_top2_ratio"]
     if report["shards"] == 3:
         assert found == pytest.approx(np.median(medians), rel=1e-6)
@@ -120,13 +121,13 @@ def test_suspects(report: dict[str, Any]) -> None:
         assert suspect["confidence"] == pytest.approx(p[:, row].min(), rel=1e-6)
 
 
-@pytest.mark.parametrize("name", targets.ENCODINGS)
+@pytest.mark.parametrize("name", encodings.ENCODINGS)
 def test_divergence_of_the_encoding(name: str, tmp_path: Path) -> None:
     """KL(teacher || stored) at each temperature that the encoding has."""
     encoding = encoding_of(name)
     cache = write_cache(tmp_path / "cache", views=VIEWS, encoding=encoding)
     found = inspect(cache)["teacher"]["encoding_kl"]
-    codec = targets.Codec(name, NUM_CLASSES, encoding["top_k"], tuple(encoding["temperatures"]))
+    codec = encodings.Codec(name, NUM_CLASSES, encoding["top_k"], tuple(encoding["temperatures"]))
     assert list(found) == (["1", "2"] if name == "topk" else ["1", "2", "4"])
     logits = by_hand()
     labels = np.broadcast_to(LABELS, logits.shape[:2])[..., None]
@@ -215,7 +216,7 @@ def test_no_labels_at_all_or_one(labels: list[int], tmp_path: Path) -> None:
 
 def test_a_teacher_that_knows_nothing() -> None:
     """Equal logits: no ratio, full entropy, every figure finite."""
-    codec, zeros = targets.Codec("dense", 4), np.zeros((2, 3, 4), np.float32)
+    codec, zeros = encodings.Codec("dense", 4), np.zeros((2, 3, 4), np.float32)
     arrays = codec.encode(zeros, np.zeros((2, 3, 1), np.int64))
     of_each = stats.of_targets(zeros, np.zeros((2, 3), np.int64), codec, arrays)
     found = stats.of_shard(of_each, np.zeros(3, np.int64), np.zeros(3, np.int64), list("abc"))

@@ -24,24 +24,24 @@ from run_miniatures import (
 # Where one training dies, and dies again after each resume: 3 epochs x 7 steps, saved every 3.
 STUDENT_POINTS: list[Point] = [
     ("os.fsync", 1),  # inside the first file of the run
-    ("fgkd.rundir.save_args", 1),  # run.json is there, args.yaml is not
-    ("fgkd.optim.clip_grad", 2),  # before the first checkpoint
+    ("fgkd.config.args_file.save_args", 1),  # run.json is there, args.yaml is not
+    ("fgkd.training.optim.clip_grad", 2),  # before the first checkpoint
     ("os.replace", 1),  # the first checkpoint is written but not yet in place
-    ("fgkd.optim.clip_grad", 5),  # inside epoch 0, two steps after a checkpoint
-    ("fgkd.checkpoint.to_cpu", 1),  # epoch 0 is evaluated, nothing of it kept
-    ("fgkd.models.export", 1),  # best.pt is new, model/ is not there
+    ("fgkd.training.optim.clip_grad", 5),  # inside epoch 0, two steps after a checkpoint
+    ("fgkd.training.checkpoint.to_cpu", 1),  # epoch 0 is evaluated, nothing of it kept
+    ("fgkd.models.save", 1),  # best.pt is new, model/ is not there
     ("os.replace", 3),  # model.safetensors is there, its config.json is not
-    ("fgkd.fsio.append_line", 1),  # the best model is kept, the epoch's row is not
-    ("fgkd.fsio.append_line", 2),  # metrics.jsonl has the row, timings.jsonl does not
-    ("fgkd.fsio.write_text", 1),  # the row is there, summary.csv is old
-    ("fgkd.optim.clip_grad", 6),  # inside epoch 1, the rows of epoch 0 are there
-    ("fgkd.checkpoint.save", 3),  # all of epoch 1 is written but its checkpoint
+    ("fgkd.files.append_line", 1),  # the best model is kept, the epoch's row is not
+    ("fgkd.files.append_line", 2),  # metrics.jsonl has the row, timings.jsonl does not
+    ("fgkd.files.write_text", 1),  # the row is there, summary.csv is old
+    ("fgkd.training.optim.clip_grad", 6),  # inside epoch 1, the rows of epoch 0 are there
+    ("fgkd.training.checkpoint.save", 3),  # all of epoch 1 is written but its checkpoint
     ("os.fsync", 4),  # inside a checkpoint of epoch 2
 ]
 WORKER_POINTS: list[Point] = [
-    ("fgkd.optim.clip_grad", 5),
-    ("fgkd.checkpoint.save", 3),
-    ("fgkd.optim.clip_grad", 4),
+    ("fgkd.training.optim.clip_grad", 5),
+    ("fgkd.training.checkpoint.save", 3),
+    ("fgkd.training.optim.clip_grad", 4),
 ]
 
 
@@ -121,9 +121,9 @@ def test_a_teacher_killed_and_continued_ends_as_the_unbroken_one(
 
     fgkd(*teacher(tmp_path / "unbroken"))
     points = [
-        ("fgkd.optim.clip_grad", 5),
-        ("fgkd.fsio.append_line", 2),
-        ("fgkd.optim.clip_grad", 6),
+        ("fgkd.training.optim.clip_grad", 5),
+        ("fgkd.files.append_line", 2),
+        ("fgkd.training.optim.clip_grad", 6),
     ]
     continue_through(points, teacher(tmp_path / "broken"))
     assert_same_run(tmp_path / "broken", tmp_path / "unbroken")

@@ -10,7 +10,8 @@ import pytest
 import torch
 from scipy import stats
 
-from fgkd import intervals, metrics, rng
+from fgkd import rng
+from fgkd.evaluation import intervals, metrics
 
 K = 6
 RNG = np.random.default_rng(1)

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from run_miniatures import TEACHER, fgkd
 
-from fgkd.data import DATASETS, Dataset, Samples, leaks, open_dataset
+from fgkd.data import DATASETS, Dataset, Samples, duplicates, open_dataset
 
 
 def copy(root: Path, source: str, target: str) -> None:
@@ -46,7 +46,7 @@ LABEL_LINE = (
 
 
 def test_found_and_named(leaky: Path) -> None:
-    lines = leaks.warnings(DATASETS["folder"](leaky))
+    lines = duplicates.warnings(DATASETS["folder"](leaky))
     assert lines == [
         "warning: 1 of val's images are in train too, byte for byte: "
         "val/class 2/copied.png = train/class 2/im.0.png",
@@ -57,7 +57,7 @@ def test_found_and_named(leaky: Path) -> None:
 
 def test_nothing_to_say(tmp_path: Path) -> None:
     write_folder(tmp_path)
-    assert leaks.warnings(DATASETS["folder"](tmp_path)) == []
+    assert duplicates.warnings(DATASETS["folder"](tmp_path)) == []
 
 
 def test_many_are_counted_and_few_named(tmp_path: Path) -> None:
@@ -65,9 +65,9 @@ def test_many_are_counted_and_few_named(tmp_path: Path) -> None:
     for number in range(5):
         suffix = "JPG" if number % 2 else "png"
         copy(tmp_path, f"train/class 1/im.{number}.{suffix}", f"test/class 1/x{number}.jpg")
-    (line,) = leaks.warnings(DATASETS["folder"](tmp_path))
+    (line,) = duplicates.warnings(DATASETS["folder"](tmp_path))
     assert line.startswith("warning: 5 of test's images are in train too")
-    assert line.count(" = ") == leaks.NAMED
+    assert line.count(" = ") == duplicates.NAMED
     assert line.endswith(", ...")
 
 
@@ -78,7 +78,7 @@ def test_inside_tars(tmp_path: Path) -> None:
     first = 1000 * list(TAR_SIZES).index("test")
     with webdataset.ShardWriter(f"{tmp_path}/train-9%05d.tar", verbose=0) as writer:
         writer.write(tar_sample(0, first))  # the first test image
-    (line,) = leaks.warnings(DATASETS["webdataset"](tmp_path))
+    (line,) = duplicates.warnings(DATASETS["webdataset"](tmp_path))
     assert "warning: 1 of test's images are in train too" in line
     assert f"test-000000.tar/birds/0_{first:04d}.png = train-900000.tar/" in line
 
@@ -87,7 +87,7 @@ def test_files_that_cannot_be_read_are_left_to_those_who_need_them(leaky: Path) 
     dataset = DATASETS["folder"](leaky)
     (leaky / "test/class 0/copied.png").unlink()
     (leaky / "val/class 2/copied.png").write_bytes(b"")
-    lines = leaks.warnings(dataset)
+    lines = duplicates.warnings(dataset)
     assert "1 of test's images" in lines[0]
     assert lines[1:] == [LABEL_LINE]
 
@@ -100,14 +100,14 @@ def test_most_files_are_not_read(leaky: Path, monkeypatch: pytest.MonkeyPatch) -
         Samples, "read", lambda self, i: read.append(self.keys[i]) or whole(self, i)
     )
     dataset = DATASETS["folder"](leaky)
-    leaks.warnings(dataset)
+    duplicates.warnings(dataset)
     assert len(read) == 8
     assert sum(map(len, dataset.splits.values())) == 29
 
 
 def test_several_files_are_asked_at_once(leaky: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first look of every thread waits for that of all others."""
-    meeting = threading.Barrier(leaks.THREADS, timeout=30)
+    meeting = threading.Barrier(duplicates.THREADS, timeout=30)
     met, size = threading.local(), Samples.size
 
     def wait(samples: Samples, i: int) -> int:
@@ -116,7 +116,7 @@ def test_several_files_are_asked_at_once(leaky: Path, monkeypatch: pytest.Monkey
         return size(samples, i)
 
     monkeypatch.setattr(Samples, "size", wait)
-    assert len(leaks.find(DATASETS["folder"](leaky))) == 4
+    assert len(duplicates.find(DATASETS["folder"](leaky))) == 4
 
 
 # Bytes of one length whose middles or ends alone may differ, and of others.
@@ -152,7 +152,7 @@ def test_all_are_found(
         labels = np.array([label for _, label in files])
         made[split] = Samples(paths, labels, np.zeros(len(files), np.int64), paths)
     dataset = Dataset("made", ["a", "b", "c"], ["made"], made)
-    groups = leaks.find(dataset)
+    groups = duplicates.find(dataset)
     together = {frozenset(pair) for group in groups for pair in itertools.combinations(group, 2)}
     for a, b in itertools.combinations(rows, 2):
         labelled = a[0] == b[0] == "train" and min(a[3], b[3]) >= 0

@@ -14,18 +14,21 @@ import torch
 from cache_miniatures import NO_VAL, encoding_of, image_of, make_identity
 from data_miniatures import write_image
 
-from fgkd import distributed, plan, rng, views
-from fgkd.cache import manifest, store
+from fgkd import distributed, rng
+from fgkd.cache import manifest
 from fgkd.cache.reader import Reader
-from fgkd.data import Samples
-from fgkd.data.images import decode_rgb
+from fgkd.cache.writer import Writer
+from fgkd.data import Samples, content
+from fgkd.data.decoding import decode_rgb
 from fgkd.errors import FgkdError
-from fgkd.loader import CHECK_EVERY, Batch, TrainLoader
-from fgkd.views import ViewRecipe
+from fgkd.loading.schedule import Schedule
+from fgkd.loading.train_loader import CHECK_EVERY, Batch, TrainLoader
+from fgkd.views import transforms
+from fgkd.views.recipes import ViewRecipe
 
 SIZE, NUM, NUM_CLASSES, VIEW_SEED = 16, 19, 6, 4
 RECIPE = ViewRecipe(crop_scale=(0.3, 1.0), hflip=0.5, rand_aug_ops=1, erasing=0.3)
-SCHEDULE = plan.Schedule(seed=2, num_samples=NUM, batch_size=8, epochs=4, views=3)
+SCHEDULE = Schedule(seed=2, num_samples=NUM, batch_size=8, epochs=4, views=3)
 BAD = 7  # the image that the teacher could not read; not one whose pixels are compared
 
 
@@ -44,8 +47,8 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Samples:
 def view_by_hand(samples: Samples, row: int, view: int, size: int = SIZE) -> np.ndarray:
     image = decode_rgb(samples.read(row), samples.keys[row])
     shape = (image.shape[1], image.shape[0])
-    drawn = views.params(RECIPE, VIEW_SEED, samples.keys[row], view, shape)
-    return views.render(image, drawn, size)
+    drawn = transforms.params(RECIPE, VIEW_SEED, samples.keys[row], view, shape)
+    return transforms.render(image, drawn, size)
 
 
 def logits_by_hand(row: int, view: int) -> np.ndarray:
@@ -62,13 +65,13 @@ def cache(samples: Samples, tmp_path_factory: pytest.TempPathFactory) -> Path:
         encoding=encoding_of("dense32"),
         views={"recipe": RECIPE.to_dict(), "seed": VIEW_SEED, "img_size": SIZE},
     )
-    writer = store.Writer(folder, identity, 3, image_of)
+    writer = Writer(folder, identity, 3, image_of)
     writer.begin()
     for job in writer.jobs():
         rows = writer.block_rows[job.block]
         logits = np.array([[logits_by_hand(row, view) for view in range(3)] for row in rows])
         digests = [
-            [views.pixel_digest(view_by_hand(samples, row, view)) for view in range(3)]
+            [transforms.pixel_digest(view_by_hand(samples, row, view)) for view in range(3)]
             for row in rows
         ]
         captured = writer.captured(job)
@@ -204,8 +207,8 @@ def test_a_digest_mismatch_stops_the_run(samples: Samples, cache: Path) -> None:
     with pytest.raises(FgkdError) as caught:
         next(batches)
     expected = f"view {view} of {samples.keys[checked]} are not those the teacher saw"
-    assert expected in caught.value.what
-    assert "library versions: unchanged" in caught.value.what
+    assert expected in caught.value.message
+    assert "library versions: unchanged" in caught.value.message
 
 
 def test_a_share_of_the_pixels_is_checked(samples: Samples, cache: Path) -> None:
@@ -226,7 +229,7 @@ def test_one_image_in_a_hundred_is_checked(samples: Samples) -> None:
         [str(i) for i in range(450)], np.zeros(450, np.int64), np.zeros(450, np.int64), [""] * 450
     )
     for batch_size in (7, 64, 450):
-        schedule = plan.Schedule(0, 450, batch_size, 1, 1)
+        schedule = Schedule(0, 450, batch_size, 1, 1)
         loader = make_loader(many, schedule=schedule)
         asked = np.concatenate(
             [loader._request(spec, spec.rows, True).digests for spec in schedule.epoch_specs(0)]
@@ -252,7 +255,7 @@ def test_a_changed_image_is_refused(
     write_image(path, 0, 99)
     paths = [*samples.paths[:row], str(path), *samples.paths[row + 1 :]]
     changed = dataclasses.replace(samples, paths=paths)
-    hashes = [manifest.content_hash(s.read(row)) for s in (samples, changed)]
+    hashes = [content.content_hash(s.read(row)) for s in (samples, changed)]
     batches = make_loader(changed, cache, workers=workers).batches(0)
     assert next(batches).spec.step == 0
     expected = f"content of {samples.keys[row]}: {hashes[0]} -> {hashes[1]}"

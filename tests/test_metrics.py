@@ -15,7 +15,7 @@ from scipy.special import softmax
 from scipy.stats import entropy as scipy_entropy
 from torch import Tensor
 
-from fgkd import metrics
+from fgkd.evaluation import metrics
 
 torch.set_num_threads(1)
 N, K = 200, 9

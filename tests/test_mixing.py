@@ -24,14 +24,15 @@ from run_miniatures import (
     tree,
 )
 
-from fgkd import plan, views
-from fgkd.batch import Batch
 from fgkd.cache.reader import Reader
 from fgkd.config import TrainStudentConfig
 from fgkd.data import open_dataset
-from fgkd.data.images import decode_rgb
-from fgkd.loader import TrainLoader
+from fgkd.data.decoding import decode_rgb
+from fgkd.loading import schedule
+from fgkd.loading.batch import Batch
+from fgkd.loading.train_loader import TrainLoader
 from fgkd.models import Logits
+from fgkd.views import mixing, orders, recipes, transforms
 from stages.train_student import make_step
 
 MIX = ("--mixup", 0.8, "--cutmix", 1.0)
@@ -61,8 +62,8 @@ def make_loader(cache: Path, tiny_data: Path, batch_size: int, **more: Any) -> T
     samples = open_dataset([f"folder:{tiny_data}"], 0.1).splits["train"]
     given: dict[str, Any] = {
         "samples": samples,
-        "schedule": plan.Schedule(0, len(samples), batch_size, 2, 2),
-        "recipe": views.ViewRecipe.from_dict(reader.identity["views"]["recipe"]),
+        "schedule": schedule.Schedule(0, len(samples), batch_size, 2, 2),
+        "recipe": recipes.ViewRecipe.from_dict(reader.identity["views"]["recipe"]),
         "view_seed": reader.identity["views"]["seed"],
         "size": SIZE,
         "workers": 0,
@@ -131,21 +132,21 @@ def test_two_formats_and_shard_order_hold_for_pairs(
 
 def mixed_by_hand(reader: Reader, data: Path, row: int, view: int) -> tuple[np.ndarray, Any]:
     """The pixels of a view from the plan, the views and the files alone; and how it was mixed."""
-    recipe = views.ViewRecipe.from_dict(reader.identity["views"]["recipe"])
+    recipe = recipes.ViewRecipe.from_dict(reader.identity["views"]["recipe"])
     seed, keys = reader.identity["views"]["seed"], reader.identity["train"]["keys"]
-    partner = int(plan.partners(seed, view, plan.blocks(seed, len(keys), BLOCK))[row])
+    partner = int(orders.partners(seed, view, orders.blocks(seed, len(keys), BLOCK))[row])
 
     def one(i: int) -> np.ndarray:
         image = decode_rgb((data / keys[i]).read_bytes(), keys[i])
         shape = (image.shape[1], image.shape[0])
-        return views.render(image, views.params(recipe, seed, keys[i], view, shape), SIZE)
+        return transforms.render(image, transforms.params(recipe, seed, keys[i], view, shape), SIZE)
 
     if partner == row:
         return one(row), (row, 1.0, (0, 0, 0, 0))
     both = "\n".join(sorted((keys[row], keys[partner])))
-    drawn = views.mix_params(recipe, seed, both, view, SIZE)
+    drawn = mixing.mix_params(recipe, seed, both, view, SIZE)
     assert drawn is not None
-    return views.mix(one(row), one(partner), drawn), (partner, drawn.lam, drawn.box or (0,) * 4)
+    return mixing.mix(one(row), one(partner), drawn), (partner, drawn.lam, drawn.box or (0,) * 4)
 
 
 def test_the_cache_holds_the_digests_of_independently_mixed_pixels(
@@ -162,7 +163,7 @@ def test_the_cache_holds_the_digests_of_independently_mixed_pixels(
         for at in np.ndindex(2, len(keys)):
             row = row_of[keys[at[1]]]
             pixels, (partner, lam, box) = mixed_by_hand(reader, tiny_data, row, at[0])
-            assert arrays["digests"][at] == views.pixel_digest(pixels)
+            assert arrays["digests"][at] == transforms.pixel_digest(pixels)
             assert arrays["partners"][at] == partner
             assert arrays["lams"][at] == np.float32(lam)
             assert arrays["boxes"][at].tolist() == list(box)
@@ -214,11 +215,11 @@ def test_any_even_batch_size_replays_the_same_views(
 
 def test_pairs_are_side_by_side_in_a_batch(cache: Path, batches: list[Batch]) -> None:
     reader = Reader(cache)
-    blocks = plan.blocks(reader.identity["views"]["seed"], 97, BLOCK)
+    blocks = orders.blocks(reader.identity["views"]["seed"], 97, BLOCK)
     block_of = {int(row): i for i, rows in enumerate(blocks) for row in rows}
     labels = reader.identity["train"]["labels"]
     for batch in batches:
-        partner = plan.partners(reader.identity["views"]["seed"], batch.spec.view, blocks)
+        partner = orders.partners(reader.identity["views"]["seed"], batch.spec.view, blocks)
         assert np.array_equal(partner[partner], np.arange(97))
         order = batch.spec.rows
         assert set(partner[order].tolist()) == set(order.tolist())

@@ -131,7 +131,7 @@ def test_parse_kwargs() -> None:
 def test_parse_kwargs_refuses(text: str) -> None:
     with pytest.raises(FgkdError) as caught:
         models.parse_kwargs((text,))
-    assert repr(text) in caught.value.what
+    assert repr(text) in caught.value.message
 
 
 def test_unknown_model_names_near_ones() -> None:

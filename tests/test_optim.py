@@ -20,8 +20,8 @@ from timm.optim import (
 from timm.scheduler import CosineLRScheduler, PolyLRScheduler, StepLRScheduler
 from torch import nn
 
-from fgkd import optim
 from fgkd.errors import FgkdError
+from fgkd.training import optim, schedules
 
 torch.set_num_threads(1)
 LR, MIN_LR = 1e-3, 1e-5
@@ -29,7 +29,7 @@ LR, MIN_LR = 1e-3, 1e-5
 
 def lr_at(step: int, **changes: Any) -> float:
     base: dict[str, Any] = {"total_steps": 20, "warmup_steps": 4, "lr": LR, "min_lr": MIN_LR}
-    return optim.lr_at(step=step, **(base | changes))
+    return schedules.lr_at(step=step, **(base | changes))
 
 
 @pytest.mark.parametrize("warmup", [0, 1, 4])
@@ -257,7 +257,7 @@ def test_unknown_optimizer_is_refused(name: str) -> None:
         optim.create_optimizer(name=name, groups=[], lr=1.0, momentum=0.9)
     assert error.value.hint
     if name == "adamv":
-        assert "did you mean" in error.value.what
+        assert "did you mean" in error.value.message
 
 
 def test_an_optimizer_that_cannot_be_built_is_refused() -> None:

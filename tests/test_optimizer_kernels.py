@@ -13,9 +13,9 @@ from test_models import build
 from test_training_options import broken_gradient, state_of
 from torch import Tensor, nn
 
-from fgkd import optim
-from fgkd.batch import Batch
 from fgkd.errors import FgkdError
+from fgkd.loading.batch import Batch
+from fgkd.training import optim
 
 
 @pytest.mark.parametrize("opt", ["adamw", "adam"])

@@ -16,7 +16,7 @@ from fgkd.errors import FgkdError
 from fgkd.report import page, plots
 from fgkd.report.findings import Answers
 from fgkd.report.page import Card, Cell, Group, Line, Section, Table
-from fgkd.report.thumbs import Thumbs
+from fgkd.report.thumbnails import Thumbs
 
 HOSTILE = (
     "<script>window.pwned=1</script>",

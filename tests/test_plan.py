@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fgkd import plan
+from fgkd.loading.schedule import Schedule
+from fgkd.views import orders
 
 SIZES = {"n": st.integers(1, 60), "size": st.integers(1, 25), "seed": st.integers(0, 2**63)}
 
@@ -15,26 +16,26 @@ SIZES = {"n": st.integers(1, 60), "size": st.integers(1, 25), "seed": st.integer
 @settings(max_examples=60, deadline=None)
 @given(**SIZES)
 def test_blocks_partition_the_samples(n: int, size: int, seed: int) -> None:
-    blocks = plan.blocks(seed, n, size)
+    blocks = orders.blocks(seed, n, size)
     assert sorted(np.concatenate(blocks).tolist()) == list(range(n))
     assert [len(rows) for rows in blocks[:-1]] == [size] * (len(blocks) - 1)
     assert 1 <= len(blocks[-1]) <= size
     assert all(rows.dtype == np.int64 for rows in blocks)
-    again = plan.blocks(seed, n, size)
+    again = orders.blocks(seed, n, size)
     assert all(np.array_equal(a, b) for a, b in zip(blocks, again, strict=True))
 
 
 def test_blocks_mix_classes() -> None:
     labels = np.arange(1000) // 100  # in order, as datasets come
-    for rows in plan.blocks(0, 1000, 100):
+    for rows in orders.blocks(0, 1000, 100):
         assert len(set(labels[rows])) >= 8
 
 
 @settings(max_examples=60, deadline=None)
 @given(view=st.integers(0, 9), **SIZES)
 def test_partners_are_an_involution_inside_blocks(n: int, size: int, seed: int, view: int) -> None:
-    blocks = plan.blocks(seed, n, size)
-    partner = plan.partners(seed, view, blocks)
+    blocks = orders.blocks(seed, n, size)
+    partner = orders.partners(seed, view, blocks)
     assert np.array_equal(partner[partner], np.arange(n))
     block_of = np.empty(n, np.int64)
     for number, rows in enumerate(blocks):
@@ -44,18 +45,18 @@ def test_partners_are_an_involution_inside_blocks(n: int, size: int, seed: int, 
 
 
 def test_partners_change_with_the_view() -> None:
-    blocks = plan.blocks(0, 100, 50)
-    drawn = {tuple(plan.partners(0, view, blocks)) for view in range(5)}
+    blocks = orders.blocks(0, 100, 50)
+    drawn = {tuple(orders.partners(0, view, blocks)) for view in range(5)}
     assert len(drawn) == 5
 
 
 @settings(max_examples=60, deadline=None)
 @given(epoch=st.integers(0, 9), **SIZES)
 def test_epoch_order_is_a_permutation(n: int, size: int, seed: int, epoch: int) -> None:
-    order = plan.epoch_order(seed, epoch, n)
+    order = orders.epoch_order(seed, epoch, n)
     assert sorted(order.tolist()) == list(range(n))
-    partner = plan.partners(seed, epoch, plan.blocks(seed, n, size))
-    paired = plan.epoch_order(seed, epoch, n, partner)
+    partner = orders.partners(seed, epoch, orders.blocks(seed, n, size))
+    paired = orders.epoch_order(seed, epoch, n, partner)
     assert sorted(paired.tolist()) == list(range(n))
     num_paired = int((partner != np.arange(n)).sum())
     first, second = paired[:num_paired:2], paired[1:num_paired:2]
@@ -65,18 +66,18 @@ def test_epoch_order_is_a_permutation(n: int, size: int, seed: int, epoch: int) 
 
 
 def test_orders_of_epochs_and_seeds_differ() -> None:
-    orders = [tuple(plan.epoch_order(seed, epoch, 50)) for seed in (0, 1) for epoch in range(3)]
+    orders = [tuple(orders.epoch_order(seed, epoch, 50)) for seed in (0, 1) for epoch in range(3)]
     assert len(set(orders)) == 6
-    partner = plan.partners(0, 0, plan.blocks(0, 50, 10))
+    partner = orders.partners(0, 0, orders.blocks(0, 50, 10))
     assert not np.array_equal(
-        plan.epoch_order(0, 0, 50, partner), plan.epoch_order(0, 1, 50, partner)
+        orders.epoch_order(0, 0, 50, partner), orders.epoch_order(0, 1, 50, partner)
     )
 
 
 @settings(max_examples=60, deadline=None)
 @given(batch=st.integers(1, 25), epochs=st.integers(1, 4), views=st.integers(1, 3), **SIZES)
 def test_schedule(n: int, size: int, seed: int, batch: int, epochs: int, views: int) -> None:
-    schedule = plan.Schedule(seed, n, batch, epochs, views)
+    schedule = Schedule(seed, n, batch, epochs, views)
     specs = [spec for epoch in range(epochs) for spec in schedule.epoch_specs(epoch)]
     assert [spec.step for spec in specs] == list(range(schedule.total_steps))
     for epoch in range(epochs):
@@ -85,16 +86,16 @@ def test_schedule(n: int, size: int, seed: int, batch: int, epochs: int, views: 
         assert {spec.view for spec in mine} == {epoch % views}
         assert [spec.start for spec in mine] == list(range(0, n, batch))
         rows = np.concatenate([spec.rows for spec in mine])
-        assert np.array_equal(rows, plan.epoch_order(seed, epoch, n))
+        assert np.array_equal(rows, orders.epoch_order(seed, epoch, n))
         assert [len(spec.rows) for spec in mine[:-1]] == [batch] * (len(mine) - 1)
         assert len(mine[-1].rows) == n - batch * (len(mine) - 1)  # the short last batch counts
 
 
 @pytest.mark.parametrize("first", [0, 1, 3, 4])
 def test_schedule_resumes_anywhere(first: int) -> None:
-    schedule = plan.Schedule(3, 14, 4, 2, 2)
-    partner = plan.partners(3, 1, plan.blocks(3, 14, 5))
-    paired = plan.epoch_order(3, 1, 14, partner)
+    schedule = Schedule(3, 14, 4, 2, 2)
+    partner = orders.partners(3, 1, orders.blocks(3, 14, 5))
+    paired = orders.epoch_order(3, 1, 14, partner)
     for order in (None, paired, np.arange(14)):
         whole = schedule.epoch_specs(1, order=order)
         rest = schedule.epoch_specs(1, first, order)
@@ -108,10 +109,10 @@ def test_schedule_resumes_anywhere(first: int) -> None:
 
 def test_goldens() -> None:
     """Caches on disk and resumed runs depend on these: they may never change."""
-    blocks = plan.blocks(7, 11, 4)
+    blocks = orders.blocks(7, 11, 4)
     assert [rows.tolist() for rows in blocks] == [[3, 1, 4, 2], [5, 0, 10, 9], [8, 7, 6]]
-    partner = plan.partners(7, 2, blocks)
+    partner = orders.partners(7, 2, blocks)
     assert partner.tolist() == [5, 3, 4, 1, 2, 0, 8, 7, 6, 10, 9]
-    assert plan.epoch_order(7, 3, 11).tolist() == [6, 1, 2, 4, 8, 7, 5, 0, 9, 10, 3]
-    paired = plan.epoch_order(7, 3, 11, partner)
+    assert orders.epoch_order(7, 3, 11).tolist() == [6, 1, 2, 4, 8, 7, 5, 0, 9, 10, 3]
+    paired = orders.epoch_order(7, 3, 11, partner)
     assert paired.tolist() == [1, 3, 2, 4, 9, 10, 0, 5, 6, 8, 7]

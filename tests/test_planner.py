@@ -11,7 +11,7 @@ import torch
 from failures import exit_code
 from run_miniatures import fgkd, tree
 
-from fgkd.config import ENCODING_NAMES, FORMAT_NAMES
+from fgkd.config.specs import ENCODING_NAMES, FORMAT_NAMES
 
 
 def capture(cache: Path, output: Path, *more: object) -> tuple[object, ...]:

@@ -13,7 +13,7 @@ from data_miniatures import write_cub, write_dogs, write_foodx
 from run_miniatures import fgkd
 
 from fgkd import config
-from fgkd.rundir import load_yaml
+from fgkd.config.args_file import load_yaml
 from stages import dry_run
 
 FOLDER = Path(__file__).parent.parent / "stages" / "recipes"

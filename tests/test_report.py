@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fgkd import fsio
+from fgkd import files
 from fgkd.report import tables
 
 
@@ -100,6 +100,6 @@ def test_a_row_a_domain_where_there_are_several() -> None:
 
 def test_minutes_add_up_resumed_parts(tmp_path: Path) -> None:
     assert tables.minutes(tmp_path) is None
-    fsio.append_line(tmp_path / "timings.jsonl", {"epoch": 0, "train_s": 60.0, "eval_s": 30.0})
-    fsio.append_line(tmp_path / "timings.jsonl", {"stage": "cache-logits", "train_s": 90.0})
+    files.append_line(tmp_path / "timings.jsonl", {"epoch": 0, "train_s": 60.0, "eval_s": 30.0})
+    files.append_line(tmp_path / "timings.jsonl", {"stage": "cache-logits", "train_s": 90.0})
     assert tables.minutes(tmp_path) == pytest.approx(3.0)

@@ -11,9 +11,10 @@ from data_miniatures import pixels
 from page_outline import Outline, assert_stands_alone, outline
 from run_miniatures import TEACHER, fgkd
 
-from fgkd import inference, models
+from fgkd import models
 from fgkd.data import Dataset, open_dataset
-from fgkd.fetch import clean_fetcher
+from fgkd.evaluation import inference
+from fgkd.views.rendering import clean_renderer
 from stages import evaluate as stage
 
 SIZES = ((100, 75), (120, 88), (90, 80))
@@ -48,9 +49,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def answers(run: Path, dataset: Dataset) -> np.ndarray:
     """The model's answers on the test split."""
     model = models.load(run / "model")
-    fetcher = clean_fetcher(dataset.splits["test"], model.config, False)
+    renderer = clean_renderer(dataset.splits["test"], model.config, False)
     device = torch.device("cpu")
-    _, logits_NK, _ = inference.evaluate(model, fetcher, batch_size=64, workers=0, device=device)
+    _, logits_NK, _ = inference.evaluate(model, renderer, batch_size=64, workers=0, device=device)
     return logits_NK.argmax(1).numpy()
 
 

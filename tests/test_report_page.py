@@ -15,7 +15,7 @@ from run_miniatures import fgkd
 from test_cli import run as command
 from timm.data import create_transform, resolve_model_data_config
 
-from fgkd.report.thumbs import Thumbs
+from fgkd.report.thumbnails import Thumbs
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,10 @@ from failures import make_fails
 from run_miniatures import STUDENT, TEACHER, fgkd, rows, saved
 from test_models import build, images
 
-from fgkd import plan
-from fgkd.data import base
+from fgkd.data import samples
+from fgkd.loading.schedule import Schedule
 from fgkd.losses import distill_loss
+from fgkd.views import orders
 
 
 def test_a_learning_rate_under_its_minimum_is_refused(
@@ -49,13 +50,13 @@ def test_the_best_epoch_is_chosen_on_val_and_the_test_split_is_not_read(
     tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There, it was the best on the test set."""
-    real, read = base.Samples.read, set()
+    real, read = samples.Samples.read, set()
 
-    def spy(self: base.Samples, i: int) -> bytes:
+    def spy(self: samples.Samples, i: int) -> bytes:
         read.add(Path(self.keys[i]).parts[0])
         return real(self, i)
 
-    monkeypatch.setattr(base.Samples, "read", spy)
+    monkeypatch.setattr(samples.Samples, "read", spy)
     run = tmp_path / "run"
     command = ("train-teacher", "--data", f"folder:{tiny_data}", *TEACHER, "--lr", 1e-2)
     fgkd(*command, "--epochs", 4, "--workers", 0, "--batch-size", 16, "--output", run)
@@ -106,12 +107,12 @@ def test_soft_kl_is_not_divided_by_the_number_of_classes(num_classes: int) -> No
 @pytest.mark.parametrize("mixes", [False, True])
 def test_every_image_is_seen_once_an_epoch(mixes: bool) -> None:
     """There, repeated augmentation showed a third of them, three times."""
-    schedule = plan.Schedule(seed=0, num_samples=97, batch_size=16, epochs=3, views=2)
-    partner = plan.partners(0, 0, plan.blocks(0, 97, 40)) if mixes else None
-    orders = []
+    schedule = Schedule(seed=0, num_samples=97, batch_size=16, epochs=3, views=2)
+    partner = orders.partners(0, 0, orders.blocks(0, 97, 40)) if mixes else None
+    seen = []
     for epoch in range(3):
-        order = plan.epoch_order(0, epoch, 97, partner)
+        order = orders.epoch_order(0, epoch, 97, partner)
         seen = [spec.rows.tolist() for spec in schedule.epoch_specs(epoch, 0, order)]
-        orders.append(list(itertools.chain(*seen)))
-        assert sorted(orders[-1]) == list(range(97))
-    assert orders[0] != orders[1]
+        seen.append(list(itertools.chain(*seen)))
+        assert sorted(seen[-1]) == list(range(97))
+    assert seen[0] != seen[1]

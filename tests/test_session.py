@@ -61,7 +61,7 @@ def test_what_a_gpu_refuses_is_explained(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with mock.patch("fgkd.optim.clip_grad", side_effect=error):
+    with mock.patch("fgkd.training.optim.clip_grad", side_effect=error):
         text = make_fails(capsys)(
             *("train-student", "--cache", tiny_cache, *STUDENT, "--workers", 0),
             *("--output", tmp_path / "run"),

@@ -25,10 +25,11 @@ from run_miniatures import (
 )
 from shard_server import serve, shards_of
 
-from fgkd import plan, views
 from fgkd.cache import remote
 from fgkd.cache.remote import RemoteReader, open_cache
-from fgkd.loader import TrainLoader
+from fgkd.loading import schedule
+from fgkd.loading.train_loader import TrainLoader
+from fgkd.views import orders, recipes
 
 BLOCK, NUM_SHARDS, BUFFER = 8, 13, 2  # 97 images
 FORMATS = ("hdf5", "webdataset")
@@ -129,14 +130,16 @@ def test_a_killed_run_continues_without_the_shards_it_is_done_with(
     run = tmp_path / "run"
     with serve(caches["webdataset"]) as (url, asked):
         command = student(url, run, "--workers", workers)
-        kill_at(("fgkd.optim.clip_grad", 14), *command)
+        kill_at(("fgkd.training.optim.clip_grad", 14), *command)
         assert saved(run)["step"] == 12  # 2 of 7 steps of epoch 1 are left
         asked.clear()
         assert run_children([(fgkd, *command, "--resume")]) == [0]
         again = shards_of(asked)
     assert_same_run(run, local("webdataset"))
-    left = set(plan.shard_order(0, 1, plan.blocks(0, 97, BLOCK), BUFFER)[5 * 16 :].tolist())
-    needed = [i for i, block in enumerate(plan.blocks(0, 97, BLOCK)) if left & set(block.tolist())]
+    left = set(orders.shard_order(0, 1, orders.blocks(0, 97, BLOCK), BUFFER)[5 * 16 :].tolist())
+    needed = [
+        i for i, block in enumerate(orders.blocks(0, 97, BLOCK)) if left & set(block.tolist())
+    ]
     assert len(needed) < 6
     assert sum(again.values()) <= NUM_SHARDS + len(needed)
 
@@ -146,8 +149,8 @@ def make_loader(reader: RemoteReader, batch_size: int, workers: int) -> TrainLoa
     samples = reader.dataset().splits["train"]
     return TrainLoader(
         samples=samples,
-        schedule=plan.Schedule(0, len(samples), batch_size, 2, 2),
-        recipe=views.ViewRecipe.from_dict(identity["views"]["recipe"]),
+        schedule=schedule.Schedule(0, len(samples), batch_size, 2, 2),
+        recipe=recipes.ViewRecipe.from_dict(identity["views"]["recipe"]),
         view_seed=identity["views"]["seed"],
         size=32,
         workers=workers,

@@ -12,7 +12,8 @@ from test_engine import CPU, make_batches
 from test_losses import by_hand
 from test_models import CLASSES, DEIT, build
 
-from fgkd.config import LOSS_NAMES, TrainStudentConfig
+from fgkd.config import TrainStudentConfig
+from fgkd.config.specs import LOSS_NAMES
 from stages.train_student import make_step
 
 TEACHER_BK = 3 * torch.randn(8, len(CLASSES), generator=torch.Generator().manual_seed(5))

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fgkd import targets
-from fgkd.config import ENCODING_NAMES
+from fgkd.cache import encodings
+from fgkd.config.specs import ENCODING_NAMES
 from fgkd.errors import FgkdError
 
 ROWS = hnp.arrays(
@@ -31,13 +31,13 @@ def realistic_logits(n: int = 400, num_classes: int = 320) -> np.ndarray:
     return logits.astype(np.float32)
 
 
-def codec_of(name: str, num_classes: int) -> targets.Codec:
+def codec_of(name: str, num_classes: int) -> encodings.Codec:
     """An encoding's codec; `topk` keeps what it can of 10 classes and the label."""
     topk = {"top_k": min(10, num_classes - 2), "temperatures": (1.0, 2.0)}
-    return targets.Codec(name, num_classes, **(topk if name == "topk" else {}))
+    return encodings.Codec(name, num_classes, **(topk if name == "topk" else {}))
 
 
-def encode(name: str, logits: np.ndarray) -> targets.Arrays:
+def encode(name: str, logits: np.ndarray) -> encodings.Arrays:
     labels = np.full((*logits.shape[:-1], 1), -1)
     return codec_of(name, logits.shape[-1]).encode(logits, labels)
 
@@ -46,7 +46,7 @@ def round_trip(name: str, logits: np.ndarray) -> np.ndarray:
     return codec_of(name, logits.shape[-1]).decode(encode(name, logits))
 
 
-@pytest.mark.parametrize("name", targets.ENCODINGS)
+@pytest.mark.parametrize("name", encodings.ENCODINGS)
 def test_contract(name: str) -> None:
     logits = realistic_logits(6, 50).reshape(2, 3, 50)
     codec, arrays = codec_of(name, 50), encode(name, logits)
@@ -62,17 +62,17 @@ def test_contract(name: str) -> None:
     assert codec.bytes_per_view() == stored + 8
     again = encode(name, logits)
     assert all(again[key].tobytes() == arrays[key].tobytes() for key in arrays)
-    assert targets.ENCODINGS[name].exactness
+    assert encodings.ENCODINGS[name].exactness
     rows = [round_trip(name, row) for row in logits.reshape(-1, 50)]  # rows are independent
     assert np.array_equal(np.stack(rows).reshape(logits.shape), decoded)
 
 
 def test_the_options_name_every_encoding() -> None:
-    assert set(ENCODING_NAMES) == set(targets.ENCODINGS)
+    assert set(ENCODING_NAMES) == set(encodings.ENCODINGS)
 
 
 def test_bytes() -> None:
-    bytes_of = {name: codec_of(name, 320).bytes_per_view() for name in targets.ENCODINGS}
+    bytes_of = {name: codec_of(name, 320).bytes_per_view() for name in encodings.ENCODINGS}
     assert bytes_of == {"dense": 648, "dense32": 1288, "int8": 336, "topk": 8 + 11 * 4 + 2 * 4}
     assert bytes_of["dense"] <= 2 * 320 + 16  # DESIGN, section 6
 
@@ -103,7 +103,7 @@ def test_int8_is_near(logits: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, -3.25, 1e4, 6e-8])
-@pytest.mark.parametrize("name", targets.ENCODINGS)
+@pytest.mark.parametrize("name", encodings.ENCODINGS)
 def test_constant_rows(name: str, value: float) -> None:
     row = np.full((2, 7), value, np.float32)
     decoded = round_trip(name, row)
@@ -125,7 +125,7 @@ def test_divergence_of_realistic_targets(name: str, bound: float) -> None:
     assert (p.argmax(1) == q.argmax(1)).double().mean() > 0.99
 
 
-@pytest.mark.parametrize("name", targets.ENCODINGS)
+@pytest.mark.parametrize("name", encodings.ENCODINGS)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_non_finite_logits_are_refused(name: str, value: float) -> None:
     logits = np.zeros((3, 4), np.float32)

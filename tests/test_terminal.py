@@ -14,8 +14,9 @@ import pytest
 from failures import exit_code, make_fails
 from run_miniatures import TEACHER, assert_same_run, fgkd, rows, saved, start
 
-from fgkd import losses, optim
+from fgkd import losses
 from fgkd.errors import FgkdError
+from fgkd.training import optim
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def test_tensorboard_has_the_rows_and_a_resumed_run_has_them_once(
             return real(*args, **kwargs)
 
         patch.setattr(optim, "clip_grad", failing)
-        patch.setattr("fgkd.rundir.RunDir.save", _save_first_epoch_alone)
+        patch.setattr("fgkd.training.run_folder.RunFolder.save", _save_first_epoch_alone)
         assert exit_code(*command, "--tensorboard") == 1
     run = tmp_path / "run"
     assert (len(rows(run)), saved(run)["step"]) == (2, 4)
@@ -56,7 +57,7 @@ def test_tensorboard_has_the_rows_and_a_resumed_run_has_them_once(
 
 
 def _save_first_epoch_alone(self: Any, path: Path, state: dict[str, Any]) -> None:
-    from fgkd import checkpoint
+    from fgkd.training import checkpoint
 
     if state.get("step") in (None, 4):
         checkpoint.save(path, state)

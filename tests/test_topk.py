@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from run_miniatures import STUDENT, fgkd, rows
 from scipy.special import log_softmax, logsumexp, softmax
 
-from fgkd import losses, targets
+from fgkd import losses
+from fgkd.cache import encodings
+from fgkd.cache.encodings import Codec
 from fgkd.cache.reader import Reader
 from fgkd.errors import FgkdError
-from fgkd.targets import Codec
 
 GRID = (1.0, 2.0, 4.0)
 C, K = 320, 50
@@ -41,7 +42,7 @@ def labels_for(logits: np.ndarray, num_labels: int = 1) -> np.ndarray:
     return generator.integers(-1, logits.shape[-1], (*logits.shape[:-1], num_labels))
 
 
-def by_hand(codec: Codec, arrays: targets.Arrays, t: float) -> np.ndarray:
+def by_hand(codec: Codec, arrays: encodings.Arrays, t: float) -> np.ndarray:
     """float64 probabilities by FORMAT.md, a row at a time."""
     rows_KK = zip(arrays["values"], arrays["indices"], arrays["log_tail"], strict=True)
     out = []
@@ -188,9 +189,9 @@ def test_equal_logits_are_kept_by_class() -> None:
 def test_keeping_every_class_is_dense(top_k: int) -> None:
     """Two labels may join the top K; where no tail would be left, dense says the same for less."""
     dense = {"name": "dense", "top_k": 0, "temperatures": []}
-    assert targets.describe("topk", top_k, GRID, 10) == dense
+    assert encodings.describe("topk", top_k, GRID, 10) == dense
     kept = {"name": "topk", "top_k": 7, "temperatures": [1.0, 4.0]}
-    assert targets.describe("topk", 7, (4.0, 1.0, 4.0), 10) == kept
+    assert encodings.describe("topk", 7, (4.0, 1.0, 4.0), 10) == kept
 
 
 def test_bytes_of_a_view() -> None:

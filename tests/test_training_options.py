@@ -16,9 +16,10 @@ from test_engine import assert_equal_weights, fit, lr_at, make_batches, make_sta
 from test_models import CLASSES, DEIT, build
 from torch import Tensor, nn
 
-from fgkd import engine, models, optim
-from fgkd.batch import Batch
+from fgkd import models
 from fgkd.errors import FgkdError
+from fgkd.loading.batch import Batch
+from fgkd.training import loop, optim
 
 
 @pytest.fixture
@@ -26,10 +27,10 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
     return make_fails(capsys)
 
 
-def state_of(model: models.Classifier, opt: str = "adamw") -> engine.State:
+def state_of(model: models.Classifier, opt: str = "adamw") -> loop.State:
     groups = optim.param_groups(model=model.net, weight_decay=0.05)
     optimizer = optim.create_optimizer(name=opt, groups=groups, lr=1e-3, momentum=0.9)
-    return engine.State(model, optimizer, torch.amp.GradScaler("cpu", enabled=False))
+    return loop.State(model, optimizer, torch.amp.GradScaler("cpu", enabled=False))
 
 
 # ---- a frozen trunk ------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from test_weights import perturb
 from timm.data import create_dataset, create_loader, create_transform, resolve_model_data_config
 from torchvision.transforms import functional as tv
 
-from fgkd import fsio, models
+from fgkd import files, models
 from fgkd.config import EvaluateConfig
 from fgkd.data import open_dataset
 from stages import evaluate as stage
@@ -45,10 +45,10 @@ def write_run(run: Path, data: str, name: str = DEIT, **config: Any) -> Path:
     kwargs = {"crop_pct": config.pop("crop_pct", None)}
     model = perturb(build(name, **kwargs))
     model.net.pretrained_cfg |= config
-    models.export(model, run / "model")
+    models.save(model, run / "model")
     facts = {"stage": "train-student", "parents": {}, "data": [data], "val_fraction": 0.1}
     facts |= {"views": {"recipe": {}}}
-    fsio.write_json(run / "run.json", facts)
+    files.write_json(run / "run.json", facts)
     return run
 
 

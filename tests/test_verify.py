@@ -14,7 +14,7 @@ import pytest
 from failures import copy_data, exit_code, first_image
 from run_miniatures import fgkd, tree
 
-from fgkd import fsio
+from fgkd import files
 
 ENCODINGS = ("dense", "dense32", "int8", "topk")
 
@@ -52,8 +52,8 @@ def vouch(cache: Path, path: Path) -> None:
     held = json.loads((cache / "manifest.json").read_text())
     for row in [*held["shards"], held["val"]]:
         if cache / row["name"] == path:
-            row |= {"bytes": path.stat().st_size, "sha256": fsio.sha256(path)}
-    fsio.write_json(cache / "manifest.json", held)
+            row |= {"bytes": path.stat().st_size, "sha256": files.sha256(path)}
+    files.write_json(cache / "manifest.json", held)
 
 
 @pytest.mark.parametrize("name", ENCODINGS)
@@ -187,14 +187,14 @@ def test_pixels(
     says: Says, tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another decoder would give other digests: each sample and view is named."""
-    from fgkd import views
+    from fgkd.views import transforms
 
-    real = views.render
+    real = transforms.render
 
     def shifted(*args: Any, **kwargs: Any) -> np.ndarray:
         return real(*args, **kwargs) ^ 1
 
-    monkeypatch.setattr(views, "render", shifted)
+    monkeypatch.setattr(transforms, "render", shifted)
     code, said = says("--samples", 3, tiny_cache)
     assert code == 1
     assert said.count("are not those the teacher saw") == 3 * 2

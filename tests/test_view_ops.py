@@ -14,7 +14,7 @@ from timm.data.random_erasing import RandomErasing
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional
 
-from fgkd import view_ops
+from fgkd.views import augmentations
 
 FILL = (124, 116, 104)
 CHANCE = 1e-4  # the seeds below are fixed, but their streams may change with a library
@@ -28,7 +28,7 @@ def uniforms(rows: int, n: int) -> list[list[float]]:
 
 def test_crop_is_torchvisions_in_distribution() -> None:
     scale, ratio = (0.08, 1.0), (3 / 4, 4 / 3)
-    ours = [view_ops.draw_crop((0, 0, 500, 375), scale, ratio, u) for u in uniforms(5000, 22)]
+    ours = [augmentations.draw_crop((0, 0, 500, 375), scale, ratio, u) for u in uniforms(5000, 22)]
     torch.manual_seed(0)
     blank = torch.empty(3, 375, 500)
     theirs = [RandomResizedCrop.get_params(blank, list(scale), list(ratio)) for _ in ours]
@@ -45,7 +45,7 @@ def test_centred_box_is_torchvisions_fallback(width: int, height: int) -> None:
     # An area twice the image's makes all ten attempts fail.
     blank = torch.empty(3, height, width)
     y, x, h, w = RandomResizedCrop.get_params(blank, [2.0, 2.0], [3 / 4, 4 / 3])
-    ours = view_ops.draw_crop((0, 0, width, height), (2.0, 2.0), (3 / 4, 4 / 3), [0.5] * 22)
+    ours = augmentations.draw_crop((0, 0, width, height), (2.0, 2.0), (3 / 4, 4 / 3), [0.5] * 22)
     assert ours == (x, y, w, h)
 
 
@@ -53,7 +53,7 @@ def test_centred_box_is_torchvisions_fallback(width: int, height: int) -> None:
 @pytest.mark.parametrize("flip", [False, True])
 def test_crop_resize_flip_is_torchvisions(interpolation: str, flip: bool) -> None:
     x, y, w, h = 30, 20, 101, 87
-    ours = view_ops.crop_resize_flip(IMAGE, (x, y, w, h), 64, interpolation, flip)
+    ours = augmentations.crop_resize_flip(IMAGE, (x, y, w, h), 64, interpolation, flip)
     mode = functional.InterpolationMode(interpolation)
     tensor = torch.from_numpy(IMAGE).permute(2, 0, 1).contiguous()
     theirs = functional.resized_crop(tensor, y, x, h, w, [64, 64], mode, antialias=True)
@@ -62,13 +62,13 @@ def test_crop_resize_flip_is_torchvisions(interpolation: str, flip: bool) -> Non
 
 
 def test_the_ops_are_timms_increasing_set() -> None:
-    assert tuple(view_ops.OPS) == tuple(timm_aa._RAND_INCREASING_TRANSFORMS)
+    assert tuple(augmentations.OPS) == tuple(timm_aa._RAND_INCREASING_TRANSFORMS)
 
 
-@pytest.mark.parametrize("name", view_ops.OPS)
+@pytest.mark.parametrize("name", augmentations.OPS)
 @pytest.mark.parametrize("magnitude", [0.0, 3.3, 9.0, 10.0])
 def test_op_is_timms(name: str, magnitude: float) -> None:
-    op, to_args = view_ops.OPS[name], timm_aa.LEVEL_TO_ARG[name]
+    op, to_args = augmentations.OPS[name], timm_aa.LEVEL_TO_ARG[name]
     ours = {op.value(magnitude / 10), op.value(-magnitude / 10)}
     random.seed(0)  # timm draws the sign here: 40 times gives both
     assert ours == ({to_args(magnitude, {})[0] for _ in range(40)} if to_args else {0.0})
@@ -79,15 +79,15 @@ def test_op_is_timms(name: str, magnitude: float) -> None:
             how = {"fillcolor": FILL, "resample": Image.Resampling.BICUBIC}
             args = (value,) if to_args else ()
             expected = timm_aa.NAME_TO_OP[name](Image.fromarray(IMAGE), *args, **how)
-        mine = view_ops.apply_ops(IMAGE, ((name, value),), "bicubic", FILL)
+        mine = augmentations.apply_ops(IMAGE, ((name, value),), "bicubic", FILL)
         assert np.array_equal(mine, np.asarray(expected))
 
 
 def test_rand_augment_draws_each_op_and_skips_half() -> None:
-    drawn = [op for u in uniforms(3000, 10) for op in view_ops.draw_rand_augment(9.0, 0.5, u)]
+    drawn = [op for u in uniforms(3000, 10) for op in augmentations.draw_rand_augment(9.0, 0.5, u)]
     assert len(drawn) / 6000 == pytest.approx(0.5, abs=0.03)
     names = [name for name, _ in drawn]
-    for name in view_ops.OPS:
+    for name in augmentations.OPS:
         assert names.count(name) / len(drawn) == pytest.approx(1 / 15, abs=0.02)
     degrees = np.array([value for name, value in drawn if name == "Rotate"])
     assert (degrees > 0).mean() == pytest.approx(0.5, abs=0.12)
@@ -97,25 +97,25 @@ def test_rand_augment_draws_each_op_and_skips_half() -> None:
 
 
 def test_jitter_stays_within_its_strength_in_every_order() -> None:
-    drawn = [view_ops.draw_jitter(0.4, u) for u in uniforms(300, 6)]
+    drawn = [augmentations.draw_jitter(0.4, u) for u in uniforms(300, 6)]
     factors = [value for ops in drawn for _, value in ops]
     assert 0.6 <= min(factors) < 0.65 < 1.35 < max(factors) <= 1.4
     assert len({tuple(name for name, _ in ops) for ops in drawn}) == 6
-    assert view_ops.draw_jitter(0.0, [0.5] * 6) == ()
+    assert augmentations.draw_jitter(0.0, [0.5] * 6) == ()
 
 
 def test_ops_are_applied_in_order() -> None:
     ops = (("BrightnessIncreasing", 1.9), ("ContrastIncreasing", 0.4))
     brighter = ImageEnhance.Brightness(Image.fromarray(IMAGE)).enhance(1.9)
     expected = np.asarray(ImageEnhance.Contrast(brighter).enhance(0.4))
-    assert np.array_equal(view_ops.apply_ops(IMAGE, ops, "bicubic", FILL), expected)
-    assert not np.array_equal(view_ops.apply_ops(IMAGE, ops[::-1], "bicubic", FILL), expected)
+    assert np.array_equal(augmentations.apply_ops(IMAGE, ops, "bicubic", FILL), expected)
+    assert not np.array_equal(augmentations.apply_ops(IMAGE, ops[::-1], "bicubic", FILL), expected)
 
 
 def test_erasing_is_timms_in_distribution() -> None:
     size, num = 64, 2000
-    drawn = [view_ops.draw_erase(0.5, u) for u in uniforms(num, 23)]
-    boxes = [view_ops.erase_box(erase, size) for erase in drawn if erase is not None]
+    drawn = [augmentations.draw_erase(0.5, u) for u in uniforms(num, 23)]
+    boxes = [augmentations.erase_box(erase, size) for erase in drawn if erase is not None]
     assert len(boxes) / num == pytest.approx(0.5, abs=0.04)
     x, y, w, h = np.array(boxes).T
     assert min(x) >= 0
@@ -133,10 +133,10 @@ def test_erasing_is_timms_in_distribution() -> None:
 
 
 def test_noise_is_normal_keyed_and_uncorrelated() -> None:
-    patch = view_ops.noise(100, 101, 5, FILL)
+    patch = augmentations.noise(100, 101, 5, FILL)
     assert (patch.dtype, patch.shape) == (np.uint8, (100, 101, 3))
-    assert np.array_equal(patch, view_ops.noise(100, 101, 5, FILL))
-    assert not np.array_equal(patch, view_ops.noise(100, 101, 6, FILL))
+    assert np.array_equal(patch, augmentations.noise(100, 101, 5, FILL))
+    assert not np.array_equal(patch, augmentations.noise(100, 101, 6, FILL))
     assert np.allclose(patch.mean(axis=(0, 1)), FILL, atol=2)
     assert np.allclose(patch.std(axis=(0, 1)), 56, atol=2)  # 57, less what clipping takes
     centred = patch - patch.mean(axis=(0, 1))

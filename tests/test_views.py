@@ -19,9 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fgkd import view_ops, views
 from fgkd.errors import FgkdError
-from fgkd.views import RECIPES, MixParams, ViewParams, ViewRecipe, mix, render
+from fgkd.views import augmentations, mixing, recipes, transforms
+from fgkd.views.mixing import MixParams, mix
+from fgkd.views.recipes import RECIPES, ViewRecipe
+from fgkd.views.transforms import ViewParams, render
 
 ROOT = Path(__file__).parents[1]
 SEED = RECIPES["seed"]
@@ -35,12 +37,12 @@ def smooth_image(width: int, height: int, seed: int = 0) -> np.ndarray:
 
 
 def draw(recipe: ViewRecipe, view: int = 0, size: tuple[int, int] = (60, 40)) -> ViewParams:
-    return views.params(recipe, 7, "cub/001.Albatross/x.jpg", view, size)
+    return transforms.params(recipe, 7, "cub/001.Albatross/x.jpg", view, size)
 
 
 def digests() -> list[int]:
     image = smooth_image(60, 40)
-    return [views.pixel_digest(render(image, draw(BUSY, view), 32)) for view in range(40)]
+    return [transforms.pixel_digest(render(image, draw(BUSY, view), 32)) for view in range(40)]
 
 
 def test_same_key_same_pixels_in_any_order_and_process() -> None:
@@ -51,7 +53,7 @@ def test_same_key_same_pixels_in_any_order_and_process() -> None:
     assert len(set(here)) == 40
     image = smooth_image(60, 40)
     for view in (39, 5, 17, 5):
-        assert views.pixel_digest(render(image, draw(BUSY, view), 32)) == here[view]
+        assert transforms.pixel_digest(render(image, draw(BUSY, view), 32)) == here[view]
     code = "from tests.test_views import digests; print(digests())"
     env = os.environ | {"PYTHONHASHSEED": "12345", "OMP_NUM_THREADS": "2"}
     there = subprocess.check_output([sys.executable, "-c", code], env=env, cwd=ROOT)
@@ -60,7 +62,7 @@ def test_same_key_same_pixels_in_any_order_and_process() -> None:
 
 def test_seed_key_and_view_each_change_the_draw() -> None:
     keys = [(seed, key, view) for seed in (0, 1) for key in "ab" for view in (0, 1)]
-    assert len({views.params(BUSY, *key, (500, 375)) for key in keys}) == 8
+    assert len({transforms.params(BUSY, *key, (500, 375)) for key in keys}) == 8
 
 
 def rounded(drawn: object) -> dict:
@@ -71,7 +73,7 @@ def rounded(drawn: object) -> dict:
 
 def test_golden_draws() -> None:
     """A change here invalidates every cache: raise the cache format's version with it."""
-    assert rounded(views.params(BUSY, 0, "a.jpg", 15, (500, 375))) == {
+    assert rounded(transforms.params(BUSY, 0, "a.jpg", 15, (500, 375))) == {
         "box": [276, 68, 169, 186],
         "interpolation": "bicubic",
         "flip": True,
@@ -86,11 +88,11 @@ def test_golden_draws() -> None:
         "noise_seed": 2514781375062707189,
         "fill": [124, 116, 104],
     }
-    light = views.params(RECIPES["light"], 1, "b/c.png", 59, (333, 500))
+    light = transforms.params(RECIPES["light"], 1, "b/c.png", 59, (333, 500))
     assert light == ViewParams((7, 73, 307, 373), "bicubic", False, (), None, None, SEED.fill)
     both = ViewRecipe(mixup=0.8, cutmix=1.0)
-    assert rounded(views.mix_params(both, 0, "a+b", 0, 224)) == {"lam": 0.957392983, "box": None}
-    assert rounded(views.mix_params(both, 0, "a+b", 3, 224)) == {
+    assert rounded(mixing.mix_params(both, 0, "a+b", 0, 224)) == {"lam": 0.957392983, "box": None}
+    assert rounded(mixing.mix_params(both, 0, "a+b", 3, 224)) == {
         "lam": 0.612743144,
         "box": [14, 0, 153, 127],
     }
@@ -136,8 +138,8 @@ def test_geometry_holds_at_any_output_size() -> None:
     for view in range(20):
         p = draw(plain, view, (500, 375))
         assert p.erase is not None
-        twice = [2 * n for n in view_ops.erase_box(p.erase, 112)]
-        assert np.allclose(view_ops.erase_box(p.erase, 224), twice, atol=3)
+        twice = [2 * n for n in augmentations.erase_box(p.erase, 112)]
+        assert np.allclose(augmentations.erase_box(p.erase, 224), twice, atol=3)
         large, small = render(image, p, 224), render(image, p, 112)
         halved = large.reshape(112, 2, 112, 2, 3).mean(axis=(1, 3))
         assert np.abs(halved - small).mean() < 3
@@ -153,11 +155,11 @@ def test_none_is_the_largest_centred_square() -> None:
 
 def test_bounding_box_holds_the_crop() -> None:
     for view in range(100):
-        x, y, w, h = views.params(SEED, 0, "k", view, (60, 40), bbox=(10, 5, 70, 20)).box
+        x, y, w, h = transforms.params(SEED, 0, "k", view, (60, 40), bbox=(10, 5, 70, 20)).box
         assert 10 <= x <= x + w <= 60
         assert 5 <= y <= y + h <= 25
     with pytest.raises(FgkdError, match=r"\(60, 0, 5, 5\).*60 x 40"):
-        views.params(SEED, 0, "k", 0, (60, 40), bbox=(60, 0, 5, 5))
+        transforms.params(SEED, 0, "k", 0, (60, 40), bbox=(60, 0, 5, 5))
 
 
 @given(
@@ -174,7 +176,7 @@ def test_any_image_gives_a_view(width: int, height: int, size: int, view: int, g
     image = np.repeat(image, 3, axis=2) if grey else image
     image.setflags(write=False)
     before = image.copy()
-    p = views.params(BUSY, 0, "k", view, (width, height))
+    p = transforms.params(BUSY, 0, "k", view, (width, height))
     x, y, w, h = p.box
     assert 0 <= x < x + w <= width
     assert 0 <= y < y + h <= height
@@ -191,16 +193,16 @@ def test_any_image_gives_a_view(width: int, height: int, size: int, view: int, g
 def test_const_erasing_paints_the_fill() -> None:
     p = draw(ViewRecipe(erasing=1.0, erasing_mode="const", fill=(1, 2, 3)))
     assert p.erase is not None
-    x, y, w, h = view_ops.erase_box(p.erase, 32)
+    x, y, w, h = augmentations.erase_box(p.erase, 32)
     out = render(np.full((40, 60, 3), 200, np.uint8), p, 32)
     assert (out[y : y + h, x : x + w] == (1, 2, 3)).all()
     assert (out == 200).all(axis=2).sum() == 32 * 32 - w * h
 
 
 def test_flips_have_their_probability_and_chiral_data_never_flips() -> None:
-    recipe = views.recipe_from("light", {"hflip": 0.3}, chiral=False)
+    recipe = recipes.recipe_from("light", {"hflip": 0.3}, chiral=False)
     assert abs(np.mean([draw(recipe, view).flip for view in range(2000)]) - 0.3) < 0.03
-    chiral = views.recipe_from("light", {"hflip": 1.0}, chiral=True)
+    chiral = recipes.recipe_from("light", {"hflip": 1.0}, chiral=True)
     assert not any(draw(chiral, view).flip for view in range(200))
 
 
@@ -222,7 +224,7 @@ def test_cutmix_swaps_the_box_and_lam_is_the_area_kept() -> None:
     a, b = np.zeros((33, 33, 3), np.uint8), np.full((33, 33, 3), 255, np.uint8)
     lams = []
     for view in range(300):
-        how = views.mix_params(recipe, 0, "a+b", view, 33)
+        how = mixing.mix_params(recipe, 0, "a+b", view, 33)
         assert how is not None
         one, other = mix(a, b, how), mix(b, a, how)
         assert (one == 0).all(axis=2).sum() / 33**2 == pytest.approx(how.lam, abs=1e-12)
@@ -234,7 +236,7 @@ def test_cutmix_swaps_the_box_and_lam_is_the_area_kept() -> None:
 
 def test_mixing_chooses_as_timm_does() -> None:
     def kinds(**fields: float) -> tuple[float, float]:  # shares mixed, and of these cut
-        drawn = [views.mix_params(ViewRecipe(**fields), 0, "p", v, 32) for v in range(1000)]
+        drawn = [mixing.mix_params(ViewRecipe(**fields), 0, "p", v, 32) for v in range(1000)]
         mixed = [how for how in drawn if how is not None]
         return len(mixed) / 1000, sum(how.box is not None for how in mixed) / max(1, len(mixed))
 
@@ -263,12 +265,12 @@ def test_mixing_chooses_as_timm_does() -> None:
 )
 def test_bad_overrides_name_the_value(overrides: dict, seen: str) -> None:
     with pytest.raises(FgkdError, match=f"{next(iter(overrides))}.*{seen}"):
-        views.recipe_from("light", overrides, chiral=False)
+        recipes.recipe_from("light", overrides, chiral=False)
 
 
 def test_unknown_recipe_is_refused() -> None:
     with pytest.raises(FgkdError, match="unknown view recipe 'sed'; did you mean seed"):
-        views.recipe_from("sed", {}, chiral=False)
+        recipes.recipe_from("sed", {}, chiral=False)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -286,12 +288,12 @@ def test_dict_round_trip_is_strict(name: str) -> None:
 
 def test_digest_sees_every_pixel_and_the_shape() -> None:
     image = smooth_image(6, 4)
-    assert views.pixel_digest(image) == views.pixel_digest(np.asfortranarray(image))
-    assert views.pixel_digest(image) != views.pixel_digest(image.reshape(6, 4, 3))
-    assert views.pixel_digest(image) != views.pixel_digest(
+    assert transforms.pixel_digest(image) == transforms.pixel_digest(np.asfortranarray(image))
+    assert transforms.pixel_digest(image) != transforms.pixel_digest(image.reshape(6, 4, 3))
+    assert transforms.pixel_digest(image) != transforms.pixel_digest(
         image ^ np.eye(4, 6, dtype=np.uint8)[..., None]
     )
-    assert views.pixel_digest(np.zeros((2, 2, 3), np.uint8)) == 16974799897390537162
+    assert transforms.pixel_digest(np.zeros((2, 2, 3), np.uint8)) == 16974799897390537162
 
 
 def test_importing_views_does_not_import_torch() -> None:

@@ -29,7 +29,7 @@ def trained(folder: Path, name: str = DEIT, **options: object) -> models.Classif
     model = perturb(build(name, **options))
     if model.has_dist and not model.uses_dist:
         model.net.head_dist.requires_grad_(False)
-    models.export(model, folder)
+    models.save(model, folder)
     return model
 
 
@@ -78,7 +78,7 @@ def test_export_carries_the_configuration(tmp_path: Path) -> None:
         crop_pct=0.8,
     )
     model.net.pretrained_cfg |= {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3)}
-    models.export(model, tmp_path)
+    models.save(model, tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["label_names"] == CLASSES
     assert config["num_classes"] == len(CLASSES)
@@ -105,7 +105,7 @@ def test_timm_resolves_the_export_to_what_evaluate_does(
     model = build(name, kwargs=kwargs, img_size=64, crop_pct=0.8)
     assert model.config["test_input_size"] == (3, 288, 288)
     model.net.pretrained_cfg |= {"crop_mode": crop_mode, "interpolation": "bilinear"}
-    models.export(model, tmp_path)
+    models.save(model, tmp_path)
     net = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
     assert timm.data.resolve_model_data_config(net, use_test_size=use_test_size) == {
         "input_size": (3, 64, 64),
@@ -129,7 +129,7 @@ def test_export_is_deterministic(tmp_path: Path) -> None:
 def test_export_leaves_the_model_as_it_is(tmp_path: Path) -> None:
     model = perturb(build(uses_dist=False))
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    models.export(model, tmp_path)
+    models.save(model, tmp_path)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
@@ -226,8 +226,8 @@ def test_a_checkpoint_of_another_model(
     trained(tmp_path / "model")
     with pytest.raises(FgkdError, match=message) as caught:
         start(tmp_path, name, **options)
-    assert "model.safetensors" in caught.value.what
-    assert len(caught.value.what) < 500
+    assert "model.safetensors" in caught.value.message
+    assert len(caught.value.message) < 500
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty folder", "text", "truncated", "code"])
@@ -244,4 +244,4 @@ def test_a_checkpoint_that_cannot_be_read(kind: str, tmp_path: Path) -> None:
         torch.save({"state_dict": build()}, source)  # a pickled object: never to be run
     with pytest.raises(FgkdError) as caught:
         start(source)
-    assert str(source) in caught.value.what
+    assert str(source) in caught.value.message

@@ -17,15 +17,15 @@ from data_miniatures import write_image
 
 from fgkd.data import Samples
 from fgkd.errors import FgkdError
-from fgkd.fetch import Fetcher, KeyedView, Request
-from fgkd.views import ViewRecipe
-from fgkd.workers import Pool, fetch
+from fgkd.loading.workers import Pool, render
+from fgkd.views.recipes import ViewRecipe
+from fgkd.views.rendering import KeyedView, Request, ViewRenderer
 
 RECIPE = ViewRecipe(crop_scale=(0.3, 1.0), hflip=0.5)
 
 
 @pytest.fixture(scope="module")
-def fetcher(tmp_path_factory: pytest.TempPathFactory) -> Fetcher:
+def renderer(tmp_path_factory: pytest.TempPathFactory) -> ViewRenderer:
     """Ten images at two sizes, of which the eighth cannot be read."""
     root = tmp_path_factory.mktemp("images")
     paths = [root / f"{i}.{'png' if i % 3 else 'jpg'}" for i in range(10)]
@@ -34,7 +34,7 @@ def fetcher(tmp_path_factory: pytest.TempPathFactory) -> Fetcher:
     paths[7].write_bytes(b"no image")
     zeros = np.zeros(10, np.int64)
     samples = Samples([path.name for path in paths], zeros, zeros, [str(path) for path in paths])
-    return Fetcher(KeyedView(samples, RECIPE, 0), [16, 24], skip_bad=True)
+    return ViewRenderer(KeyedView(samples, RECIPE, 0), [16, 24], skip_bad=True)
 
 
 def requests() -> list[Request]:
@@ -45,11 +45,13 @@ def requests() -> list[Request]:
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("kept", ["none", "all", "slices"])
-def test_the_images_are_those_of_one_process(fetcher: Fetcher, workers: int, kept: str) -> None:
+def test_the_images_are_those_of_one_process(
+    renderer: ViewRenderer, workers: int, kept: str
+) -> None:
     """Whether a consumer lets answers go, keeps them all, or keeps parts of their tensors."""
-    expected = [fetcher[request] for request in requests()]
+    expected = [renderer[request] for request in requests()]
     held = []
-    for answer, want in zip(fetch(fetcher, requests(), workers), expected, strict=True):
+    for answer, want in zip(render(renderer, requests(), workers), expected, strict=True):
         assert answer.at.tolist() == want.at.tolist()
         assert answer.digests_BV.tolist() == want.digests_BV.tolist()
         assert [key for key, _ in answer.bad] == [key for key, _ in want.bad]
@@ -62,14 +64,14 @@ def test_the_images_are_those_of_one_process(fetcher: Fetcher, workers: int, kep
     assert len(held) in (0, 10)
 
 
-def test_an_error_crosses_a_worker_whole(fetcher: Fetcher) -> None:
-    strict = Fetcher(fetcher.view, fetcher.sizes)
-    answers = fetch(strict, requests(), 1)
+def test_an_error_crosses_a_worker_whole(renderer: ViewRenderer) -> None:
+    strict = ViewRenderer(renderer.view, renderer.sizes)
+    answers = render(strict, requests(), 1)
     for _ in range(4):
         next(answers)
     with pytest.raises(FgkdError, match=r"cannot decode image .*7\.png"):
         next(answers)
-    assert list(fetch(fetcher, [], 2)) == []
+    assert list(render(renderer, [], 2)) == []
 
 
 def test_a_slot_is_free_when_nothing_of_it_is_left() -> None:
@@ -135,13 +137,15 @@ def test_slots_are_locked_for_a_gpu_when_they_are_first_used(
     assert not runtime.locked
 
 
-def test_a_script_that_leaves_off_in_the_middle_ends(fetcher: Fetcher, tmp_path: Path) -> None:
+def test_a_script_that_leaves_off_in_the_middle_ends(
+    renderer: ViewRenderer, tmp_path: Path
+) -> None:
     """Its generator still lives at the exit; its worker processes must not."""
-    (tmp_path / "fetcher").write_bytes(pickle.dumps((fetcher, requests())))
+    (tmp_path / "renderer").write_bytes(pickle.dumps((renderer, requests())))
     code = (
-        "import pickle, sys\nfrom fgkd.workers import fetch\n"
-        "answers = fetch(*pickle.load(open(sys.argv[1], 'rb')), 2)\nprint(len(next(answers).rows))"
+        "import pickle, sys\nfrom fgkd.workers import render\n"
+        "answers = render(*pickle.load(open(sys.argv[1], 'rb')), 2)\nprint(len(next(answers).rows))"
     )
-    command = [sys.executable, "-c", code, str(tmp_path / "fetcher")]
+    command = [sys.executable, "-c", code, str(tmp_path / "renderer")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr

@@ -11,8 +11,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from ..errors import FgkdError, quoted
-from .manifest import Shard
+from fgkd.cache.manifest import Shard
+from fgkd.errors import FgkdError, quoted
 
 SUFFIX = ".h5"
 HOLDS_IMAGES = False

@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from .. import device, fsio, plan
-from ..data import Dataset, Samples
-from ..data.base import Place
-from ..data.boxes import checked
-from ..errors import FgkdError, quoted
-from ..targets import Codec
-from . import manifest
-from .store import BACKENDS, val_codec
+from fgkd import device, files
+from fgkd.cache import manifest
+from fgkd.cache.encodings import Codec
+from fgkd.cache.writer import BACKENDS, val_codec
+from fgkd.data import Dataset, Samples, content
+from fgkd.data.boxes import checked
+from fgkd.data.samples import Place
+from fgkd.errors import FgkdError, quoted
+from fgkd.views import orders
 
 HASHERS = 4  # threads
 MAX_OPEN = 512  # shards: each holds a file descriptor, of which a process may have 1,024
@@ -31,7 +32,7 @@ class Reader:
         self.views: int = self.manifest["views"]
         self.codec = Codec.of(self.identity)
         views, self._num = self.identity["views"], len(self.identity["train"]["keys"])
-        self._blocks = plan.blocks(views["seed"], self._num, self.identity["shard_size"])
+        self._blocks = orders.blocks(views["seed"], self._num, self.identity["shard_size"])
         if self.identity["format"] not in BACKENDS:
             raise FgkdError(
                 f"cache {folder} is of an unknown format, {self.identity['format']!r}",
@@ -81,7 +82,7 @@ class Reader:
         paths = {name: self.folder / name for name in names if name not in self._whole}
         todo = {name: path for name, path in paths.items() if path.is_file()}
         with ThreadPoolExecutor(HASHERS) as pool:
-            self._hashes |= dict(zip(todo, pool.map(fsio.sha256, todo.values()), strict=True))
+            self._hashes |= dict(zip(todo, pool.map(files.sha256, todo.values()), strict=True))
 
     def empty_slab(self) -> dict[str, np.ndarray]:
         """Uninitialised arrays for one view of the training split."""
@@ -133,7 +134,7 @@ class Reader:
         """
         for split in {"train", "val"} & set(dataset.splits):
             hashes = self.identity[split]["hashes"]
-            packed = np.array([one.encode() for one in hashes], f"S{manifest.HASH_HEX}")
+            packed = np.array([one.encode() for one in hashes], f"S{content.HASH_HEX}")
             self.identity[split] = {"keys": dataset.splits[split].keys, "hashes": packed}
         device.give_memory_back()
 
@@ -202,7 +203,7 @@ class Reader:
         if (size := path.stat().st_size) != row["bytes"]:
             raise self._damaged(row, f"it has {size} bytes, not {row['bytes']}")
         if row["name"] not in self._whole:
-            found = self._hashes.pop(row["name"], None) or fsio.sha256(path)
+            found = self._hashes.pop(row["name"], None) or files.sha256(path)
             if found != row["sha256"]:
                 raise self._damaged(row, "its sha256 is not the manifest's")
         self._whole.add(row["name"])

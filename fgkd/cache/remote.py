@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import psutil
 
-from ..data import Samples
-from ..data.base import Place
-from ..errors import FgkdError
-from .reader import Reader
+from fgkd.cache.reader import Reader
+from fgkd.data import Samples
+from fgkd.data.samples import Place
+from fgkd.errors import FgkdError
 
 SPOOL = "fgkd-spool-"
 

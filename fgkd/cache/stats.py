@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..targets import Codec
+from fgkd.cache.encodings import Codec
 
 NUM_BINS = 15  # of confidence, as in `metrics.ece_pct`
 LOSS_TEMPERATURES = (1.0, 2.0, 4.0)

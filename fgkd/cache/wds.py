@@ -18,8 +18,8 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from ..errors import FgkdError, quoted
-from .manifest import Shard
+from fgkd.cache.manifest import Shard
+from fgkd.errors import FgkdError, quoted
 
 SUFFIX = ".tar"
 HEADER = "__header__"

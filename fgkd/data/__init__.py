@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..errors import FgkdError, near, quoted
-from . import cub, dogs, folder, foodx, icons, nabirds, tars, vision
-from .base import Dataset, Samples
-from .boxes import with_boxes
-from .combine import split_validation, union
+from fgkd.data import cub, dogs, folder, foodx, icons, nabirds, tars, torchvision_sets
+from fgkd.data.boxes import with_boxes
+from fgkd.data.combine import split_validation, union
+from fgkd.data.samples import Dataset, Samples
+from fgkd.errors import FgkdError, near, quoted
 
 __all__ = [
     "DATASETS",
@@ -27,11 +27,11 @@ DATASETS: dict[str, Callable[[Path], Dataset]] = {
     "dogs": dogs.load,
     "foodx": foodx.load,
     "nabirds": nabirds.load,
-    "aircraft": vision.AIRCRAFT.load,
-    "cars": vision.CARS.load,
-    "pets": vision.PETS.load,
-    "flowers": vision.FLOWERS.load,
-    "food101": vision.FOOD101.load,
+    "aircraft": torchvision_sets.AIRCRAFT.load,
+    "cars": torchvision_sets.CARS.load,
+    "pets": torchvision_sets.PETS.load,
+    "flowers": torchvision_sets.FLOWERS.load,
+    "food101": torchvision_sets.FOOD101.load,
     "webdataset": tars.load,
     "icons": icons.load,
 }

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import FgkdError, quoted
-from .base import BoxReader, Dataset
-from .lists import find_file, read_table
+from fgkd.data.lists import find_file, read_table
+from fgkd.data.samples import BoxReader, Dataset
+from fgkd.errors import FgkdError, quoted
 
 LIMIT = 1e6  # pixels; no image that is decoded has such a side
 
@@ -121,7 +121,7 @@ def of_pets(root: Path, keys: list[str]) -> np.ndarray:
 
     The boxes in annotations/xmls are of heads, and not every image has one.
     """
-    from .images import decode_rgb
+    from fgkd.data.decoding import decode_rgb
 
     def one(key: str) -> list[float]:
         path = root / "annotations/trimaps" / f"{PurePosixPath(key).stem}.png"

@@ -9,10 +9,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..errors import FgkdError
-from ..rng import hash64
-from . import boxes
-from .base import Dataset, Samples
+from fgkd.data import boxes
+from fgkd.data.samples import Dataset, Samples
+from fgkd.errors import FgkdError
+from fgkd.rng import hash64
 
 
 def split_validation(dataset: Dataset, fraction: float) -> Dataset:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-from ..errors import FgkdError, quoted
-from . import boxes
-from .base import Dataset, Samples
-from .lists import find_file, make_samples, read_table, require_dir
+from fgkd.data import boxes
+from fgkd.data.lists import find_file, make_samples, read_table, require_dir
+from fgkd.data.samples import Dataset, Samples
+from fgkd.errors import FgkdError, quoted
 
 LAYOUT = (
     "images/<class>/*.jpg beside images.txt, image_class_labels.txt, train_test_split.txt "

@@ -10,10 +10,10 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-from ..errors import FgkdError, quoted
-from . import boxes
-from .base import Dataset
-from .lists import find_file, make_samples, require_dir
+from fgkd.data import boxes
+from fgkd.data.lists import find_file, make_samples, require_dir
+from fgkd.data.samples import Dataset
+from fgkd.errors import FgkdError, quoted
 
 LAYOUT = "Images/<synset>/*.jpg, and train_list.mat and test_list.mat beside it or in splits/"
 NOTE = "every image comes from ImageNet: ImageNet-pretrained models have seen the test set"

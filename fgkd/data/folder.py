@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..errors import FgkdError, quoted
-from .base import Dataset
-from .lists import make_samples
+from fgkd.data.lists import make_samples
+from fgkd.data.samples import Dataset
+from fgkd.errors import FgkdError, quoted
 
 LAYOUT = "train/<class>/*.jpg and, if there are any, val/<class>/*.jpg and test/<class>/*.jpg"
 SPLITS = ("train", "val", "test")

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .base import Dataset, Samples
-from .lists import bad_line, find_file, make_samples, read_table, read_text, require_dir
+from fgkd.data.lists import bad_line, find_file, make_samples, read_table, read_text, require_dir
+from fgkd.data.samples import Dataset, Samples
 
 LAYOUT = "train_set/*.jpg, val_set/*.jpg, annot/{class_list.txt,train_info.csv,val_info.csv}"
 NOTE = "test labels were never released: the official val set is reported as test"

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import FgkdError, quoted
-from ..fsio import PARTIAL, sha256, write_error
-from . import folder
-from .base import Dataset
+from fgkd.data import folder
+from fgkd.data.samples import Dataset
+from fgkd.errors import FgkdError, quoted
+from fgkd.files import PARTIAL, sha256, write_error
 
 ARCHIVE = Path(__file__).with_name("icons.npz")
 MARKER = ".fgkd-icons"  # holds the archive's sha256; a folder without it is not ours

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import FgkdError, quoted
-from .base import BoxReader, Samples
+from fgkd.data.samples import BoxReader, Samples
+from fgkd.errors import FgkdError, quoted
 
 
 def require_dir(path: Path, layout: str) -> None:

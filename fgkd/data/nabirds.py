@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import cub
-from .base import Dataset
+from fgkd.data import cub
+from fgkd.data.samples import Dataset
 
 LAYOUT = (
     "images/<class id>/*.jpg beside images.txt, image_class_labels.txt, train_test_split.txt "

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from ..errors import FgkdError, quoted
-from .base import Dataset, Place
-from .lists import make_samples, read_text
+from fgkd.data.lists import make_samples, read_text
+from fgkd.data.samples import Dataset, Place
+from fgkd.errors import FgkdError, quoted
 
 LAYOUT = "train-*.tar (and val-*.tar, test-*.tar) of <stem>.jpg and <stem>.cls"
 SPLITS = ("train", "val", "test")

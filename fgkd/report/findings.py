@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .. import metrics
+from fgkd.evaluation import metrics
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .. import fsio
-from ..errors import FgkdError
+from fgkd import files
+from fgkd.errors import FgkdError
 
 TEMPLATES = Path(__file__).with_name("templates")
 MARK = '<meta name="generator" content="fgkd">'  # by which an earlier page is known as ours
@@ -132,13 +132,13 @@ def claim(folder: Path, option: str) -> None:
     if folder.exists() and not folder.is_dir():
         raise FgkdError(f"{option} {folder} is a file, not a folder", f"{option} runs/page")
     try:
-        fsio.claim(index)
+        files.claim(index)
         if index.exists() and MARK not in index.read_text(errors="replace"):
             raise FgkdError(
                 f"{index} is not a page of fgkd; it was left alone", f"{option} {folder}/fgkd"
             )
     except OSError as error:
-        raise fsio.write_error(index, error) from error
+        raise files.write_error(index, error) from error
 
 
 def render(title: str, lead: str, sections: Sequence[Section]) -> str:
@@ -168,5 +168,5 @@ def render(title: str, lead: str, sections: Sequence[Section]) -> str:
 def write(folder: Path, html: str) -> Path:
     """Write the page atomically as `index.html`; names that are not UTF-8 lose those bytes."""
     path = folder / "index.html"
-    fsio.write_bytes(path, html.encode("utf-8", "replace"))
+    files.write_bytes(path, html.encode("utf-8", "replace"))
     return path

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from . import findings
-from .findings import Answers
-from .page import Figure, Picture, data_uri
+from fgkd.report import findings
+from fgkd.report.findings import Answers
+from fgkd.report.page import Figure, Picture, data_uri
 
 INK, GRID = "#3b4148", "#dfe3e7"  # replaced by the next two on a dark page
 DARK_INK, DARK_GRID = "#cdd3da", "#3a414a"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import fsio
+from fgkd import files
 
 COLUMNS = {
     "top1_pct": "top-1 %",
@@ -21,7 +21,7 @@ COLUMNS = {
 
 def minutes(run_dir: Path) -> float | None:
     """Minutes a run or a capture took, evaluation and resumed parts included; None if unknown."""
-    rows = fsio.read_numbers(run_dir / "timings.jsonl")
+    rows = files.read_numbers(run_dir / "timings.jsonl")
     return sum(r.get("train_s", 0.0) + r.get("eval_s", 0.0) for r in rows) / 60 if rows else None
 
 

@@ -1,0 +1,107 @@
+"""The config of each command: composed of specs, or, where it has few options, one itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fgkd.config.schema import Flat, option
+from fgkd.config.specs import (
+    DATA_HELP,
+    DEVICE_HELP,
+    EXPORT_NAMES,
+    TTA_NAMES,
+    WORKERS_HELP,
+    CacheSpec,
+    CaptureSpec,
+    DataSpec,
+    LossSpec,
+    ModelSpec,
+    OptimSpec,
+    RunSpec,
+    TargetSpec,
+    TaskLossSpec,
+    TeacherSpec,
+    ViewSpec,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainTeacherConfig(Flat):
+    """Options of `train-teacher`."""
+
+    data: DataSpec = DataSpec()
+    model: ModelSpec = ModelSpec()
+    run: RunSpec = RunSpec()
+    optim: OptimSpec = OptimSpec()
+    loss: TaskLossSpec = TaskLossSpec()
+    view: ViewSpec = ViewSpec()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainStudentConfig(Flat):
+    """Options of `train-student`."""
+
+    targets: TargetSpec = TargetSpec()
+    model: ModelSpec = ModelSpec()
+    run: RunSpec = RunSpec()
+    loss: LossSpec = LossSpec()
+    optim: OptimSpec = OptimSpec()
+    data: DataSpec = DataSpec()
+    view: ViewSpec = ViewSpec()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheLogitsConfig(Flat):
+    """Options of `cache-logits`."""
+
+    teacher: TeacherSpec = TeacherSpec()
+    capture: CaptureSpec = CaptureSpec()
+    cache: CacheSpec = CacheSpec()
+    data: DataSpec = DataSpec()
+    view: ViewSpec = ViewSpec()
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Options of `evaluate`."""
+
+    split: str = option("test", "Split to evaluate.", choices=("train", "val", "test"))
+    data: tuple[str, ...] = option((), DATA_HELP)
+    tta: str = option(
+        "none", "Test-time augmentation: views whose logits are averaged.", choices=TTA_NAMES
+    )
+    predict: tuple[str, ...] = option(
+        (),
+        "Instead: classes of these images and folders, by each RUN (or timm local-dir folder).",
+        many="PATH...",
+    )
+    top: int = option(5, "Classes given for each predicted image.", low=1)
+    export: str | None = option(
+        None, "Instead: write each RUN's model as a file of this format.", choices=EXPORT_NAMES
+    )
+    export_dir: str = option("", "Folder of the exported file. Default: RUN/export.")
+    overwrite: bool = option(False, "Rename an exported file that exists.", free=True)
+    json: str | None = option(
+        None, "File to write the results to; of predictions, one line per image."
+    )
+    report: str | None = option(None, "Folder to write an HTML report of plots and examples to.")
+    skip_bad_images: bool = option(False, "Leave out unreadable images, and say so.")
+    batch_size: int = option(256, "Images per step.", low=1)
+    device: str = option("auto", DEVICE_HELP)
+    workers: int = option(2, WORKERS_HELP, low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectConfig:
+    """Options of `inspect`."""
+
+    verify: bool = option(
+        False, "Check shards, rendered pixels and, given the teacher, its targets.", free=True
+    )
+    samples: int = option(64, "Images whose views are rendered again, 4 views each.", low=1)
+    seed: int = option(0, "Seed of that choice.", low=0)
+    data: tuple[str, ...] = option((), DATA_HELP)
+    teacher: tuple[str, ...] = option((), "Run folder of the teacher, to run it again.")
+    json: str | None = option(None, "File to write the report to.")
+    gallery: str | None = option(None, "Folder to write an HTML page of views and targets to.")
+    device: str = option("auto", DEVICE_HELP)

@@ -1,0 +1,181 @@
+"""Declaring, checking, loading and comparing options.
+
+Options are fields of small frozen dataclasses (`specs`). A command's config is composed of several;
+on disk, on the command line and as keyword arguments its options are flat, each by its own name.
+Importing this module is cheap: `--help` must not wait for numpy or torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import types
+import typing
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from fgkd.errors import Difference, OptionError, UnknownName, near
+
+T = TypeVar("T")
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[str, ...] = (),
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    free: bool = False,
+    many: str = "",
+    renamed: Mapping[str, str] | None = None,
+) -> Any:
+    """A field with its help and range (low <= x <= high, x > above); free: may change on resume.
+
+    many: the option takes every word up to the next option; they are shown by this name.
+    renamed: old values that are still accepted, with a FutureWarning, and their new names.
+    """
+    meta = {"help": help, "choices": choices, "low": low, "high": high, "above": above}
+    return field(
+        default=default, metadata={**meta, "free": free, "many": many, "renamed": renamed or {}}
+    )
+
+
+def check(value: Any, meta: typing.Mapping[str, Any]) -> str | None:
+    """What is wrong with one value by its field's choices and range, or None."""
+    if value is None:
+        return None
+    if isinstance(value, tuple):
+        return next((problem for v in value if (problem := check(v, meta))), None)
+    if meta["choices"] and value not in meta["choices"]:
+        return f"{value!r} is not one of {', '.join(meta['choices'])}"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{value} is not a finite number"
+    if meta["above"] is not None and value <= meta["above"]:
+        return f"{value} is not above {meta['above']:g}"
+    if meta["low"] is not None and value < meta["low"]:
+        return f"{value} is below {meta['low']:g}"
+    if meta["high"] is not None and value > meta["high"]:
+        return f"{value} is above {meta['high']:g}"
+    return None
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One option of a config: the spec that holds it ("" if the config itself does), its field."""
+
+    spec: str
+    field: dataclasses.Field[Any]
+    kind: Any
+
+    def of(self, config: Any) -> Any:
+        """Its value in a config."""
+        return getattr(getattr(config, self.spec) if self.spec else config, self.field.name)
+
+
+def leaves(cls: type) -> dict[str, Leaf]:
+    """Option name -> where it is, in declaration order."""
+    kinds, found = typing.get_type_hints(cls), {}
+    for one in dataclasses.fields(cls):
+        kind = kinds[one.name]
+        if dataclasses.is_dataclass(kind):
+            for name, leaf in leaves(typing.cast(type, kind)).items():
+                assert name not in found, f"{name} is in two specs of {cls.__name__}"
+                found[name] = dataclasses.replace(leaf, spec=one.name)
+        else:
+            found[one.name] = Leaf("", one, kind)
+    return found
+
+
+def convert(value: Any, kind: Any) -> Any:
+    """A plain value as a field's type, where nothing is lost: lists become tuples, 1 becomes 1.0.
+
+    Raises: ValueError saying what was expected.
+    """
+    kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if value is None and type(None) in kinds:
+        return None
+    kind = kinds[0]
+    if typing.get_origin(kind) is tuple:
+        item, last = typing.get_args(kind)
+        if not isinstance(value, list | tuple):
+            if kind == tuple[str, ...] and isinstance(value, str):
+                return (value,)
+            raise ValueError(f"{value!r} is not a list")
+        if last is not Ellipsis and len(value) != 2:
+            raise ValueError(f"{value!r} has {len(value)} values, not 2")
+        return tuple(convert(v, item) for v in value)
+    if kind is float and isinstance(value, str):
+        with contextlib.suppress(ValueError):  # YAML reads 1e-3, without a point, as text
+            value = float(value)
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        expected = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
+        raise ValueError(f"{value!r} is not {expected[kind]}")
+    return value
+
+
+def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    """A config from flat plain values; the rest keeps its defaults.
+
+    Raises: UnknownName or OptionError naming `where`, the option and its value.
+    """
+    known, clean = leaves(cls), dict[str, dict[str, Any]]()
+    for name, value in values.items():
+        if name not in known:
+            what = f"unknown option {name!r} in {where}{near(name, list(known))}"
+            raise UnknownName(what, option=name, value=value, known=list(known))
+        leaf = known[name]
+        if isinstance(value, str) and value in leaf.field.metadata["renamed"]:
+            new = leaf.field.metadata["renamed"][value]
+            what = f"{name}: {value!r} is now called {new!r}; the old name will go"
+            warnings.warn(what, FutureWarning, stacklevel=2)
+            value = new
+        try:
+            converted = convert(value, leaf.kind)
+            problem = check(converted, leaf.field.metadata)
+        except ValueError as error:
+            problem = str(error)
+        if problem:
+            raise OptionError(f"{where}: {name}: {problem}", option=name, value=value)
+        clean.setdefault(leaf.spec, {})[name] = converted
+    kinds = typing.get_type_hints(cls)
+    own = clean.pop("", {})
+    return cls(**own, **{spec: kinds[spec](**fields) for spec, fields in clean.items()})
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Flat plain values for YAML and JSON: tuples become lists."""
+    values = {name: leaf.of(config) for name, leaf in leaves(type(config)).items()}
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+
+
+def replaced(config: T, **changes: Any) -> T:
+    """A copy of a config with some options, by their flat names, changed."""
+    return build(type(config), to_dict(config) | changes, "replaced()")
+
+
+def diff(old: Any, new: Any) -> list[Difference]:
+    """Each option that differs and changes results (not those that are free to change)."""
+    return [
+        Difference(name, leaf.of(old), leaf.of(new))
+        for name, leaf in leaves(type(old)).items()
+        if not leaf.field.metadata["free"] and leaf.of(old) != leaf.of(new)
+    ]
+
+
+class Flat:
+    """Transitional: flat access to the options of a composed config."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        leaf = leaves(type(self)).get(name)
+        if leaf is None:
+            raise AttributeError(name)
+        return leaf.of(self)

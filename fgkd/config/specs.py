@@ -1,0 +1,336 @@
+"""The options, in small frozen dataclasses: one for each part of the system that is configured.
+
+Each field is declared once, with its default, range and help; command line, YAML files and the
+keyword arguments of `fgkd.train_student` and its like derive from it. `None` means that the value
+is decided from context, as the help says. "free" options may change when a run is resumed, because
+they change no result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fgkd.config.schema import option
+
+DATASET_NAMES = (
+    *("icons", "folder", "cub", "dogs", "foodx"),
+    *("nabirds", "aircraft", "cars", "pets", "flowers", "food101"),
+    "webdataset",
+)
+RECIPE_NAMES = ("none", "light", "randaug")
+LOSS_NAMES = ("kl", "hard", "ce", "dkd", "dist")
+FORMAT_NAMES = ("hdf5", "webdataset")
+ENCODING_NAMES = ("dense", "dense32", "int8", "topk")
+DTYPE_NAMES = ("float32", "bfloat16", "float64")
+SCHEDULE_NAMES = ("cosine", "linear", "step", "constant")
+TTA_NAMES = ("none", "flip", "five-crop", "ten-crop")
+EXPORT_NAMES = ("onnx", "torchscript", "pt2")
+
+DEVICE_HELP = "auto, cpu, cuda or cuda:N; auto takes CUDA if present."
+WORKERS_HELP = "Data loading processes; 0 loads in the main process."
+DATA_HELP = "NAME:PATH where the images are now. Default: where they were."
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """Which images, and how they are read."""
+
+    data: tuple[str, ...] = option(
+        (), f"NAME:PATH, repeatable. Names: {', '.join(DATASET_NAMES)}.", free=True
+    )
+    val_fraction: float | None = option(
+        None,
+        "Share of train held out where a dataset has no val split. Default: the teacher's or "
+        "cache's, else 0.1.",
+        low=0.0,
+        high=0.5,
+    )
+    image_store_side: int | None = option(
+        None,
+        "Crop views from images resized so that the shorter side is at most N px. Default: "
+        "full-size images.",
+        low=8,
+    )
+    image_store: str | None = option(
+        None, "Folder in which the resized images are kept decoded (written once).", free=True
+    )
+    skip_bad_images: bool = option(
+        False, "Leave out unreadable images, and list them in the output folder.", free=True
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewSpec:
+    """The distribution of augmented views: a preset, and single options that override it."""
+
+    aug_recipe: str | None = option(
+        None,
+        "Preset of augmentations. Default: the cache's or teacher's, else light.",
+        choices=RECIPE_NAMES,
+        renamed={"seed": "randaug"},
+    )
+    crop_scale: tuple[float, float] | None = option(
+        None, "Area of the random crop as a share of the image, MIN MAX.", low=0.0, high=1.0
+    )
+    crop_ratio: tuple[float, float] | None = option(
+        None, "Aspect ratio of the random crop, MIN MAX.", above=0.0
+    )
+    interpolation: str | None = option(
+        None, "Resampling of the crop.", choices=("bilinear", "bicubic", "random")
+    )
+    hflip: float | None = option(None, "Probability of a horizontal flip.", low=0.0, high=1.0)
+    color_jitter: float | None = option(
+        None, "Strength of brightness, contrast and saturation jitter.", low=0.0, high=1.0
+    )
+    rand_aug_ops: int | None = option(None, "RandAugment operations per view; 0: off.", low=0)
+    rand_aug_magnitude: float | None = option(None, "RandAugment magnitude.", low=0.0, high=10.0)
+    rand_aug_std: float | None = option(
+        None, "Standard deviation of the RandAugment magnitude.", low=0.0
+    )
+    erasing: float | None = option(None, "Probability of random erasing.", low=0.0, high=1.0)
+    erasing_mode: str | None = option(
+        None, "Fill of the erased box: noise or a constant.", choices=("pixel", "const")
+    )
+    bbox_crop: bool | None = option(
+        None,
+        "Crop inside the object's bounding box (in training; evaluation sees the full image).",
+    )
+    mixup: float | None = option(
+        None, "Mixup alpha; 0: off. The teacher sees the mixed image.", low=0.0
+    )
+    cutmix: float | None = option(
+        None, "CutMix alpha; 0: off. The teacher sees the mixed image.", low=0.0
+    )
+    mix_prob: float | None = option(
+        None, "Probability that a pair of images is mixed.", low=0.0, high=1.0
+    )
+    switch_prob: float | None = option(
+        None, "Probability of CutMix instead of Mixup where both are on.", low=0.0, high=1.0
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """A timm model, where its weights come from, and which of them are trained."""
+
+    model: str = option("", "timm model name.")
+    model_kwargs: tuple[str, ...] = option(
+        (), "K=V,K=V passed to the model (Python literals), repeatable."
+    )
+    pretrained: bool = option(False, "Start from timm's pretrained weights (needs the hub).")
+    initial_checkpoint: str | None = option(
+        None,
+        "Start from the weights of a .safetensors or .pth file, or of a run folder.",
+        free=True,
+    )
+    img_size: int | None = option(
+        None, "Side of the square input in pixels. Default: the model's own.", low=8
+    )
+    crop_pct: float | None = option(
+        None, "Centre crop of evaluation. Default: the model's own.", above=0.0, high=1.0
+    )
+    drop: float = option(0.0, "Dropout rate before the head.", low=0.0, high=0.99)
+    drop_path: float = option(0.0, "Stochastic depth rate.", low=0.0, high=0.99)
+    head_init_scale: float = option(1.0, "Factor on the new head's initial weights.", above=0.0)
+    grad_checkpointing: bool = option(
+        False,
+        "Recompute activations in the backward pass: same results, less memory, a third slower.",
+        free=True,
+    )
+    freeze: bool = option(
+        False, "Train only the heads; the backbone keeps its weights and norm statistics."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimSpec:
+    """Optimizer, schedule, batch and numerics of a training run; names follow timm."""
+
+    epochs: int = option(30, "Passes over the training images.", low=1)
+    batch_size: int = option(
+        64, "Images per step, over all GPUs and accumulated micro-batches.", low=1
+    )
+    grad_accum_steps: int = option(
+        1, "Micro-batches per step: the same gradient in less memory.", low=1
+    )
+    opt: str = option("adamw", "timm optimizer name.")
+    momentum: float = option(0.9, "Momentum of optimizers that have one.", low=0.0, high=1.0)
+    lr: float | None = option(
+        None, "Peak learning rate. Default: 1e-3, or 1e-4 from given weights.", above=0.0
+    )
+    min_lr: float = option(1e-6, "Final learning rate.", low=0.0)
+    warmup_lr: float = option(1e-6, "Learning rate at the start of warmup.", low=0.0)
+    warmup_epochs: float | None = option(
+        None, "Linear warmup. Default: 2 epochs, at most a quarter of the run.", low=0.0
+    )
+    sched: str = option("cosine", "Learning rate schedule.", choices=SCHEDULE_NAMES)
+    decay_epochs: float = option(30.0, "Epochs between decays of the step schedule.", above=0.0)
+    decay_rate: float = option(
+        0.1, "Factor of each decay of the step schedule.", above=0.0, high=1.0
+    )
+    weight_decay: float = option(0.05, "Weight decay; norms and biases have none.", low=0.0)
+    layer_decay: float | None = option(
+        None, "Layer-wise lr decay: factor from each layer to the one below.", above=0.0, high=1.0
+    )
+    layer_decay_style: str = option(
+        "timm",
+        "What a layer is: timm counts blocks, convnext12 ConvNeXt's own 12 groups.",
+        choices=("timm", "convnext12"),
+    )
+    clip_grad: float | None = option(None, "Gradient clipping threshold. Default: off.", above=0.0)
+    clip_mode: str = option(
+        "norm", "Whether the threshold is on the norm or on each value.", choices=("norm", "value")
+    )
+    model_ema: bool = option(
+        False, "Keep an exponential moving average of the weights; the better of both is saved."
+    )
+    model_ema_samples: float = option(20_000.0, "Horizon of the average, in samples.", above=0.0)
+    amp: bool = option(
+        False, "Autocast to amp_dtype. float16 scales the loss and skips steps that overflow."
+    )
+    amp_dtype: str = option("bfloat16", "Autocast type.", choices=("bfloat16", "float16"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskLossSpec:
+    """The loss against the labels."""
+
+    smoothing: float = option(0.1, "Label smoothing.", low=0.0, high=0.99)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossSpec:
+    """The losses of a student: against the labels, and against the teacher."""
+
+    smoothing: float = option(0.1, "Label smoothing.", low=0.0, high=0.99)
+    distillation: str = option(
+        "logits",
+        "none trains the baseline: on labels alone.",
+        choices=("logits", "none"),
+    )
+    kd_loss: str = option(
+        "kl",
+        "Distillation loss. dist also compares rows: those of a micro-batch, over all ranks.",
+        choices=LOSS_NAMES,
+    )
+    temperature: float = option(1.0, "Softmax temperature of the distillation loss.", above=0.0)
+    logit_standardization: bool = option(
+        False, "Standardize each row of logits before the temperature."
+    )
+    distill_loss_weight: float = option(1.0, "Weight of the distillation loss.", low=0.0)
+    task_loss_weight: float = option(1.0, "Weight of the loss against the labels.", low=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetSpec:
+    """Where a student's views and targets come from: a cache, a live teacher, or labels alone."""
+
+    cache: str | None = option(None, "Cache to learn from: a folder, or a URL.", free=True)
+    order: str = option(
+        "sample",
+        "shard reads the cache shard by shard (for URLs).",
+        choices=("sample", "shard"),
+    )
+    shard_buffer: int = option(
+        4, "Shards whose samples are shuffled together (order shard).", low=1
+    )
+    teacher: tuple[str, ...] = option(
+        (), "Run folder of a live teacher (online distillation), instead of a cache."
+    )
+    dtype: str = option("float32", "Number type of a live teacher.", choices=DTYPE_NAMES)
+    views: int | None = option(
+        None, "Use the first N views. Default: all of the cache, else one per epoch.", low=1
+    )
+    view_seed: int | None = option(
+        None, "Seed of the views. Default: the cache's, else 0 (as cache-logits).", low=0
+    )
+    shard_size: int = option(
+        1024, "Images per block of mixing pairs, without a cache (as cache-logits).", low=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """Where a training run is kept, what it runs on, and how it reports."""
+
+    output: str = option("", "Folder of this run (created).", free=True)
+    resume: bool = option(False, "Continue the run in the output folder.", free=True)
+    overwrite: bool = option(False, "Rename an existing output folder and start over.", free=True)
+    device: str = option("auto", DEVICE_HELP, free=True)
+    workers: int = option(2, WORKERS_HELP, low=0, free=True)
+    seed: int = option(0, "Seed of every random choice.", low=0)
+    channels_last: bool = option(True, "Channels-last memory format.", free=True)
+    compile: bool = option(
+        False,
+        "torch.compile the model: faster after some minutes; needs a C++ compiler.",
+        free=True,
+    )
+    deterministic: bool = option(
+        True,
+        "On a GPU use deterministic kernels, so that a resumed run ends as an unbroken one.",
+        free=True,
+    )
+    eval_batch_size: int = option(256, "Images per evaluation step.", low=1, free=True)
+    log_interval: float = option(10.0, "Seconds between console lines.", above=0.0, free=True)
+    tensorboard: bool = option(
+        False, "Also write each epoch's metrics to OUTPUT/tensorboard.", free=True
+    )
+    checkpoint_steps: int = option(
+        0, "Also save a checkpoint every N steps; 0: after each epoch only.", low=0, free=True
+    )
+    dry_run: bool = option(
+        False, "Estimate GPU memory, FLOPs and hours without weights; write nothing.", free=True
+    )
+    json: str | None = option(None, "File to write the estimate of a dry run to.", free=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherSpec:
+    """The teachers of a cache, and how they compute."""
+
+    teacher: tuple[str, ...] = option(
+        (), "Run folder or timm local-dir folder; repeat for an ensemble.", free=True
+    )
+    ensemble: str = option(
+        "logits", "What an ensemble averages.", choices=("logits", "probs"), free=True
+    )
+    dtype: str = option("float32", "Number type of the teacher.", choices=DTYPE_NAMES)
+    batch_size: int = option(128, "Views per teacher batch.", low=1, free=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheSpec:
+    """What a cache holds, and in which form."""
+
+    views: int = option(8, "Augmented views of every training image.", low=1, free=True)
+    seed: int = option(0, "Seed of the views and of the order of the samples.", low=0)
+    img_size: int | None = option(
+        None, "Side of the views in pixels. Default: the teacher's.", low=8
+    )
+    format: str = option("hdf5", "Shard format.", choices=FORMAT_NAMES)
+    encoding: str = option(
+        "dense",
+        "dense: float16 logits; dense32: float32; int8: 1 byte per class; topk: the largest "
+        "logits and the mass of the rest.",
+        choices=ENCODING_NAMES,
+    )
+    top_k: int = option(50, "Classes that topk keeps, besides the label.", low=1)
+    temperatures: tuple[float, ...] = option(
+        (1.0, 2.0, 4.0), "Temperatures at which topk is exact, as 1,2,4.", above=0.0
+    )
+    shard_size: int = option(1024, "Training images per shard.", low=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptureSpec:
+    """Where a cache is written, by which machine, and what it runs on."""
+
+    output: str = option("", "Folder of the cache (created, continued or grown).", free=True)
+    overwrite: bool = option(False, "Rename an existing output folder and start over.", free=True)
+    shard_range: str | None = option(
+        None, "A:B, write only these blocks (for several machines).", free=True
+    )
+    device: str = option("auto", DEVICE_HELP, free=True)
+    workers: int = option(2, WORKERS_HELP, low=0, free=True)
+    dry_run: bool = option(False, "Estimate bytes, speed and hours; write nothing.", free=True)
+    json: str | None = option(None, "File to write the estimate of a dry run to.", free=True)

@@ -1,0 +1,100 @@
+"""What every dataset gives: columns of samples per split, and class names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from fgkd.errors import FgkdError, quoted
+
+Place = tuple[str, int, int]  # (file, offset, size) of an encoded image inside a larger file
+BoxReader = Callable[[list[str]], np.ndarray]  # keys -> boxes; must pickle
+
+
+def read_place(place: Place) -> bytes:
+    """The bytes at a place. Raises: FgkdError when the file is gone or too short."""
+    path, offset, size = place
+    try:
+        with open(path, "rb") as file:
+            file.seek(offset)
+            data = file.read(size)
+    except OSError as error:
+        raise FgkdError(f"cannot read {path}: {error.strerror}", f"ls -l {quoted(path)}") from None
+    if len(data) != size:
+        raise FgkdError(f"{path} is truncated", f"ls -l {quoted(path)}")
+    return data
+
+
+@dataclass(frozen=True)
+class Samples:
+    """One split as columns; row i of each column is sample i. Images stay encoded on disk.
+
+    keys: POSIX paths relative to the dataset root, unique; labels: int64 [N], 0-based (-1: none);
+    domains: int64 [N], indices into `Dataset.domains`; paths: absolute image paths, also for
+    errors; places: where images inside larger files lie (None: the whole file at its path);
+    box_reader: how to read bounding boxes; None: there are none; boxes: float64 [N, 4] as x, y,
+    width, height in source pixels, once `with_boxes` has read them.
+    """
+
+    keys: list[str]
+    labels: np.ndarray
+    domains: np.ndarray
+    paths: list[str]
+    places: list[Place | None] | None = None
+    box_reader: BoxReader | None = None
+    boxes: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def read(self, i: int) -> bytes:
+        """The encoded image bytes of sample i."""
+        if place := self.places and self.places[i]:
+            return read_place(place)
+        try:
+            return Path(self.paths[i]).read_bytes()
+        except OSError as error:
+            raise FgkdError(
+                f"cannot read image {self.paths[i]}: {error.strerror}",
+                f"ls -l {quoted(self.paths[i])}",
+            ) from None
+
+    def size(self, i: int) -> int:
+        """The number of encoded bytes of sample i, without reading them; -1: it is not there."""
+        if place := self.places and self.places[i]:
+            return place[2]
+        try:
+            return os.stat(self.paths[i]).st_size
+        except OSError:
+            return -1
+
+    def take(self, rows: np.ndarray) -> Samples:
+        """The samples at `rows`, in that order."""
+        return replace(
+            self,
+            keys=[self.keys[i] for i in rows],
+            labels=self.labels[rows],
+            domains=self.domains[rows],
+            paths=[self.paths[i] for i in rows],
+            places=self.places and [self.places[i] for i in rows],
+            boxes=None if self.boxes is None else self.boxes[rows],
+        )
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A named dataset: class names (label i is classes[i]), domains, and its splits.
+
+    chiral: left and right are classes, so no view may flip. notes: lines for the banner and report.
+    """
+
+    name: str
+    classes: list[str]
+    domains: list[str]
+    splits: dict[str, Samples]
+    chiral: bool = False
+    notes: list[str] = field(default_factory=list)

@@ -1,0 +1,1 @@
+"""Metrics, intervals, significance tests and batched inference."""

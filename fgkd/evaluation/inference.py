@@ -1,0 +1,104 @@
+"""Asking a model for its logits: of batches that come one after another, of a whole split.
+
+Shape legend: B images, V views, H, W pixels, 3 channels, N = B * V, K classes.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fgkd import distributed
+from fgkd.loading.batch import to_device
+from fgkd.loading.workers import render
+from fgkd.models import Classifier
+from fgkd.views.rendering import CleanView, RenderedViews, Request, ViewRenderer
+
+
+def logits_of(model: Classifier, image_u8_BVHW3: Tensor, **how: Any) -> Tensor:
+    """float32 logits [N, K] in main memory, in (image, view) order; `how`: as of `ask`."""
+    return ask(model, image_u8_BVHW3, **how)()
+
+
+def ask(
+    model: Classifier,
+    image_u8_BVHW3: Tensor,
+    *,
+    device: torch.device,
+    max_batch: int,
+    amp_dtype: torch.dtype | None = None,
+) -> Callable[[], Tensor]:
+    """Ask for logits, `max_batch` views at a time; the function returned waits for them.
+
+    A GPU works on by itself between the two, and can be asked again.
+    """
+    model.eval()
+    on_gpu = device.type == "cuda"
+    pieces = [torch.zeros(0, len(model.config["label_names"]))]
+    for image_u8_NHW3 in image_u8_BVHW3.flatten(0, 1).split(max_batch):
+        if len(image_u8_NHW3):
+            with (
+                torch.inference_mode(),
+                torch.autocast(device.type, amp_dtype, enabled=amp_dtype is not None),
+            ):
+                answer_NK = model(to_device(image_u8_NHW3, device)).answer_BK.float()
+                pieces.append(answer_NK.to("cpu", non_blocking=on_gpu))
+    done = torch.cuda.current_stream(device).record_event() if on_gpu else None
+    return functools.partial(_wait, pieces, done, image_u8_BVHW3 if on_gpu else None)
+
+
+def _wait(pieces: list[Tensor], done: torch.cuda.Event | None, held: Tensor | None) -> Tensor:
+    """held: the pixels, whose memory is not to be written again before they are on the GPU."""
+    if done:
+        done.synchronize()
+    return torch.cat(pieces)
+
+
+def clean_requests(rows: np.ndarray, batch_size: int, num_views: int = 1) -> list[Request]:
+    """Requests for the first views of these rows, in batches, without digests."""
+    parts = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+    return [Request(part, range(num_views), digests=np.zeros(len(part), bool)) for part in parts]
+
+
+def evaluate(
+    model: Classifier,
+    renderer: ViewRenderer,
+    *,
+    batch_size: int,
+    workers: int,
+    device: torch.device,
+) -> tuple[np.ndarray, Tensor, list[tuple[str, str]]]:
+    """(rows, float32 logits [N, K], bad images) of every image once, over all ranks.
+
+    Where the renderer has several views of an image, its logits are their mean.
+    """
+    rows = distributed.share(np.arange(len(renderer.samples)))
+    assert isinstance(renderer.view, CleanView)
+    num_views = renderer.view.num_views
+    asked: deque[tuple[RenderedViews, Callable[[], Tensor]]] = deque()
+    done: list[tuple[np.ndarray, Tensor, list[tuple[str, str]]]] = []
+
+    def finish() -> None:
+        answer, wait = asked.popleft()
+        logits_BK = wait().unflatten(0, (len(answer.rows), num_views)).mean(1)
+        done.append((answer.rows, logits_BK, answer.bad))
+
+    for answer in render(renderer, clean_requests(rows, batch_size, num_views), workers):
+        wait = ask(model, answer.images[0], device=device, max_batch=batch_size)
+        asked.append((answer, wait))
+        if len(asked) > 1:
+            finish()
+    while asked:
+        finish()
+    everyone = [row for part in distributed.gather(done) for row in part]
+    return (
+        np.concatenate([rows for rows, _, _ in everyone]),
+        torch.cat([logits for _, logits, _ in everyone]),
+        [bad for _, _, bads in everyone for bad in bads],
+    )

@@ -1,0 +1,1 @@
+"""Worker processes, and batches of views joined with their targets."""

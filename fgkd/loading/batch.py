@@ -1,0 +1,83 @@
+"""What one training step learns from, and its parts: the shares of ranks and micro-batches.
+
+Shape legend: B batch, H, W pixels, 3 channels, K classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fgkd import distributed, losses
+from fgkd.loading.schedule import BatchSpec
+
+TENSORS = ("image_u8_BHW3", "labels_B", "teacher_BK", "partner_labels_B", "lam_B")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's part of a training step, in main memory.
+
+    count: how many of its rows to learn from; 0 marks a stand-in row of a rank without a share.
+    image_share, label_share: which part of the global batch's images, and of those of them that
+    have a label, this is. A mean over it times that share is its part of the global mean.
+    """
+
+    spec: BatchSpec
+    count: int
+    row_ids: np.ndarray  # uint64 [B], the keys of per-sample draws
+    image_u8_BHW3: Tensor
+    labels_B: Tensor
+    teacher_BK: Tensor | None  # float32, from the cache
+    partner_labels_B: Tensor | None  # of mixed views, else None
+    lam_B: Tensor | None
+    bad: list[tuple[str, str]]
+    image_share: float = 1.0
+    label_share: float = 1.0
+
+    def num_labelled(self) -> float:
+        """How many of the rows that count have a label."""
+        known_B = losses.labelled(
+            labels_B=self.labels_B, partner_labels_B=self.partner_labels_B, lam_B=self.lam_B
+        )
+        return float(known_B.sum()) if self.count else 0.0
+
+    def split(
+        self, num_parts: int, images: float, labels: float, device: torch.device
+    ) -> Iterator[Batch]:
+        """Micro-batches of near-equal size on the device; none of an empty batch.
+
+        images, labels: how many the global batch has. Of several ranks each gives `num_parts`, as
+        their losses may talk; where its rows do not suffice, one stands in and counts nothing.
+        """
+        n = len(self.row_ids)
+        if distributed.world() == 1:
+            num_parts = min(num_parts, n)
+        for i in range(num_parts):
+            start, stop = n * i // num_parts, n * (i + 1) // num_parts
+            count = (stop - start) if self.count else 0
+            part = self._cut(slice(start, max(stop, start + 1)), count)
+            shares = (count / max(images, 1.0), part.num_labelled() / max(labels, 1.0))
+            moved: dict[str, Any] = {k: to_device(getattr(part, k), device) for k in TENSORS}
+            yield dataclasses.replace(part, image_share=shares[0], label_share=shares[1], **moved)
+
+    def _cut(self, rows: slice, count: int) -> Batch:
+        tensors = {name: getattr(self, name) for name in TENSORS}
+        cut: dict[str, Any] = {k: None if v is None else v[rows] for k, v in tensors.items()}
+        return dataclasses.replace(self, count=count, row_ids=self.row_ids[rows], **cut)
+
+
+def to_device(tensor: Tensor | None, device: torch.device) -> Tensor | None:
+    """On the device; from pinned memory, so that the copy runs beside the computation.
+
+    Images out of `workers` lie in such memory and are not to be let go before the copy is made.
+    """
+    if tensor is None or device.type != "cuda":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)  # pinned already: pins nothing

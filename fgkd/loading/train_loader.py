@@ -1,0 +1,255 @@
+"""Views and targets to batches: the keyed order of a run, joined with the cache's slabs.
+
+Workers render whole batches; the main process slices the epoch's slab of targets, and a thread of
+it reads the next one.
+Shape legend: B batch, V views, H, W pixels, 3 channels, K classes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+from fgkd import comparison, distributed, rng
+from fgkd.cache.reader import Reader
+from fgkd.cache.remote import Stream
+from fgkd.cache.writer import library_versions
+from fgkd.data import Samples
+from fgkd.data.image_store import ImageStore
+from fgkd.errors import FgkdError, PixelMismatch
+from fgkd.loading.batch import Batch
+from fgkd.loading.schedule import BatchSpec, Schedule
+from fgkd.loading.workers import render
+from fgkd.views import orders, recipes
+from fgkd.views.rendering import KeyedView, RenderedViews, Request, ViewRenderer
+
+CHECK_EVERY = 100  # one training view in so many is compared with the cache's digest
+
+
+class TrainLoader:
+    """Batches of a run from any step on, the same for every number of workers.
+
+    With a cache, each batch carries the teacher's logits of exactly its views, a small share of
+    the pixels is compared with the cache's digests (unless `size` is not the cache's), and each
+    image file with its content hash when it is first read. With mixup or cutmix a batch is made of
+    pairs inside blocks of `block_size` samples. shard_buffer: read the cache shard by shard, rows
+    mixed within so many shards (0: all rows mixed). short_side, image_store: crop from shrunk
+    images, and where they are held.
+    """
+
+    def __init__(
+        self,
+        *,
+        samples: Samples,
+        schedule: Schedule,
+        recipe: recipes.ViewRecipe,
+        view_seed: int,
+        size: int,
+        workers: int,
+        skip_bad: bool,
+        block_size: int,
+        cache: Reader | None = None,
+        temperature: float | None = None,
+        shard_buffer: int = 0,
+        short_side: int | None = None,
+        image_store: ImageStore | None = None,
+    ) -> None:
+        self.samples, self.schedule, self.cache, self.workers = samples, schedule, cache, workers
+        self.temperature = temperature
+        self.check_pixels = cache is not None and size == cache.identity["views"]["img_size"]
+        hashes = cache.identity["train"]["hashes"] if cache else None
+        self.view = KeyedView(samples, recipe, view_seed, short_side)
+        self.renderer = ViewRenderer(self.view, [size], hashes, skip_bad, image_store)
+        self.row_ids = np.array([rng.hash64(key) for key in samples.keys], np.uint64)
+        bad = cache.bad_keys if cache else set()
+        self.usable = np.array([key not in bad for key in samples.keys])
+        self.unit = 2 if recipe.mixes else 1
+        even = 2 * distributed.world()
+        if recipe.mixes and schedule.batch_size % even:
+            raise FgkdError(
+                f"--batch-size {schedule.batch_size} is not even on each of "
+                f"{distributed.world()} process(es), but mixup and cutmix need pairs",
+                f"--batch-size {max(1, schedule.batch_size // even) * even}",
+            )
+        self.blocks = orders.blocks(view_seed, len(samples), block_size)
+        self.shard_buffer = shard_buffer
+        self.stream = Stream(cache, self.blocks) if cache and shard_buffer else None
+        self._partners = functools.lru_cache(2)(
+            lambda view: orders.partners(view_seed, view, self.blocks) if recipe.mixes else None
+        )
+
+    def batches(self, first_step: int) -> Iterator[Batch]:
+        """This rank's batches from step `first_step` to the end of the run."""
+        # Not yet answered by the workers: a step, its rows, and the blocks it is the last to use.
+        sent: deque[tuple[BatchSpec, np.ndarray, list[int]]] = deque()
+
+        def requests() -> Iterator[Request]:
+            epoch, step = divmod(first_step, self.schedule.steps_per_epoch)
+            for e in range(epoch, self.schedule.epochs):
+                specs = self.schedule.epoch_specs(e, step if e == epoch else 0, self._order(e))
+                shares = self._shares(specs)
+                asked = [self._stand_in(s, rows) for s, rows in zip(specs, shares, strict=True)]
+                needs = [self._blocks_of(rows) for rows in asked]
+                spent = _last_uses(needs)
+                for i, (spec, rows) in enumerate(zip(specs, shares, strict=True)):
+                    if self.stream:
+                        self.stream.need(e, spec.view, needs[i])
+                        coming = itertools.chain.from_iterable(needs[i + 1 :])
+                        self.stream.announce(e, spec.view, coming, 2 * self.shard_buffer)
+                    sent.append((spec, rows, spent[i]))
+                    yield self._request(spec, asked[i], e == epoch)
+
+        with contextlib.closing(Slabs(self.cache, self.schedule)) as slabs:
+            for answer in render(self.renderer, requests(), self.workers):
+                spec, rows, spent_blocks = sent.popleft()
+                if self.stream:
+                    yield self._join(spec, answer, self.stream.slab(spec.epoch), len(rows))
+                    self.stream.done(spec.epoch, spent_blocks)
+                else:
+                    yield self._join(spec, answer, slabs.of(spec), len(rows))
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """The rows of an epoch: all mixed, or shard by shard."""
+        seed, partner = self.schedule.seed, self._partners(epoch % self.schedule.views)
+        if not self.shard_buffer:
+            return orders.epoch_order(seed, epoch, self.schedule.num_samples, partner)
+        return orders.shard_order(seed, epoch, self.blocks, self.shard_buffer, partner)
+
+    def _blocks_of(self, rows: np.ndarray) -> list[int]:
+        return np.unique(self.stream.block_of[rows]).tolist() if self.stream else []
+
+    def _shares(self, specs: list[BatchSpec]) -> list[np.ndarray]:
+        """This rank's rows of each step, without those that have no target.
+
+        Shard by shard, a rank takes a run of the remaining order, so that it needs few shards that
+        another rank reads too; else its part of every batch.
+        """
+        world, unit = distributed.world(), self.unit
+        if self.stream and world > 1 and specs:
+            order = self._order(specs[0].epoch)
+            own = distributed.share(order, unit)
+            steps = self.schedule.steps_per_epoch
+            cuts = [len(own) * i // steps // unit * unit for i in range(steps)] + [len(own)]
+            first = steps - len(specs)
+            shares = [own[cuts[i] : cuts[i + 1]] for i in range(first, steps)]
+        else:
+            shares = [distributed.share(spec.rows, unit) for spec in specs]
+        return [rows[self.usable[rows]] for rows in shares]
+
+    def _stand_in(self, spec: BatchSpec, rows: np.ndarray) -> np.ndarray:
+        """The rows to load: of several ranks, every one must take part in every step."""
+        if distributed.world() == 1 or len(rows):
+            return rows
+        return spec.rows[self.usable[spec.rows]][:1]
+
+    def _request(self, spec: BatchSpec, rows: np.ndarray, first_epoch: bool) -> Request:
+        place = spec.start + np.arange(len(rows))
+        partner = self._partners(spec.view)
+        partners = None
+        if partner is not None:  # beside an image known to be bad, the teacher's view was unmixed
+            partners = np.where(self.usable[partner[rows]], partner[rows], rows)[:, None]
+        everyone = rows if partner is None else np.union1d(rows, partner[rows])
+        return Request(
+            rows,
+            [spec.view],
+            partners,
+            digests=place % CHECK_EVERY == 0,
+            check_content=first_epoch,
+            places=self.stream.places(everyone) if self.stream else None,
+        )
+
+    def _join(
+        self, spec: BatchSpec, answer: RenderedViews, slab: dict[str, np.ndarray], num_rows: int
+    ) -> Batch:
+        if distributed.world() > 1 and not len(answer.rows):
+            return self._blank(spec, answer)
+        rows, teacher_BK = answer.rows, None
+        if self.cache:
+            self._check_digests(spec, answer, slab)
+            arrays = {name: array[rows] for name, array in slab.items() if name != "digests"}
+            teacher_BK = torch.from_numpy(self.cache.codec.decode(arrays, self.temperature))
+        partner = self._partners(spec.view)
+        labels = self.samples.labels
+        return Batch(
+            spec,
+            len(rows) if num_rows else 0,
+            self.row_ids[rows],
+            answer.images[0][:, 0],
+            torch.from_numpy(labels[rows]),
+            teacher_BK,
+            None if partner is None else torch.from_numpy(labels[partner[rows]]),
+            None if partner is None else torch.from_numpy(answer.lams_BV[:, 0]),
+            answer.bad,
+        )
+
+    def _blank(self, spec: BatchSpec, answer: RenderedViews) -> Batch:
+        """A black image that counts for nothing: no image of this rank's share could be read."""
+        image = torch.zeros(1, *answer.images[0].shape[2:], dtype=torch.uint8)
+        label = torch.zeros(1, dtype=torch.int64)
+        teacher = torch.zeros(1, self.cache.codec.num_classes) if self.cache else None
+        return Batch(spec, 0, self.row_ids[:1], image, label, teacher, None, None, answer.bad)
+
+    def _check_digests(
+        self, spec: BatchSpec, answer: RenderedViews, slab: dict[str, np.ndarray]
+    ) -> None:
+        digests_B = answer.digests_BV[:, 0]
+        wrong = (digests_B != 0) & (digests_B != slab["digests"][answer.rows])
+        if self.check_pixels and wrong.any():
+            key = self.samples.keys[answer.rows[wrong][0]]
+            assert self.cache is not None
+            then = self.cache.manifest["libraries"]
+            drift = comparison.differences(then, library_versions())
+            versions = ", ".join(map(str, drift)) or "unchanged"
+            raise PixelMismatch(
+                f"the pixels of view {spec.view} of {key} are not those the teacher saw "
+                f"(library versions: {versions})",
+                key=key,
+                view=spec.view,
+                libraries=drift,
+            )
+
+
+class Slabs:
+    """The targets of the epoch in hand; those of the next are read while they are used.
+
+    Two slabs in memory, never three: each is written over in turn. Empty without a cache.
+    """
+
+    def __init__(self, cache: Reader | None, schedule: Schedule) -> None:
+        self.cache, self.schedule = cache, schedule
+        self._pool = ThreadPoolExecutor(1)
+        self._view = -1
+        self._slab: dict[str, np.ndarray] = {}
+        self._coming: Future[dict[str, np.ndarray]] | None = None
+
+    def of(self, spec: BatchSpec) -> dict[str, np.ndarray]:
+        """The slab of a batch's view. Raises: FgkdError for a damaged shard."""
+        if self.cache is not None and spec.view != self._view:
+            spare = self._slab
+            coming = self._coming or self._pool.submit(self.cache.slab, spec.view)
+            self._slab, self._view = coming.result(), spec.view
+            following = (spec.epoch + 1) % self.schedule.views
+            more = spec.epoch + 1 < self.schedule.epochs and following != spec.view
+            args = (following, spare) if spare else (following,)
+            self._coming = self._pool.submit(self.cache.slab, *args) if more else None
+        return self._slab
+
+    def close(self) -> None:
+        """Wait for what is being read: the shards may be closed next."""
+        self._pool.shutdown(cancel_futures=True)
+
+
+def _last_uses(needs: list[list[int]]) -> list[list[int]]:
+    """For each step, the blocks that no later one needs."""
+    last = {block: i for i, blocks in enumerate(needs) for block in blocks}
+    spent: list[list[int]] = [[] for _ in needs]
+    for block, i in last.items():
+        spent[i].append(block)
+    return spent

@@ -1,0 +1,187 @@
+"""Requests to answers through worker processes, in memory that is leased again and again.
+
+Tensors that workers return lie in new shared memory each time, and its fresh pages cost a tenth of
+rendering the images they hold. So workers write into slots of one pool, made before they are.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import itertools
+import math
+import mmap
+import os
+import signal
+import weakref
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from fgkd.errors import FgkdError
+from fgkd.views.rendering import RenderedViews, Request, ViewRenderer
+
+# Answers that are held at a time, at most: by a capture, one being encoded, two waiting for it,
+# and one before the teacher. A training step holds its own batch and the next.
+IN_USE = 4
+
+
+def render(
+    renderer: ViewRenderer, requests: Iterable[Request], workers: int
+) -> Iterator[RenderedViews]:
+    """Answers in the order of the requests, from `workers` processes (0: this one)."""
+    if workers:
+        yield from _from_workers(renderer, iter(requests), workers)
+        return
+    for request in requests:
+        yield _sound(renderer[request])
+
+
+def _from_workers(
+    renderer: ViewRenderer, requests: Iterator[Request], workers: int
+) -> Iterator[RenderedViews]:
+    first = next(requests, None)
+    if first is None:
+        return
+    # Two requests a worker are under way; one answer is coming in, and some are in use.
+    pool = Pool(2 * workers + 1 + IN_USE, sum(map(math.prod, renderer.shapes(first))))
+    sent: deque[tuple[Request, int | None]] = deque()
+
+    def leased() -> Iterator[tuple[Request, int | None]]:
+        for request in itertools.chain([first], requests):
+            sent.append((request, pool.lease(renderer.shapes(request))))
+            yield sent[-1]
+
+    loader: Any = DataLoader(
+        _Pooled(renderer, pool),
+        sampler=leased(),
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_as_is,
+        worker_init_fn=_ignore_signals,
+    )
+    answers = iter(loader)
+    # Whoever leaves off in the middle may still hold this at the exit, which waits for processes
+    # that do not heed its SIGTERM. Registered last, this is called before.
+    kill = functools.partial(_kill, answers._workers)
+    atexit.register(kill)
+    try:
+        for answer in answers:
+            request, slot = sent.popleft()
+            if slot is not None:
+                images = pool.tensors(slot, renderer.shapes(request))
+                if not isinstance(answer, FgkdError) and not answer.images:
+                    answer = replace(answer, images=images)
+                del images
+            yield _sound(answer)
+            del answer
+    finally:
+        del answers  # else an error's traceback would keep it, and with it the workers
+        atexit.unregister(kill)
+
+
+def _kill(processes: list[Any]) -> None:
+    for process in processes:
+        process.kill()
+
+
+def _sound(answer: RenderedViews | FgkdError) -> RenderedViews:
+    if isinstance(answer, FgkdError):
+        raise answer
+    return answer
+
+
+def _as_is(answer: Any) -> Any:
+    return answer
+
+
+def _ignore_signals(worker: int) -> None:
+    """Ctrl-C, and the SIGTERM of torchrun, reach the whole group: the main process handles them."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+class _Pooled(TorchDataset[Any]):
+    """A renderer that writes into leased memory, and answers without the images that are there."""
+
+    def __init__(self, renderer: ViewRenderer, pool: Pool) -> None:
+        self.renderer, self.pool = renderer, pool
+
+    def __getitem__(self, asked: tuple[Request, int | None]) -> RenderedViews | FgkdError:
+        request, slot = asked
+        if slot is None:
+            return self.renderer[request]
+        try:
+            arrays = self.pool.arrays(slot, self.renderer.shapes(request))
+            answer = self.renderer.fetch(request, arrays)
+        except FgkdError as error:
+            return error
+        return answer if answer.bad else replace(answer, images=())
+
+
+class Pool:
+    """A fixed number of slots, made before the workers are, which get it whole.
+
+    A slot is free again when no tensor of it is left in the main process, however it was sliced.
+    """
+
+    def __init__(self, num_slots: int, slot_bytes: int) -> None:
+        self.slot_bytes = -(-slot_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        storage = torch.UntypedStorage._new_shared(num_slots * self.slot_bytes)  # touches no page
+        memory = torch.empty(0, dtype=torch.uint8).set_(storage)
+        self._memory = memory.view(num_slots, self.slot_bytes)
+        self._free = list(range(num_slots))
+        self._locks: dict[int, _PageLock] = {}  # by slot
+
+    def lease(self, shapes: Sequence[tuple[int, ...]]) -> int | None:
+        """A free slot for uint8 arrays of these shapes; None if all are in use or too small."""
+        fits = sum(map(math.prod, shapes)) <= self.slot_bytes
+        return self._free.pop() if fits and self._free else None
+
+    def arrays(self, slot: int, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+        """The arrays of a leased slot, one after another."""
+        return _cut(self._memory[slot].numpy(), shapes)
+
+    def tensors(self, slot: int, shapes: Sequence[tuple[int, ...]]) -> tuple[torch.Tensor, ...]:
+        """The arrays as tensors, the last of which to go frees the slot."""
+        if torch.cuda.is_initialized() and slot not in self._locks:
+            self._locks[slot] = _PageLock(self._memory[slot])
+        whole = self._memory[slot].numpy()
+        weakref.finalize(whole, self._release, slot)  # views and tensors keep `whole`
+        return tuple(map(torch.from_numpy, _cut(whole, shapes)))
+
+    def _release(self, slot: int) -> None:
+        self._free.append(slot)
+
+
+class _PageLock:
+    """While this lives, a GPU copies from these pages by itself, as from pinned memory.
+
+    Where the system refuses, tensors of them are copied to pinned memory first.
+    """
+
+    def __init__(self, memory: torch.Tensor) -> None:
+        self.memory, self.process, cudart = memory, os.getpid(), torch.cuda.cudart()
+        done = cudart.cudaHostRegister(memory.data_ptr(), memory.nbytes, 0)
+        self._unlock = cudart.cudaHostUnregister
+        if done != cudart.cudaError.success:
+            self._unlock = None
+            with contextlib.suppress(RuntimeError):  # torch raises this at the next kernel, once
+                torch.ones((), device="cuda")  # the current one: the last error is the thread's
+
+    def __del__(self) -> None:
+        if self._unlock and self.process == os.getpid():  # not in a worker that was forked later
+            self._unlock(self.memory.data_ptr())
+
+
+def _cut(whole: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+    ends = np.cumsum([math.prod(shape) for shape in shapes]).tolist()
+    starts = [0, *ends[:-1]]
+    return [whole[a:b].reshape(shape) for a, b, shape in zip(starts, ends, shapes, strict=True)]

@@ -1,0 +1,59 @@
+"""What training may spare the trunk: its updates (freezing), its activations (checkpointing)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fgkd.errors import FgkdError
+
+
+def heads(net: Any) -> list[nn.Module]:
+    """The classifiers of a timm model: one, or two where it is distilled."""
+    found = net.get_classifier()
+    return list(found) if isinstance(found, tuple) else [found]
+
+
+def freeze(net: nn.Module) -> None:
+    """Let only the heads have a gradient (those that had one)."""
+    trained = {id(p) for head in heads(net) for p in head.parameters()}
+    for parameter in net.parameters():
+        if id(parameter) not in trained:
+            parameter.requires_grad_(False)
+
+
+def hold_still(net: nn.Module) -> None:
+    """Let all but the heads, and the dropout before them, compute as in evaluation.
+
+    So norm statistics stay, and nothing is dropped from features that will not adapt to it.
+    """
+    trained = {module for head in heads(net) for module in head.modules()}
+    for name, module in net.named_modules():
+        is_head_dropout = isinstance(module, nn.Dropout) and name.startswith("head")
+        if name and module not in trained and not is_head_dropout:
+            module.training = False
+
+
+def recompute(net: Any, name: str) -> None:
+    """Gradient checkpointing by timm. Raises: FgkdError for a model that has none."""
+    try:
+        net.set_grad_checkpointing(True)
+    except (AssertionError, AttributeError):
+        raise FgkdError(
+            f"--grad-checkpointing: timm has none for {name}",
+            "leave --grad-checkpointing out; a larger --grad-accum-steps saves memory too",
+        ) from None
+
+
+@contextlib.contextmanager
+def statistics_kept(net: nn.Module) -> Iterator[None]:
+    """Leave norm statistics as they are: recomputed layers would count their batch twice."""
+    norms = [module for module in net.modules() if isinstance(module, _BatchNorm)]
+    kept = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
+    yield
+    for buffer, value in kept:
+        buffer.copy_(value)

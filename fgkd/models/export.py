@@ -1,0 +1,156 @@
+"""Models carried elsewhere: ONNX, TorchScript and torch.export files of a run's model.
+
+All three are timm's own model: `image` float32 [B, 3, H, W], RGB, normalised, of any batch size, to
+`logits` float32 [B, K] (a distilled DeiT's two heads averaged). What a caller must know besides
+travels in the file, as ONNX metadata or as the extra file `metadata.json`.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import io
+import json
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fgkd import models
+from fgkd.errors import FgkdError
+
+Run = Callable[[Tensor], Tensor]  # image_B3HW -> logits_BK
+METADATA = "metadata.json"
+TOLERANCE = 1e-4  # of the largest logit, or of 1
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+
+def to_onnx(net: nn.Module, image_B3HW: Tensor, metadata: dict[str, str]) -> bytes:
+    """An ONNX model with a dynamic batch and the metadata in its metadata_props."""
+    for package in ONNX_PACKAGES:
+        if importlib.util.find_spec(package) is None:
+            raise FgkdError(
+                f"--export onnx needs the package {package}",
+                f"pip install {' '.join(ONNX_PACKAGES)}",
+            )
+    program = torch.onnx.export(
+        net,
+        (image_B3HW,),
+        dynamo=True,
+        verbose=False,
+        input_names=["image"],
+        output_names=["logits"],
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+    )
+    assert program is not None
+    proto: Any = program.model_proto
+    for node in [*proto.graph.node, *(node for f in proto.functions for node in f.node)]:
+        del node.metadata_props[:]  # stack traces: paths of this machine
+    for key, value in metadata.items():
+        proto.metadata_props.add(key=key, value=value)
+    data: bytes = proto.SerializeToString()
+    return data
+
+
+def run_onnx(data: bytes) -> Run:
+    """The model by onnxruntime, on the CPU."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    return lambda image_B3HW: torch.from_numpy(
+        session.run(["logits"], {"image": image_B3HW.numpy()})[0]
+    )
+
+
+def to_torchscript(net: nn.Module, image_B3HW: Tensor, metadata: dict[str, str]) -> bytes:
+    """A traced TorchScript module, for torch.jit.load and libtorch."""
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        # torch prefers torch.export (--export pt2); libtorch of many installations reads this.
+        warnings.filterwarnings("ignore", r"`torch\.jit", FutureWarning)
+        # Checks of the image's size, constant by design; the batch is checked after the trace.
+        warnings.filterwarnings("ignore", "Converting a tensor to a Python")
+        traced = torch.jit.trace(net, image_B3HW, check_trace=False)
+        torch.jit.save(traced, buffer, _extra_files={METADATA: json.dumps(metadata)})
+    return buffer.getvalue()
+
+
+def run_torchscript(data: bytes) -> Run:
+    """The module as torch.jit.load gives it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`torch\.jit", FutureWarning)
+        module: Run = torch.jit.load(io.BytesIO(data))
+    return module
+
+
+def to_pt2(net: nn.Module, image_B3HW: Tensor, metadata: dict[str, str]) -> bytes:
+    """A torch.export program with a dynamic batch, for torch.export.load and AOTInductor."""
+    dynamic = ({0: torch.export.Dim("batch")},)
+    program = torch.export.export(net, (image_B3HW,), dynamic_shapes=dynamic)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer, extra_files={METADATA: json.dumps(metadata)})
+    return buffer.getvalue()
+
+
+def run_pt2(data: bytes) -> Run:
+    """The program as torch.export.load gives it."""
+    module: Run = torch.export.load(io.BytesIO(data)).module()
+    return module
+
+
+# format -> how it is written, and how it is run to check what was written
+FORMATS: dict[str, tuple[Callable[..., bytes], Callable[[bytes], Run]]] = {
+    "onnx": (to_onnx, run_onnx),
+    "torchscript": (to_torchscript, run_torchscript),
+    "pt2": (to_pt2, run_pt2),
+}
+
+
+def describe(config: dict[str, Any], class_names: list[str]) -> dict[str, str]:
+    """What a caller must know of a model; values are text, lists and numbers as JSON."""
+    keys = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
+    found = {key: json.dumps(config[key]) for key in keys if key in config}
+    return {
+        "architecture": config["architecture"],
+        "class_names": json.dumps(class_names, ensure_ascii=False),
+        **found,
+        "input": "image: float32 [batch, 3, height, width], RGB, (pixel / 255 - mean) / std",
+        "output": "logits: float32 [batch, classes]; their softmax is the probabilities",
+    }
+
+
+def convert(model: models.Classifier, format: str, class_names: list[str]) -> tuple[bytes, float]:
+    """A model as a file of `format`, and the largest error of a logit in it.
+
+    The file was run on one image and on three. Raises: FgkdError when a package is missing, the
+    model cannot be expressed, or the file answers otherwise than the model.
+    """
+    write, open_run = FORMATS[format]
+    name, others = model.config["architecture"], [other for other in FORMATS if other != format]
+    generator = torch.Generator().manual_seed(0)
+    images_3 = torch.randn(3, *model.config["input_size"], generator=generator)
+    net = copy.deepcopy(model.net).requires_grad_(False)  # no file asks for gradients
+    with torch.no_grad():
+        want_3K = net(images_3)
+        try:
+            data = write(net, images_3[:2], describe(model.config, class_names))
+            run = open_run(data)
+            got_3K, got_1K = run(images_3), run(images_3[:1])
+        except FgkdError:
+            raise
+        except Exception as error:  # whatever a converter finds that it cannot express
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise FgkdError(
+                f"{name} cannot be written as {format}: {reason}", f"--export {others[0]}"
+            ) from error
+    worst = max((got_3K - want_3K).abs().max(), (got_1K - want_3K[:1]).abs().max()).item()
+    if not worst <= TOLERANCE * max(1.0, want_3K.abs().max().item()):
+        raise FgkdError(
+            f"{name} as {format} is {worst:.1e} off torch's logits; not written",
+            f"--export {others[0]}",
+        )
+    return data, worst

@@ -1,0 +1,133 @@
+"""Creation of timm models for a list of classes, from scratch or from given weights."""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+import torch
+from torch import nn
+
+from fgkd.errors import FgkdError, near
+from fgkd.models import backbone, weights
+from fgkd.models.classifier import Classifier
+
+
+def parse_kwargs(texts: tuple[str, ...]) -> dict[str, Any]:
+    """`("patch_size=2,depths=[1,1,2,1]",) -> {...}`: Python literals; a bare word is a string.
+
+    Raises: FgkdError naming the text that is not K=V,K=V.
+    """
+    out: dict[str, Any] = {}
+    for text in texts:
+        try:
+            call = ast.parse(f"f({text})", mode="eval").body
+            if not isinstance(call, ast.Call) or call.args:
+                raise ValueError
+            for word in call.keywords:
+                if word.arg is None:  # **x
+                    raise ValueError
+                value = word.value
+                out[word.arg] = value.id if isinstance(value, ast.Name) else ast.literal_eval(value)
+        except (SyntaxError, ValueError):
+            raise FgkdError(
+                f"--model-kwargs {text!r} is not K=V,K=V with Python literals",
+                "--model-kwargs 'patch_size=2,depths=[1,1,2,1]'",
+            ) from None
+    return out
+
+
+def create(
+    name: str,
+    *,
+    class_names: list[str],
+    kwargs: dict[str, Any] | None = None,
+    img_size: int | None = None,
+    crop_pct: float | None = None,
+    pretrained: bool = False,
+    initial_checkpoint: str | None = None,
+    drop: float = 0.0,
+    drop_path: float = 0.0,
+    head_init_scale: float = 1.0,
+    uses_dist: bool = True,
+) -> tuple[Classifier, list[str]]:
+    """Build a timm model for these classes; also lines to say aloud (what was initialised how).
+
+    The input size, crop and class names are recorded in the model's config, so that its export
+    carries them. Raises: FgkdError for an unknown model, kwargs it does not take, weights that do
+    not fit, or a hub that cannot be reached.
+    """
+    import timm
+
+    if not timm.is_model(name):
+        raise FgkdError(
+            f"timm {timm.__version__} has no model {name!r}{near(name, timm.list_models())}",
+            f"python -c \"import timm; print(*timm.list_models('*{name.split('_')[0]}*'))\"",
+        )
+    known = timm.get_pretrained_cfg(name)
+    size_kwargs = {"img_size": img_size} if img_size and known and known.fixed_input_size else {}
+    all_kwargs: dict[str, Any] = {"drop_rate": drop, "drop_path_rate": drop_path, **size_kwargs}
+    all_kwargs |= {"num_classes": len(class_names), **(kwargs or {})}
+    try:
+        try:
+            net = timm.create_model(name, pretrained=pretrained, **all_kwargs)
+        except TypeError as error:  # VGG and others have no stochastic depth to switch off
+            if drop_path or "'drop_path_rate'" not in str(error):
+                raise
+            del all_kwargs["drop_path_rate"]
+            net = timm.create_model(name, pretrained=pretrained, **all_kwargs)
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        if pretrained and not isinstance(error, TypeError):
+            raise _no_hub(name, error) from error
+        raise FgkdError(
+            f"timm cannot build {name} with {kwargs or 'its own arguments'}: {error}",
+            "--model-kwargs K=V,K=V with the arguments that this model takes",
+        ) from None
+    except Exception as error:
+        raise _no_hub(name, error) from error
+    said = [f"weights: timm pretrained, new {len(class_names)}-class head"] if pretrained else []
+    if initial_checkpoint:
+        said += weights.load_initial(net, initial_checkpoint)
+    if head_init_scale != 1.0:
+        for layer in _head_layers(net):
+            for parameter in layer.parameters():
+                parameter.data.mul_(head_init_scale)
+    if img_size:
+        _try_size(net, name, img_size)
+    side = img_size or net.pretrained_cfg["input_size"][-1]
+    net.pretrained_cfg = dict(net.pretrained_cfg, input_size=(3, side, side))
+    net.pretrained_cfg["crop_pct"] = crop_pct or net.pretrained_cfg["crop_pct"]
+    net.pretrained_cfg["label_names"] = class_names
+    return Classifier(net, uses_dist), said or ["weights: random initialisation"]
+
+
+def _head_layers(net: Any) -> list[nn.Module]:
+    """The linear (or 1 x 1 convolution) layers of the heads; LeViT wraps them in a norm."""
+    return [
+        layer
+        for head in backbone.heads(net)
+        for layer in head.modules()
+        if isinstance(layer, nn.Linear | nn.Conv2d)
+    ]
+
+
+def _try_size(net: nn.Module, name: str, side: int) -> None:
+    """Refuse an image size that the model's layers cannot take, before any work is done."""
+    try:
+        with torch.no_grad():
+            net.eval()(torch.zeros(1, 3, side, side))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise FgkdError(
+            f"{name} cannot take images of {side} px: {error}",
+            "leave --img-size out, or give a multiple of the model's patch size",
+        ) from None
+    net.train()
+
+
+def _no_hub(name: str, error: Exception) -> FgkdError:
+    return FgkdError(
+        f"cannot get pretrained weights of {name} from the hub ({type(error).__name__}: "
+        f"{str(error).splitlines()[0] if str(error) else 'no reason given'})",
+        "fetch model.safetensors where there is a network, then --initial-checkpoint FILE "
+        "instead of --pretrained",
+    )

@@ -1,0 +1,59 @@
+"""Saving and loading models in timm's local-dir form (config.json, model.safetensors)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fgkd import files
+from fgkd.errors import FgkdError, quoted
+from fgkd.models import weights
+from fgkd.models.classifier import Classifier
+
+
+def save(model: Classifier, folder: Path) -> None:
+    """Write timm's local-dir form: config.json and model.safetensors.
+
+    `timm.create_model(f"local-dir:{folder}", pretrained=True)` then gives the same logits: timm
+    averages both heads, so an unused distillation head is written as zeros and the head doubled.
+    """
+    import safetensors.torch
+    from timm.models._hub import save_config_for_hf
+
+    net: Any = model.net
+    config = dict(net.pretrained_cfg)
+    state = {k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
+    if model.has_dist and not model.uses_dist:
+        for name in ("weight", "bias"):
+            state[f"head.{name}"] = state[f"head.{name}"] * 2
+            state[f"head_dist.{name}"] = torch.zeros_like(state[f"head_dist.{name}"])
+    files.write_bytes(folder / "model.safetensors", safetensors.torch.save(state))
+    keys = ("input_size", "mean", "std", "interpolation", "crop_pct")
+    with files.replacing(folder / "config.json") as partial:
+        save_config_for_hf(
+            net,
+            str(partial),
+            model_config={"label_names": config["label_names"]},
+            data_config={key: config[key] for key in keys},
+        )
+
+
+def load(folder: Path) -> Classifier:
+    """The model that `export` wrote, or any timm local-dir folder, in eval mode.
+
+    Raises: FgkdError when the folder is missing, empty or damaged.
+    """
+    import timm
+
+    weights.require_model(folder)
+    try:
+        net = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    except Exception as error:  # a KeyError says no more than the key
+        reason = f"{type(error).__name__} {error}"
+        raise FgkdError(
+            f"model {folder} does not load: {reason}",
+            f"ls -l {quoted(folder)}   # truncated? take another copy, or train it again",
+        ) from None
+    return Classifier(net, uses_dist=True).eval()

@@ -1,0 +1,82 @@
+"""Weights in files: whether a model's are there, and a new network that starts from others'."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from fgkd.errors import FgkdError, quoted
+
+SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".tar")  # of weights in a timm local-dir folder
+
+
+def require_model(folder: Path) -> None:
+    """Raise FgkdError unless a folder has a model's config and weights; neither is read."""
+    if not (folder / "config.json").is_file():
+        raise FgkdError(
+            f"no trained model at {folder} (config.json is missing)",
+            f"ls {quoted(folder.parent)}   # an unfinished run? continue it with --resume",
+        )
+    if not any(path.suffix in SUFFIXES for path in folder.iterdir()):
+        raise FgkdError(
+            f"model {folder} does not load: no weights beside its config.json",
+            f"ls -l {quoted(folder)}",
+        )
+
+
+def load_initial(net: Any, source: str) -> list[str]:
+    """Load a .safetensors or weights-only .pth file, or a run folder's model, into a new net.
+
+    A head of another class count is left as initialised, said aloud. A distillation head that an
+    export zeroed (see `models.export`) is undone: head / 2, and the other head starts fresh.
+    """
+    from timm.models import load_state_dict
+
+    path = Path(source)
+    if path.is_dir():
+        inside = (path / "model" / "model.safetensors", path / "model.safetensors")
+        path = next((p for p in inside if p.is_file()), inside[0])
+    if not path.is_file():
+        raise FgkdError(f"no checkpoint at {path}", f"ls -l {quoted(source)}")
+    try:
+        state = load_state_dict(str(path), device="cpu", weights_only=True)
+        adapt = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
+        state = adapt(state, net) if adapt else state
+        own, said = net.state_dict(), [f"weights: {path}"]
+        zeroed = "head_dist.weight" in state and not state["head_dist.weight"].any()
+        if zeroed:
+            state = {k: v / 2 if k.startswith("head.") else v for k, v in state.items()}
+            state = {k: v for k, v in state.items() if not k.startswith("head_dist.")}
+        classifier = net.pretrained_cfg["classifier"]
+        heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+        is_head = {k for k in own if k.startswith(tuple(f"{h}." for h in heads))}
+        fresh = {k for k in is_head if k not in state or state[k].shape != own[k].shape}
+        state = {k: v for k, v in state.items() if k not in fresh}
+        result = net.load_state_dict(state, strict=False)
+    except FgkdError:
+        raise
+    except KeyError as error:  # of timm's filter, which expects its own architecture
+        raise _other_model(path, net, f"tensor {error} does not belong") from None
+    except Exception as error:
+        reason = "; ".join(line.strip() for line in str(error).splitlines()[:3])
+        raise FgkdError(
+            f"checkpoint {path} does not load: {reason}", f"ls -l {quoted(path)}"
+        ) from None
+    missing = [k for k in result.missing_keys if k not in fresh]
+    wrong = missing + [k for k in result.unexpected_keys if not k.startswith(heads)]
+    if wrong:
+        unknown = len(wrong) - len(missing)
+        why = f"{len(missing)} of its {len(own)} tensors are missing and {unknown} unknown"
+        raise _other_model(path, net, f"{why} (first: {wrong[0]})")
+    if fresh:
+        said.append(f"initialised anew: {', '.join(sorted(fresh))}")
+    return said
+
+
+def _other_model(path: Path, net: Any, why: str) -> FgkdError:
+    architecture = net.pretrained_cfg.get("architecture", "this model")
+    return FgkdError(
+        f"checkpoint {path} is not for {architecture}: {why}",
+        "give --model and --model-kwargs of the model that wrote the checkpoint",
+    )

@@ -1,0 +1,274 @@
+"""The one training loop, passed a step closure. Knows no file and no option."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fgkd import distributed, rng
+from fgkd.errors import FgkdError
+from fgkd.loading.batch import Batch
+from fgkd.models import Classifier
+from fgkd.training import optim
+
+Step = Callable[[nn.Module, Batch], dict[str, Tensor]]  # (model, micro-batch) -> losses
+MIN_LOSS_SCALE = 2.0**-10  # gradients that overflow even at this loss scale are not finite at all
+
+
+@dataclass
+class State:
+    """What training changes: a checkpoint is this and nothing else (randomness is keyed)."""
+
+    model: Classifier
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    ema: Any = None  # timm.utils.ModelEmaV3 or None
+    step: int = 0  # steps taken
+    sums: dict[str, float] = field(default_factory=dict)  # of this epoch, weighted by samples
+    best: dict[str, Any] = field(default_factory=dict)
+
+    def save(self) -> dict[str, Any]:
+        """Tensors and plain values for a checkpoint."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ema": self.ema.module.state_dict() if self.ema else {},
+            "step": self.step,
+            "sums": self.sums,
+            "best": self.best,
+        }
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Continue from a checkpoint. Raises: FgkdError when it is of another model."""
+        try:
+            self.model.load_state_dict(saved["model"])
+            optim.restore(self.optimizer, saved["optimizer"])
+            self.scaler.load_state_dict(saved["scaler"])
+            if self.ema:
+                self.ema.module.load_state_dict(saved["ema"])
+            self.step, self.sums, self.best = saved["step"], saved["sums"], saved["best"]
+        except (KeyError, ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise FgkdError(
+                f"the checkpoint is not of this run: {reason}",
+                "start anew: --overwrite instead of --resume",
+            ) from None
+
+
+@dataclass(frozen=True)
+class Report:
+    """One optimizer step, as it happened. loss and parts are over the global batch."""
+
+    step: int
+    epoch: int
+    epoch_ends: bool
+    losses: dict[str, float]
+    lr: float
+    grad_norm: float
+    skipped: bool  # float16 gradients overflowed: no update, and the loss scale is halved
+    num_images: int
+    stopping: bool
+    bad: list[tuple[str, str]]
+    times: dict[str, float]  # wait_s: idle for want of data; step_s: in all
+
+
+def fit(
+    state: State,
+    *,
+    batches: Iterable[Batch],
+    step_fn: Step,
+    steps_per_epoch: int,
+    lr_at: Callable[[int], float],
+    seed: int,
+    device: torch.device,
+    amp_dtype: torch.dtype | None = None,
+    grad_accum_steps: int = 1,
+    clip_grad: float | None = None,
+    clip_mode: str = "norm",
+    compiled: bool = False,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Iterator[Report]:
+    """Take one optimizer step a batch and report it; the caller evaluates, saves and stops.
+
+    After the report of a step that found `should_stop` there is no other.
+
+    step_fn(model, micro_batch) returns a dict with `loss`; its other entries are logged. Each entry
+    is the micro-batch's part of a mean over the global batch: a mean over images times
+    `image_share`, one over labelled images times `label_share`, so that any cut of a batch into
+    ranks and micro-batches adds up to the same.
+
+    Raises: FgkdError before the update when a loss or (without a scaler) a gradient is not finite.
+    """
+    net = _distribute(state.model, device)
+    forward: Any = torch.compile(net) if compiled else net
+    parameters = [p for p in state.model.parameters() if p.requires_grad]
+    stream, clock = iter(batches), time.perf_counter()
+    batch, wait_s = _take(stream)
+    while batch is not None:
+        if isinstance(batch, Exception):
+            raise batch
+        step, epoch = batch.spec.step, batch.spec.epoch
+        images, labels, stop = distributed.sums(
+            [float(batch.count), batch.num_labelled(), float(should_stop())], device
+        )
+        state.model.train()
+        losses: dict[str, Tensor | float] = {}
+        parts = list(batch.split(grad_accum_steps, images, labels, device))
+        for micro, part in enumerate(parts):
+            rng.seed_torch("dropout", seed, step, micro, distributed.rank())
+            state.model.set_drop_path_draws(seed, step, part.row_ids)
+            with _sync(net, micro + 1 == len(parts)), _autocast(device, amp_dtype):
+                out = _call(step_fn, forward, part, compiled)
+                # DistributedDataParallel takes the mean over ranks of what is to be a sum.
+                total = state.scaler.scale(out["loss"] * distributed.world())
+                with state.model.statistics_kept():
+                    total.backward()
+            for name, value in out.items():
+                losses[name] = losses.get(name, 0.0) + value.detach().double()
+        lr, norm, skipped = lr_at(step), torch.zeros((), device=device), False
+        if images:
+            optim.set_lr(state.optimizer, lr)
+            state.scaler.unscale_(state.optimizer)
+            norm = optim.clip_grad(parameters, clip_grad, clip_mode)
+        figures = _Figures(losses, norm, state.scaler.is_enabled())
+        following, waited_s = _take(stream) if not stop else (None, 0.0)
+        figures.go_on(waited_s)
+        if state.scaler.is_enabled() or not optim.skip_unless(figures.are_finite, state.optimizer):
+            figures.check(step, epoch)
+        if images:
+            rng.seed_torch("update", seed, step)  # what kron draws is that of all ranks
+            skipped = _update(state, step)
+        means, grad_norm = figures.check(step, epoch)
+        wait_s += figures.idle_s
+        state.step = step + 1
+        for name, mean in (means | {"images": 1.0}).items():
+            state.sums[name] = state.sums.get(name, 0.0) + mean * images
+        ends = state.step % steps_per_epoch == 0
+        times = {"wait_s": wait_s, "step_s": time.perf_counter() - clock}
+        yield Report(
+            *(state.step, epoch, ends, means, lr, grad_norm, skipped),
+            *(int(images), stop > 0, batch.bad, times),
+        )
+        batch, wait_s, clock = following, 0.0, time.perf_counter()
+
+
+def _take(stream: Iterator[Batch]) -> tuple[Batch | Exception | None, float]:
+    """The next batch, None after the last, and the seconds it was waited for.
+
+    An error is returned: it is of a step to come, and the one in hand is to be finished first.
+    """
+    clock = time.perf_counter()
+    try:
+        batch: Batch | Exception | None = next(stream, None)
+    except Exception as error:
+        batch = error
+    return batch, time.perf_counter() - clock
+
+
+class _Figures:
+    """A step's losses over all ranks and its gradient's norm, on their way to main memory.
+
+    Meanwhile the next batch is taken and, if the optimizer can tell what is not finite, the update
+    is asked for: a GPU has then always something to do. Its own clock says for how long it had not.
+    """
+
+    def __init__(self, losses: dict[str, Any], norm: Tensor, scaled: bool) -> None:
+        self.names, self.scaled, self.idle_s = list(losses), scaled, 0.0
+        values = torch.stack([*losses.values(), norm.double()])
+        distributed.add_up(values[:-1])
+        self.are_finite = torch.isfinite(values[:-1] if scaled else values).all()
+        self._values = values.to("cpu", non_blocking=values.is_cuda)
+        self._reached: list[torch.cuda.Event] = []
+        self._device = values.device
+        self._mark()
+
+    def go_on(self, waited_s: float) -> None:
+        """The next batch is there, after so many seconds."""
+        self.idle_s = waited_s
+        self._mark()
+
+    def _mark(self) -> None:
+        """Have a GPU note when it has done all that was asked of it so far."""
+        if self._device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)
+            self._reached.append(torch.cuda.current_stream(self._device).record_event(event))
+
+    def check(self, step: int, epoch: int) -> tuple[dict[str, float], float]:
+        """Wait for (losses, norm). Raises: FgkdError if not finite, but for a scaled norm."""
+        if self._reached:
+            before, after = self._reached
+            after.synchronize()
+            self.idle_s = before.elapsed_time(after) / 1e3
+        *losses, norm = self._values.tolist()
+        means = dict(zip(self.names, losses, strict=True))
+        if not all(map(math.isfinite, losses)):
+            raise _not_finite(f"the loss is not finite at step {step} (epoch {epoch + 1}): {means}")
+        if not (self.scaled or math.isfinite(norm)):
+            raise _not_finite(f"the gradient is not finite at step {step} (norm {norm})")
+        return means, norm
+
+
+def _update(state: State, step: int) -> bool:
+    """Move the weights and their average; True if float16 gradients overflowed and none moved."""
+    scale = state.scaler.get_scale()
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.optimizer.zero_grad(set_to_none=True)
+    skipped = state.scaler.get_scale() < scale
+    if skipped and scale < MIN_LOSS_SCALE:
+        raise _not_finite(f"the gradient is not finite at step {step}, at a loss scale of {scale}")
+    if state.ema and not skipped:
+        state.ema.update(state.model, step=step + 1)  # timm counts updates from 1
+    return skipped
+
+
+def _call(step_fn: Step, model: Any, part: Batch, compiled: bool) -> dict[str, Tensor]:
+    if not compiled:
+        return step_fn(model, part)
+    from torch._dynamo.exc import TorchDynamoException
+
+    try:
+        return step_fn(model, part)
+    except TorchDynamoException as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
+        raise FgkdError(
+            f"--compile: torch cannot compile this model here: {reason[:300]}",
+            "the same command without --compile, or install a C++ compiler: apt-get install g++",
+        ) from error
+
+
+def _distribute(model: nn.Module, device: torch.device) -> nn.Module:
+    if distributed.world() == 1:
+        return model
+    # Of a token's gradient [1, 1, D], whose strides mean nothing; once a process, on every run.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+    ids = [device.index] if device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(model, device_ids=ids)
+
+
+def _sync(model: Any, now: bool) -> contextlib.AbstractContextManager[Any]:
+    """Leave gradients local until the last micro-batch."""
+    is_ddp = isinstance(model, nn.parallel.DistributedDataParallel)
+    return model.no_sync() if is_ddp and not now else contextlib.nullcontext()
+
+
+def _autocast(
+    device: torch.device, dtype: torch.dtype | None
+) -> contextlib.AbstractContextManager[Any]:
+    return torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
+
+
+def _not_finite(what: str) -> FgkdError:
+    return FgkdError(
+        f"{what}; no update was made",
+        "start anew with a lower --lr, with --clip-grad 1, or without --amp",
+    )

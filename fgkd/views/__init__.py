@@ -1,0 +1,1 @@
+"""Augmented views: sampling, rendering, mixing and orders, all keyed."""

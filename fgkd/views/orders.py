@@ -1,0 +1,64 @@
+"""Who meets whom, with no images in hand: blocks of a cache, orders of epochs, pairs of a view.
+
+All are keyed permutations, so that workers, ranks and resume points change nothing.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fgkd import rng
+
+
+def blocks(seed: int, num_samples: int, shard_size: int) -> list[np.ndarray]:
+    """Rows of each block: a keyed permutation cut every `shard_size`; so blocks mix classes."""
+    order = rng.stream("blocks", seed).permutation(num_samples)
+    return [order[i : i + shard_size] for i in range(0, num_samples, shard_size)]
+
+
+def partners(seed: int, view: int, block_rows: list[np.ndarray]) -> np.ndarray:
+    """int64 [N]: each row's partner in this view, an involution within each block.
+
+    The last sample of an odd block is its own partner.
+    """
+    partner = np.empty(sum(map(len, block_rows)), np.int64)
+    for number, rows in enumerate(block_rows):
+        shuffled = rows[rng.stream("pairs", seed, view, number).permutation(len(rows))]
+        even = len(rows) // 2 * 2
+        partner[shuffled[0:even:2]] = shuffled[1:even:2]
+        partner[shuffled[1:even:2]] = shuffled[0:even:2]
+        partner[shuffled[even:]] = shuffled[even:]
+    return partner
+
+
+def epoch_order(
+    seed: int, epoch: int, num_samples: int, partner: np.ndarray | None = None
+) -> np.ndarray:
+    """The rows of an epoch in order; with partners, pairs side by side and loners last."""
+    return _shuffle(rng.stream("order", seed, epoch), np.arange(num_samples), partner)
+
+
+def _shuffle(stream: rng.Stream, rows: np.ndarray, partner: np.ndarray | None) -> np.ndarray:
+    if partner is None:
+        return rows[stream.permutation(len(rows))]
+    first, loners = rows[rows < partner[rows]], rows[rows == partner[rows]]
+    first = first[stream.permutation(len(first))]
+    pairs = np.stack([first, partner[first]], axis=1).reshape(-1)
+    return np.concatenate([pairs, loners[stream.permutation(len(loners))]])
+
+
+def shard_order(
+    seed: int,
+    epoch: int,
+    block_rows: list[np.ndarray],
+    buffer: int,
+    partner: np.ndarray | None = None,
+) -> np.ndarray:
+    """An epoch shard by shard: blocks in keyed order, rows mixed within `buffer` blocks."""
+    stream = rng.stream("shard_order", seed, epoch)
+    order = stream.permutation(len(block_rows))
+    groups = [
+        np.concatenate([block_rows[b] for b in order[i : i + buffer]])
+        for i in range(0, len(order), buffer)
+    ]
+    return np.concatenate([_shuffle(stream, rows, partner) for rows in groups])

@@ -1,0 +1,270 @@
+"""Images to views: a worker reads and decodes an image once and renders the views asked for.
+
+Shape legend: B batch, V views, H, W pixels, 3 channels.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset as TorchDataset
+
+from fgkd.data import Samples, content
+from fgkd.data.boxes import in_pixels
+from fgkd.data.decoding import decode_pil, decode_rgb, shrink
+from fgkd.data.image_store import ImageStore
+from fgkd.data.samples import Place, read_place
+from fgkd.errors import ContentMismatch, FgkdError
+from fgkd.views import mixing, recipes, transforms
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a worker is asked for: some views of some rows.
+
+    partners: int64 [B, V], the row each view is mixed with (itself: not at all); None: no mixing.
+    places: where each row's image lies inside a shard, for rows that the samples cannot read.
+    digests: bool [B], whose pixel digests to return; None: all. check_content: compare the file's
+    hash with the cache's.
+    """
+
+    rows: np.ndarray
+    views: Sequence[int]
+    partners: np.ndarray | None = None
+    digests: np.ndarray | None = None
+    check_content: bool = False
+    places: dict[int, Place] | None = None
+
+
+@dataclass(frozen=True)
+class RenderedViews:
+    """A worker's answer for the rows that could be read; `at` are their places in the request.
+
+    images: one uint8 [B, V, H, W, 3] for each size that was asked for.
+    """
+
+    rows: np.ndarray
+    at: np.ndarray
+    images: tuple[torch.Tensor, ...]
+    digests_BV: np.ndarray  # uint64, 0 where not asked for; of the first size
+    lams_BV: np.ndarray  # float32, the share each view keeps of itself
+    boxes_BV4: np.ndarray  # int16 x, y, width, height of a pasted box, else 0
+    bad: list[tuple[str, str]]  # (key, reason) of quarantined images
+
+
+# Views of test-time augmentation: crops (the centre, or the corners and the centre), mirrored too?
+TTA = {"none": (1, False), "flip": (1, True), "five-crop": (5, False), "ten-crop": (5, True)}
+ImageOf = Callable[[int], np.ndarray]  # row -> decoded uint8 [H, W, 3]
+
+
+@dataclass(frozen=True)
+class KeyedView:
+    """The training views of a split; pure in (row, partner, view, size) and picklable.
+
+    short_side: crop from images shrunk to this, as an image store holds them; None: whole images.
+    """
+
+    samples: Samples
+    recipe: recipes.ViewRecipe
+    seed: int
+    short_side: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.recipe.bbox_crop and self.short_side:
+            raise FgkdError(
+                "bounding boxes are of whole images, and --image-store-side shrinks them",
+                "--no-bbox-crop, or leave --image-store-side out",
+            )
+        if self.recipe.bbox_crop and self.samples.boxes is None:
+            raise FgkdError("the views need bounding boxes, but there are none", "--no-bbox-crop")
+
+    def describe(self, size: int) -> dict[str, Any]:
+        """What decides the pixels of views of this size: the `views` of an identity."""
+        what = {"recipe": self.recipe.to_dict(), "seed": self.seed, "img_size": size}
+        return what | ({"image_store": {"short_side": self.short_side}} if self.short_side else {})
+
+    def decode(self, data: bytes, name: str) -> np.ndarray:
+        """uint8 [H, W, 3], what views are cropped from."""
+        image_HWC = decode_rgb(data, name)
+        return shrink(image_HWC, self.short_side) if self.short_side else image_HWC
+
+    def mix(self, row: int, partner: int, view: int, size: int) -> mixing.MixParams | None:
+        """How a pair is mixed; a function of the pair, not of which of the two is asked."""
+        if partner == row:
+            return None
+        pair_key = "\n".join(sorted((self.samples.keys[row], self.samples.keys[partner])))
+        return mixing.mix_params(self.recipe, self.seed, pair_key, view, size)
+
+    def one(self, image_of: ImageOf, row: int, view: int, size: int) -> np.ndarray:
+        """One view before mixing, uint8 [size, size, 3]."""
+        image_HWC = image_of(row)
+        height, width = image_HWC.shape[:2]
+        key, boxes_N4 = self.samples.keys[row], self.samples.boxes
+        bbox = in_pixels(boxes_N4[row]) if self.recipe.bbox_crop and boxes_N4 is not None else None
+        drawn = transforms.params(self.recipe, self.seed, key, view, (width, height), bbox)
+        return transforms.render(image_HWC, drawn, size)
+
+    def __call__(
+        self, image_of: ImageOf, row: int, view: int, size: int, partner: int, mix: Any
+    ) -> np.ndarray:
+        own = self.one(image_of, row, view, size)
+        return own if mix is None else mixing.mix(own, self.one(image_of, partner, view, size), mix)
+
+
+class CleanView:
+    """The evaluation view: timm's eval transform on Pillow's pixels, kept as uint8.
+
+    tta: which views of an image there are; view 0 of `none` and `flip` is timm's own.
+    """
+
+    def __init__(self, samples: Samples, model_config: dict[str, Any], tta: str = "none") -> None:
+        from timm.data.transforms_factory import transforms_imagenet_eval
+
+        self.samples = samples
+        self.size: int = model_config["input_size"][-1]
+        self.num_crops, flips = TTA[tta]
+        self.num_views = self.num_crops * (1 + flips)
+        self.transform = transforms_imagenet_eval(
+            self.size,
+            crop_pct=model_config["crop_pct"],
+            crop_mode=model_config.get("crop_mode"),
+            interpolation=model_config["interpolation"],
+            mean=tuple(model_config["mean"]),  # what crop_mode border pads with
+            use_prefetcher=True,
+        )
+
+    @staticmethod
+    def decode(data: bytes, name: str) -> np.ndarray:
+        """uint8 [H, W, 3] by Pillow, as timm's own evaluation decodes."""
+        return np.asarray(decode_pil(data, name))
+
+    def mix(self, row: int, partner: int, view: int, size: int) -> None:
+        """Clean views are never mixed."""
+
+    def __call__(
+        self, image_of: ImageOf, row: int, view: int, size: int, partner: int, mix: Any
+    ) -> np.ndarray:
+        from PIL import Image
+
+        image_CHW = self._crop(Image.fromarray(image_of(row)), view % self.num_crops)
+        image_HWC = image_CHW.transpose(1, 2, 0)
+        return image_HWC[:, ::-1] if view >= self.num_crops else image_HWC
+
+    def _crop(self, image: Any, number: int) -> np.ndarray:
+        """uint8 [3, H, W]: timm's whole transform, or one of five crops in its crop's place."""
+        from torchvision.transforms.functional import five_crop
+
+        if self.num_crops == 1:
+            return np.asarray(self.transform(image))
+        resize, _, to_array = self.transform.transforms
+        resized = resize(image)
+        if min(resized.size) < self.size:  # crop_mode border: the image lies inside the input
+            raise FgkdError(
+                f"five crops of {self.size} px do not fit into {resized.width}x{resized.height}",
+                "--tta flip   # the model's crop_mode shows the whole image, with a border",
+            )
+        return np.asarray(to_array(five_crop(resized, self.size)[number]))
+
+
+class ViewRenderer(TorchDataset[Any]):
+    """Renders the views of a request in a worker; an FgkdError is returned, not raised.
+
+    store: the view's decoded images; until it is complete they are decoded here.
+    """
+
+    def __init__(
+        self,
+        view: KeyedView | CleanView,
+        sizes: Sequence[int],
+        hashes: list[str] | np.ndarray | None = None,
+        skip_bad: bool = False,
+        store: ImageStore | None = None,
+    ) -> None:
+        self.view, self.samples, self.sizes, self.store = view, view.samples, sizes, store
+        self.hashes, self.skip_bad = hashes, skip_bad
+
+    def __getitem__(self, request: Request) -> RenderedViews | FgkdError:
+        try:
+            return self.fetch(
+                request, [np.empty(shape, np.uint8) for shape in self.shapes(request)]
+            )
+        except FgkdError as error:
+            return error
+
+    def shapes(self, request: Request) -> list[tuple[int, ...]]:
+        """[B, V, H, W, 3] of a request's images, for each size."""
+        shape = (len(request.rows), len(request.views))
+        return [(*shape, size, size, 3) for size in self.sizes]
+
+    def fetch(self, request: Request, images: list[np.ndarray]) -> RenderedViews:
+        """The answer to a request; `images` are what to write it into, of its `shapes`."""
+        shape = (len(request.rows), len(request.views))
+        digests, lams = np.zeros(shape, np.uint64), np.ones(shape, np.float32)
+        boxes = np.zeros((*shape, 4), np.int16)
+        # An image and its partner; to keep more costs a page fault for every 4 KiB of pixels.
+        image_of = functools.lru_cache(2)(functools.partial(self._decode, request))
+        good, bad = [], []
+        for i, row in enumerate(request.rows.tolist()):
+            partners = [row] * shape[1] if request.partners is None else request.partners[i]
+            try:
+                image_of(row)
+                for j, (number, partner) in enumerate(zip(request.views, partners, strict=True)):
+                    partner = self._readable_partner(image_of, row, int(partner))
+                    for size, out in zip(self.sizes, images, strict=True):
+                        mix = self.view.mix(row, partner, number, size)
+                        out[i, j] = self.view(image_of, row, number, size, partner, mix)
+                        if mix is not None and size == self.sizes[0]:
+                            lams[i, j], boxes[i, j] = mix.lam, mix.box or 0
+            except FgkdError as error:
+                if not self.skip_bad or isinstance(error, ContentMismatch):
+                    raise
+                bad.append((self.samples.keys[row], error.message))
+                continue
+            good.append(i)
+            if request.digests is None or request.digests[i]:
+                digests[i] = [transforms.pixel_digest(image) for image in images[0][i]]
+        at = np.array(good, np.int64)
+        if bad:
+            images = [out[at] for out in images]
+        return RenderedViews(
+            request.rows[at],
+            at,
+            tuple(map(torch.from_numpy, images)),
+            digests[at],
+            lams[at],
+            boxes[at],
+            bad,
+        )
+
+    def _readable_partner(self, image_of: ImageOf, row: int, partner: int) -> int:
+        """The partner, or the row itself: beside a quarantined image a view stays unmixed."""
+        if not self.skip_bad or partner == row:
+            return partner
+        try:
+            image_of(partner)
+        except ContentMismatch:
+            raise
+        except FgkdError:
+            return row
+        return partner
+
+    def _decode(self, request: Request, row: int) -> np.ndarray:
+        if self.store and self.store.is_complete:  # which has compared the content
+            return self.store[row]
+        data = read_place(request.places[row]) if request.places else self.samples.read(row)
+        if request.check_content and self.hashes is not None and self.hashes[row]:
+            content.check_content(self.samples.keys[row], self.hashes[row], data)
+        return self.view.decode(data, self.samples.paths[row])
+
+
+def clean_renderer(
+    samples: Samples, model_config: dict[str, Any], skip_bad: bool, tta: str = "none"
+) -> ViewRenderer:
+    """A renderer of the evaluation views that a model's config asks for, `tta` of each image."""
+    view = CleanView(samples, model_config, tta)
+    return ViewRenderer(view, [view.size], skip_bad=skip_bad)
