@@ -1,4 +1,4 @@
-"""The device that computes: choosing it, setting torch up for it, what its errors mean."""
+"""Choice and set-up of the device, and explanations of its errors."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-from fgkd.errors import FgkdError
+from fgkd import distributed
+from fgkd.distributed import failures
+from fgkd.errors import DeviceError, FgkdError, NotDeterministic, OutOfMemory
 
 if TYPE_CHECKING:
     import torch
 
 
 def pick(name: str) -> tuple[torch.device, str]:
-    """The device of `--device` for this rank, and why it was chosen.
+    """The device of this name (or "auto") for this rank, and why it was chosen.
 
-    Raises: FgkdError for a device that torch does not know or this machine does not have.
+    Raises: DeviceError for a device that torch does not know or this machine does not have.
     """
     import torch
 
@@ -25,31 +27,49 @@ def pick(name: str) -> tuple[torch.device, str]:
         why = "CUDA is present" if cuda else "no CUDA device found"
         name = "cuda" if cuda else "cpu"
     else:
-        why = "--device"
+        why = "as given"
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise FgkdError(f"--device {name!r} is not a device", "--device auto") from None
+        raise DeviceError(f"device {name!r} does not exist", device=name) from None
     if device.type == "cuda":
         if not cuda:
-            raise FgkdError(f"--device {name}: torch sees no CUDA device", "--device cpu")
+            raise DeviceError(f"device {name}: torch sees no CUDA device", device=name)
         index = device.index if device.index is not None else int(os.environ.get("LOCAL_RANK", 0))
         if index >= torch.cuda.device_count():
-            raise FgkdError(
-                f"--device {name}: this machine has {torch.cuda.device_count()} CUDA device(s)",
-                "--device auto",
-            )
+            count = torch.cuda.device_count()
+            message = f"device {name}: this machine has {count} CUDA device(s)"
+            raise DeviceError(message, device=name)
         device = torch.device("cuda", index)
         torch.cuda.set_device(device)
         why += f", {torch.cuda.get_device_name(device)}"
     return device, why
 
 
-def keep_memory() -> None:
-    """Have glibc keep what is freed, for the next step, where a CPU computes.
+def set_up(name: str, deterministic: bool | None = None) -> tuple[torch.device, str]:
+    """Choose and configure the device, and join the process group.
 
-    By itself it gives large blocks back and asks for them again, and to fill the new ones with
-    zeros takes the system a third of every step. Elsewhere than on glibc nothing happens.
+    Also returns a line that says what was chosen and why. deterministic: see `set_up_gpu`.
+    """
+    import torch
+
+    device, why = pick(name)
+    distributed.start(device)
+    failures.watch()
+    if device.type == "cpu":
+        keep_memory()
+    else:
+        set_up_gpu(deterministic)
+    ranks = f", {distributed.world()} processes" if distributed.world() > 1 else ""
+    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    return device, f"{device} ({why}){threads}{ranks}"
+
+
+def keep_memory() -> None:
+    """Let glibc keep freed memory for the next step, instead of returning it to the system.
+
+    Otherwise a third of each CPU step goes into page faults of large blocks that are returned and
+    requested again. Without glibc nothing happens.
     """
     trim_threshold, mmap_max = -1, -4  # <malloc.h>
     if glibc := _glibc():
@@ -58,7 +78,7 @@ def keep_memory() -> None:
 
 
 def give_memory_back() -> None:
-    """Have glibc give back what is free, after work that was done once and left holes."""
+    """Return freed memory to the system, after one-time work that left much of it."""
     if glibc := _glibc():
         glibc.malloc_trim(0)
 
@@ -72,15 +92,15 @@ def _glibc() -> ctypes.CDLL | None:
 
 
 def set_up_gpu(deterministic: bool | None) -> None:
-    """How torch is to compute on a GPU.
+    """Configure torch for a GPU.
 
-    deterministic: take kernels that give the same bits every time, or raise RuntimeError (see
-    `explain`); None: take them where there are such; False: any.
+    deterministic: True uses deterministic kernels or raises RuntimeError (see `explain`), None
+    uses them where they exist, False uses any.
     """
     import torch
 
-    # What the CPU still does is small: threads for it cost more in waiting for one another, and
-    # while they wait they take the cores of the workers (a step of DeiT-base 65 ms instead of 83).
+    # Little is left to do on the CPU. More threads only spin, on the cores of the data loading
+    # workers: a step of DeiT-base takes 65 ms instead of 83 with one thread.
     torch.set_num_threads(1)
     # float32 means float32: autocast is the way to ask for less.
     torch.backends.cudnn.allow_tf32 = False
@@ -92,17 +112,11 @@ def set_up_gpu(deterministic: bool | None) -> None:
 
 
 def explain(error: Exception) -> FgkdError | None:
-    """A GPU's error that a user can do something about, in words; None for any other."""
+    """A GPU error that a user can do something about, as an FgkdError; None for any other."""
     first = (str(error) or type(error).__name__).splitlines()[0]
     if type(error).__name__ == "OutOfMemoryError":
-        return FgkdError(
-            f"the GPU has too little memory: {first}",
-            "--batch-size 16   # in training also --grad-accum-steps 2 (the same steps in parts) "
-            "or --eval-batch-size 64",
-        )
+        return OutOfMemory(f"the GPU has too little memory: {first}", device="cuda")
     if re.search("deterministic (implementation|behavior)", first, re.IGNORECASE):
-        return FgkdError(
-            f"this model's steps cannot be repeated bit for bit on a GPU: {first}",
-            "--no-deterministic",
-        )
+        message = f"this model's steps are not deterministic on a GPU: {first}"
+        return NotDeterministic(message, device="cuda")
     return None

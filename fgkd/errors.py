@@ -57,6 +57,22 @@ class MissingOption(OptionError):
 
 
 @dataclass(eq=False, kw_only=True)
+class NoTargets(MissingOption):
+    """A student was to distil, but neither a cache nor a teacher was given."""
+
+    option: str = "cache"
+
+
+@dataclass(eq=False, kw_only=True)
+class TooFewViews(OptionError):
+    """More views are asked for than the cache has. cache: its folder or URL; there: its views."""
+
+    cache: Any
+    there: int
+    option: str = "views"
+
+
+@dataclass(eq=False, kw_only=True)
 class UnusedOption(OptionError):
     """An option was given that would have no effect. reason: because of what."""
 
@@ -115,6 +131,17 @@ class OutputExists(FileError):
 
     resumable: bool = False
     renamed: Any = None
+
+
+@dataclass(eq=False, kw_only=True)
+class WrongKind(FileError):
+    """A folder is of another kind than expected. found: "run" or "cache".
+
+    cache: of a run, the cache that it learned from.
+    """
+
+    found: str
+    cache: str | None = None
 
 
 # Data
@@ -186,6 +213,14 @@ class ContentMismatch(DataMismatch):
 
     key: str
     subject: str = "data"
+
+
+@dataclass(eq=False, kw_only=True)
+class RunMismatch(DataMismatch):
+    """A run cannot be resumed with these options. stage: the command that began it."""
+
+    stage: str
+    subject: str = "run"
 
 
 @dataclass(eq=False, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
 
@@ -17,6 +18,10 @@ class Progress:
 
     def advance(self, done: int, total: int) -> None:
         """`done` of `total` units of the work in hand are finished; done == total ends it."""
+
+    def stoppable(self) -> contextlib.AbstractContextManager[None]:
+        """Entered around work that looks at `stop_requested`."""
+        return contextlib.nullcontext()
 
     def stop_requested(self) -> bool:
         """Whether to stop at the next safe point, with everything saved."""

@@ -84,7 +84,9 @@ def rows(plan: Plan) -> list[Row]:
     folder = plan.folder / "photos"
     num = BATCH * (skip + count + 2 * plan.workers)
     samples = samples_of(folder / "a", num, plan.pick(64, 4))
-    everything = recipes.ViewRecipe.from_dict(recipes.RECIPES["seed"].to_dict() | {"erasing": 0.0})
+    everything = recipes.ViewRecipe.from_dict(
+        recipes.RECIPES["randaug"].to_dict() | {"erasing": 0.0}
+    )
 
     def bare() -> float:
         return per_image(decoding(samples, plan.workers, BATCH), skip, count)

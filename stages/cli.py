@@ -155,7 +155,7 @@ def main(argv: list[str] | None = None) -> None:
     atexit.register(gc.freeze)
     try:
         fgkd.main(args=argv, prog_name="fgkd", standalone_mode=False)
-        failures.part()
+        failures.leave()
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -175,14 +175,14 @@ def _fail(error: Exception) -> None:
     is_first = failures.first_to_fail()
     if known and is_first:
         click.echo(f"error: {remedies.explain(known)}", err=True)
-    failures.part(failed=True)
+    failures.leave(failed=True)
     if not known or os.environ.get("FGKD_DEBUG"):
         raise error
     sys.exit(1)
 
 
 def _stop_at_once(error: BaseException) -> None:
-    from .session import StoppedAtOnce
+    from .signals import StoppedAtOnce
 
     error = error.__cause__ or error  # click makes an Abort of every KeyboardInterrupt
     command = f". To continue:\n  {error.command}" if isinstance(error, StoppedAtOnce) else ""
@@ -192,10 +192,10 @@ def _stop_at_once(error: BaseException) -> None:
 
 
 def _end_if_interrupted(error: Exception) -> None:
-    from .session import Interrupted
+    from .signals import Interrupted
 
     if isinstance(error, Interrupted):
         if distributed.rank() == 0:
             click.echo(f"saved. To continue:\n  {error.command}")
-        failures.part()
+        failures.leave()
         sys.exit(128 + error.number)

@@ -91,7 +91,7 @@ def score(path: Path, options: EvaluateConfig, device: torch.device) -> dict[str
     """A run's logits on the split, with the samples they are of."""
     run = run_folder.read(path)
     model = models.load(path / "model").to(device)
-    dataset = open_dataset(options.data or run["data"], run["val_fraction"])
+    dataset = open_dataset(options.data or run.data, run.val_fraction)
     comparison.refuse(
         f"the data's classes are not those of {path}",
         comparison.differences(
@@ -124,9 +124,9 @@ def score(path: Path, options: EvaluateConfig, device: torch.device) -> dict[str
         session.echo(f"    left out {key}: {reason}")
     return {
         "path": path,
-        "stage": run["stage"],
-        "specs": (*(options.data or run["data"]), run["val_fraction"]),
-        "parents": run["parents"],
+        "stage": run.stage,
+        "specs": (*(options.data or run.data), run.val_fraction),
+        "parents": run.parents.to_json(),
         "model": architecture,
         "tta": options.tta,
         "dataset": dataset,

@@ -61,7 +61,7 @@ def _refuse_run(path: Path) -> None:
         return
     from fgkd.training import run_folder  # with torch
 
-    cache = run_folder.read(path).get("parents", {}).get("cache")
+    cache = run_folder.read(path).parents.cache
     raise FgkdError(
         f"{path} is a run, not a cache",
         f"fgkd inspect {quoted(cache)}   # the cache that this run learned from"

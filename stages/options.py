@@ -6,13 +6,16 @@ import dataclasses
 import functools
 import types
 import typing
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from fgkd import config
+
+T = TypeVar("T")
 
 
 class Checked(click.ParamType):
@@ -30,6 +33,17 @@ class Checked(click.ParamType):
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str | None:
         return self.many or self.base.get_metavar(param, ctx)
+
+
+class NamedChoice(click.Choice[str]):
+    """A choice that also takes the old names of values; `config.build` translates them."""
+
+    def __init__(self, choices: Sequence[str], renamed: Mapping[str, str]) -> None:
+        super().__init__(choices)
+        self.renamed = renamed
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value in self.renamed else super().convert(value, param, ctx)
 
 
 class CommaList(click.ParamType):
@@ -88,10 +102,20 @@ def _option(field: dataclasses.Field[Any], kind: Any) -> click.Option:
         args = typing.get_args(kind)
         item, multiple = args[0], args == (str, Ellipsis)
         nargs = len(args) if Ellipsis not in args else 1
-    base = click.Choice(meta["choices"]) if meta["choices"] else BASES[item]
+    base = NamedChoice(meta["choices"], meta["renamed"]) if meta["choices"] else BASES[item]
     if kind == tuple[float, ...]:
         base = CommaList()
     return click.Option([flag], type=Checked(base, meta), nargs=nargs, multiple=multiple, **common)
+
+
+def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    """`config.build`, with a notice on the console for each old name."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", FutureWarning)
+        found = config.build(cls, values, where)
+    for one in caught:
+        click.echo(f"notice: {one.message}", err=True)
+    return found
 
 
 def _read_config(cls: type, ctx: click.Context, param: click.Parameter, value: str | None) -> None:
@@ -112,7 +136,7 @@ def _add_defaults(cls: type, ctx: click.Context, path: Path, over: bool) -> None
     from fgkd.config.args_file import load_yaml
 
     values = load_yaml(path)
-    checked = config.to_dict(config.build(cls, values, str(path)))
+    checked = config.to_dict(build(cls, values, str(path)))
     own = ("output", "resume", "overwrite")
     values = {key: checked[key] for key in values if key not in own}
     before = dict(ctx.default_map or {})
@@ -151,6 +175,6 @@ def command(
 
     def callback(**values: Any) -> None:
         positional = [list(values.pop(arguments))] if arguments else []
-        function(config.build(cls, values, "the command line"), *positional)
+        function(build(cls, values, "the command line"), *positional)
 
     return Spreading(name, params=[config_file, *params], callback=callback, help=help)

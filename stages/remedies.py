@@ -51,6 +51,10 @@ def _unknown_name(error: errors.UnknownName) -> str:
     return "--help"
 
 
+def _too_few_views(error: errors.TooFewViews) -> str:
+    return f"--views {error.there}, or add views: {_rewrite(error.cache)} --views {error.value}"
+
+
 def _write(error: errors.WriteError) -> str:
     import errno
     import os
@@ -88,8 +92,19 @@ def _mismatch(error: errors.DataMismatch) -> str:
         "teacher": "give the teachers the cache was made with, in the same order",
         "cache": "give another --output, or --overwrite to rename the old cache",
         "image_store": f"rm -r {path}   # the next command writes it again",
-        "run": f"the same command without the changed options; or another --output than {path}",
     }[error.subject]
+
+
+def _run_mismatch(error: errors.RunMismatch) -> str:
+    return f"fgkd {error.stage} --resume --output {quoted(error.path)}   # takes its own options"
+
+
+def _wrong_kind(error: errors.WrongKind) -> str:
+    if error.found == "cache":
+        return f"fgkd inspect {quoted(error.path)}"
+    if error.cache:
+        return f"fgkd inspect {quoted(error.cache)}   # the cache that this run learned from"
+    return f"fgkd inspect CACHE   # or, of this run: fgkd evaluate {quoted(error.path)}"
 
 
 def _rewrite(cache: Any) -> str:
@@ -110,6 +125,10 @@ def _package(error: errors.MissingPackage) -> str:
 REMEDIES: dict[type, Callable[[Any], str]] = {
     errors.OptionError: _option,
     errors.UnknownName: _unknown_name,
+    errors.NoTargets: lambda e: (
+        "--cache DIR, or --distillation none --data NAME:PATH for the baseline"
+    ),
+    errors.TooFewViews: _too_few_views,
     errors.MissingPackage: _package,
     errors.MissingFile: lambda e: f"ls {quoted(e.path.parent)}",
     errors.UnreadableFile: lambda e: f"ls -l {quoted(e.path)}; head -c 300 {quoted(e.path)}",
@@ -121,6 +140,8 @@ REMEDIES: dict[type, Callable[[Any], str]] = {
         f"file {quoted(e.path)}   # replace it, or --skip-bad-images to leave it out"
     ),
     errors.DataMismatch: _mismatch,
+    errors.RunMismatch: _run_mismatch,
+    errors.WrongKind: _wrong_kind,
     errors.PixelMismatch: lambda e: (
         "install the versions of the cache's manifest.json, or write the cache again here"
     ),

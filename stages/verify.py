@@ -16,6 +16,7 @@ from fgkd.cache.reader import Reader
 from fgkd.config import InspectConfig, args_file
 from fgkd.data import Dataset, Samples, open_dataset, with_boxes
 from fgkd.data.image_store import shrunk_to
+from fgkd.distillation.teachers import Teachers
 from fgkd.errors import FgkdError
 from fgkd.evaluation import inference
 from fgkd.loading.workers import render
@@ -23,7 +24,6 @@ from fgkd.views import orders, recipes
 from fgkd.views.rendering import KeyedView, Request, ViewRenderer, clean_renderer
 
 from . import session
-from .capture import Teachers
 
 VIEWS_CHECKED = 4
 
@@ -145,7 +145,7 @@ def open_teachers(identity: dict[str, Any], options: InspectConfig) -> Teachers 
     size = identity["views"]["img_size"]
     ensemble = identity["ensemble"] or "logits"
     teachers = Teachers(known, folders, ensemble, size, device, identity["dtype"], 64)
-    teachers.ready()
+    teachers.to_device()
     return teachers
 
 
@@ -161,9 +161,9 @@ def compare_teacher(
     A forward pass moves with its batch, so the floor is the difference between answering all
     images together and one by one; the encoding's own error comes on top.
     """
-    together = teachers.logits_of(images)
+    together = teachers.logits(images)
     single = [
-        teachers.logits_of(tuple(size[i : i + 1] for size in images)) for i in range(len(together))
+        teachers.logits(tuple(size[i : i + 1] for size in images)) for i in range(len(together))
     ]
     now, then = answers(codec, codec.encode(together, labels_NL)), answers(codec, arrays)
     if codec.name == "topk":  # what is kept must be of the classes it is said to be of, too

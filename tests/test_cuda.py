@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from data_miniatures import write_image
-from test_engine import make_batches, step_fn
+from test_loop import make_batches, step_fn
 from test_models import DEIT, build
 from test_workers import RECIPE
 from torch import Tensor, nn

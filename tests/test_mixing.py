@@ -25,15 +25,14 @@ from run_miniatures import (
 )
 
 from fgkd.cache.reader import Reader
-from fgkd.config import TrainStudentConfig
 from fgkd.data import open_dataset
 from fgkd.data.decoding import decode_rgb
+from fgkd.distillation.step import label_step
 from fgkd.loading import schedule
 from fgkd.loading.batch import Batch
 from fgkd.loading.train_loader import TrainLoader
 from fgkd.models import Logits
 from fgkd.views import mixing, orders, recipes, transforms
-from stages.train_student import make_step
 
 MIX = ("--mixup", 0.8, "--cutmix", 1.0)
 BLOCK, SIZE = 20, 32  # 97 images: four blocks of 20 and one of 17, whose last has no partner
@@ -232,7 +231,7 @@ def test_pairs_are_side_by_side_in_a_batch(cache: Path, batches: list[Batch]) ->
 
 def test_both_labels_enter_the_task_loss(batches: list[Batch]) -> None:
     """The step of train-student against a cross entropy to the mixed one-hot target."""
-    step = make_step(TrainStudentConfig(smoothing=0.1), None, False, torch.device("cpu"))
+    step = label_step(0.1)
     for batch in batches[:3]:
         head = torch.randn(batch.count, 8, generator=torch.Generator().manual_seed(1))
         got = step(lambda images, head=head: Logits(head), batch)["loss"]  # type: ignore[arg-type]

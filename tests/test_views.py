@@ -26,7 +26,7 @@ from fgkd.views.recipes import RECIPES, ViewRecipe
 from fgkd.views.transforms import ViewParams, render
 
 ROOT = Path(__file__).parents[1]
-SEED = RECIPES["seed"]
+SEED = RECIPES["randaug"]
 BUSY = dataclasses.replace(SEED, interpolation="random", color_jitter=0.4, erasing=1.0)
 
 

@@ -1,4 +1,4 @@
-"""args.yaml: the options of a run or cache, as YAML that `-c` reads back."""
+"""args.yaml: the options of a run or cache, as YAML that the commands read back."""
 
 from __future__ import annotations
 
@@ -7,27 +7,30 @@ from typing import Any
 
 import yaml
 
-from fgkd import config, files
-from fgkd.errors import FgkdError, quoted
+from fgkd import files
+from fgkd.config import schema
+from fgkd.errors import UnreadableFile
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
-    """A mapping from a YAML file, safely. Raises: FgkdError naming the file and the line."""
+    """Option names and plain values of a YAML file; dashes in names become underscores.
+
+    Raises: UnreadableFile when it is missing, no YAML, or no mapping.
+    """
     try:
         value = yaml.safe_load(path.read_text())
     except OSError as error:
-        raise FgkdError(f"cannot read {path}: {error.strerror}", f"ls -l {quoted(path)}") from None
+        reason = error.strerror or str(error)
+        raise UnreadableFile(f"cannot read {path}: {reason}", path=path, reason=reason) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise FgkdError(f"{path} is not YAML: {error}", f"cat {quoted(path)}") from None
+        raise UnreadableFile(f"{path} is not YAML: {error}", path=path, reason="not YAML") from None
     if not isinstance(value, dict | None):
-        raise FgkdError(
-            f"{path} holds a {type(value).__name__}, not `option: value` lines",
-            f"head {quoted(path)}",
-        )
+        reason = f"it holds a {type(value).__name__}, not `option: value` lines"
+        raise UnreadableFile(f"{path} cannot be used: {reason}", path=path, reason=reason)
     return {str(key).replace("-", "_"): v for key, v in (value or {}).items()}
 
 
-def save_args(path: Path, options: Any) -> None:
-    """Write every option, resolved, as YAML that `-c` reads back."""
-    text = yaml.safe_dump(config.to_dict(options), sort_keys=False, allow_unicode=True)
+def save_args(path: Path, config: object) -> None:
+    """Write every option of a config, with its value, as YAML."""
+    text = yaml.safe_dump(schema.to_dict(config), sort_keys=False, allow_unicode=True)
     files.write_text(path, text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ __all__ = [
     "DATASETS",
     "Dataset",
     "Samples",
+    "absolute_specs",
     "open_dataset",
     "split_validation",
     "union",
@@ -48,6 +50,15 @@ def open_dataset(specs: Sequence[str], val_fraction: float = 0.1) -> Dataset:
         raise FgkdError("no dataset given", "--data icons")
     members = [split_validation(_load(spec), val_fraction) for spec in specs]
     return members[0] if len(members) == 1 else union(members)
+
+
+def absolute_specs(specs: Sequence[str]) -> list[str]:
+    """`NAME:PATH` specs with their paths made absolute, to be read from any folder."""
+    parts = [spec.partition(":") for spec in specs]
+    return [
+        f"{name}:{os.path.abspath(os.path.expanduser(path))}" if colon else name
+        for name, colon, path in parts
+    ]
 
 
 def _load(spec: str) -> Dataset:

@@ -10,9 +10,11 @@ import hashlib
 import itertools
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 
+from fgkd import distributed
 from fgkd.data.samples import Dataset, Samples, read_place
 from fgkd.errors import FgkdError
 
@@ -21,6 +23,13 @@ NAMED = 3  # examples in a warning
 THREADS = 8  # a network disk answers several at once
 UNREAD = -1  # which no hash is
 Row = tuple[str, int]  # split, place in it
+
+
+def with_warnings(dataset: Dataset) -> Dataset:
+    """The dataset with notes on images that its splits share; rank 0 alone looks."""
+    if distributed.rank():
+        return dataset
+    return replace(dataset, notes=[*dataset.notes, *warnings(dataset)])
 
 
 def warnings(dataset: Dataset) -> list[str]:

@@ -69,10 +69,10 @@ def gather(value: Any) -> list[Any]:
 
 
 def gather_rows(rows_BK: torch.Tensor) -> torch.Tensor:
-    """The rows of all ranks, in rank order; the gradient of a row is the sum of what ranks ask.
+    """Rows of all ranks, in rank order, differentiable: a row's gradient is summed over ranks.
 
-    Ranks may have different numbers of rows, or none. All ranks must call it, and all or none of
-    them take its gradient.
+    Ranks may have different numbers of rows, or none. All ranks must call it, and either all or
+    none of them run its backward pass.
     """
     if world() == 1:
         return rows_BK
@@ -102,7 +102,7 @@ def gather_rows(rows_BK: torch.Tensor) -> torch.Tensor:
 
 
 def share_statistics(model: torch.nn.Module) -> None:
-    """Give every rank the norm statistics of rank 0, which are those that are saved."""
+    """Copy rank 0's BatchNorm statistics, which are the ones that are saved, to every rank."""
     if world() > 1:
         from timm.utils import distribute_bn
 

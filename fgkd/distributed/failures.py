@@ -1,7 +1,7 @@
-"""Processes that work together end together: one says why, and none waits for the dead.
+"""Failure handling across ranks: one rank reports the error, the others exit instead of hanging.
 
-A collective of gloo fails when a peer's connection closes, one of nccl waits. So a process that
-fails leaves word in the store that torchrun (or rank 0) keeps, and a thread of each looks for it.
+A gloo collective fails when a peer's connection closes, an nccl collective waits. So a rank that
+fails sets a key in the store that torchrun (or rank 0) keeps, and a thread of each rank polls it.
 """
 
 from __future__ import annotations
@@ -16,45 +16,46 @@ import time
 from typing import Any
 
 from fgkd import distributed
-from fgkd.errors import FgkdError
+from fgkd.errors import LostProcess
 
 POLL_S = 1.0
 _LOST = r"(?i)gloo|nccl|connection (closed|reset|refused)|broken pipe|socket|timed? ?out"
-_over = threading.Event()  # this process is ending by itself: its watch is over
+_over = threading.Event()  # set once this process is ending by itself
 
 
 def watch() -> None:
-    """From now on end this process, exit code 1, once another one has reported an error."""
+    """Start a thread that exits this process with code 1 once another rank reports an error."""
     if distributed.world() > 1:
         threading.Thread(target=_watch, daemon=True).start()
 
 
 def _watch() -> None:
     store = _store()
-    with contextlib.suppress(RuntimeError):  # the store is gone, and the next collective fails
+    with contextlib.suppress(RuntimeError):  # the store is gone; the next collective fails
         while not _over.wait(POLL_S):
             if store.check([_key()]) and not _over.is_set():
                 store.add(_key(), 1)
-                os._exit(1)  # the main thread may hang in a collective; files are written whole
+                os._exit(1)  # the main thread may hang in a collective; writes are atomic
 
 
 def first_to_fail() -> bool:
-    """Whether no other process has reported an error yet: one message is enough."""
+    """Whether this is the first rank to report an error: one message is enough."""
     _over.set()
     if distributed.world() > 1 and distributed.rank() > 0:
-        time.sleep(0.3)  # a rank 0 that was killed takes its store with it, but not at once
+        time.sleep(0.3)  # the store of a killed rank 0 takes a moment to disappear
     if distributed.world() == 1 or not _has_store():
-        return True  # rank 0 is gone with the store, and may have had no time to say why
+        return True  # rank 0 is gone, perhaps without a message
     try:
         return bool(_store().add(_key(), 1) == 1)
     except RuntimeError:
         return True
 
 
-def part(failed: bool = False) -> None:
-    """The last call of a process: one that keeps the store lets the others ask it once more.
+def leave(failed: bool = False) -> None:
+    """Leave the job; the last call of a process.
 
-    failed: wait for those that must learn of this process's error. At most 5 s.
+    The rank that hosts the store waits up to 5 s for the others' last look at it. failed: wait
+    until they have seen this rank's error.
     """
     _over.set()
     keeps_store = distributed.rank() == 0
@@ -72,21 +73,22 @@ def part(failed: bool = False) -> None:
             done = store.add(key, 0)
 
 
-def lost(error: BaseException) -> FgkdError | None:
-    """The failure of a collective because another process ended, in words; else None.
+def lost(error: BaseException) -> LostProcess | None:
+    """A LostProcess error if `error` was caused by a collective whose peer ended; else None.
 
-    It may be the cause of `error`: torchrun's SIGTERM to those that are left comes on top of it.
+    The collective's error may be the cause or context of `error`, as when torchrun's SIGTERM
+    follows it.
     """
     link: BaseException | None = error
     while link and not (isinstance(link, RuntimeError) and re.search(_LOST, str(link))):
         link = link.__cause__ or link.__context__
     if distributed.world() == 1 or link is None:
         return None
-    return FgkdError(
+    return LostProcess(
         f"process {distributed.rank()} of {distributed.world()} lost another one, which ended "
         "without an error of its own (killed, out of memory, or its machine is gone): "
         + str(link).strip().splitlines()[0][:200],
-        "the same command with --resume continues from the last checkpoint",
+        rank=distributed.rank(),
     )
 
 

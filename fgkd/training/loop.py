@@ -1,4 +1,7 @@
-"""The one training loop, passed a step closure. Knows no file and no option."""
+"""The training loop: forward, backward, update and report, for any step function.
+
+It reads no files and no options; what happens between steps is the caller's.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fgkd import distributed, rng
-from fgkd.errors import FgkdError
+from fgkd.errors import CheckpointError, CompileError, FgkdError, NotFinite
 from fgkd.loading.batch import Batch
 from fgkd.models import Classifier
 from fgkd.training import optim
@@ -25,7 +28,10 @@ MIN_LOSS_SCALE = 2.0**-10  # gradients that overflow even at this loss scale are
 
 @dataclass
 class State:
-    """What training changes: a checkpoint is this and nothing else (randomness is keyed)."""
+    """Everything that training changes, and so all that a checkpoint holds.
+
+    Random draws are functions of keys, so no generator state is saved.
+    """
 
     model: Classifier
     optimizer: torch.optim.Optimizer
@@ -48,7 +54,7 @@ class State:
         }
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Continue from a checkpoint. Raises: FgkdError when it is of another model."""
+        """Continue from a checkpoint. Raises: CheckpointError when it is of another model."""
         try:
             self.model.load_state_dict(saved["model"])
             optim.restore(self.optimizer, saved["optimizer"])
@@ -58,15 +64,13 @@ class State:
             self.step, self.sums, self.best = saved["step"], saved["sums"], saved["best"]
         except (KeyError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise FgkdError(
-                f"the checkpoint is not of this run: {reason}",
-                "start anew: --overwrite instead of --resume",
-            ) from None
+            message = f"the checkpoint is not of this run: {reason}"
+            raise CheckpointError(message, path="checkpoints/last.pt", reason=reason) from None
 
 
 @dataclass(frozen=True)
 class Report:
-    """One optimizer step, as it happened. loss and parts are over the global batch."""
+    """What one optimizer step did. Losses are means over the global batch."""
 
     step: int
     epoch: int
@@ -78,7 +82,7 @@ class Report:
     num_images: int
     stopping: bool
     bad: list[tuple[str, str]]
-    times: dict[str, float]  # wait_s: idle for want of data; step_s: in all
+    times: dict[str, float]  # wait_s: waiting for data; step_s: in total
 
 
 def fit(
@@ -97,16 +101,17 @@ def fit(
     compiled: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Report]:
-    """Take one optimizer step a batch and report it; the caller evaluates, saves and stops.
+    """Take one optimizer step per batch and yield its report; the caller evaluates and saves.
 
-    After the report of a step that found `should_stop` there is no other.
+    The report of the step after which `should_stop()` was true is the last.
 
     step_fn(model, micro_batch) returns a dict with `loss`; its other entries are logged. Each entry
-    is the micro-batch's part of a mean over the global batch: a mean over images times
-    `image_share`, one over labelled images times `label_share`, so that any cut of a batch into
-    ranks and micro-batches adds up to the same.
+    is the micro-batch's share of a mean over the global batch: a mean over images times
+    `image_share`, a mean over labelled images times `label_share`. So the result does not depend
+    on how a batch is split into ranks and micro-batches.
 
-    Raises: FgkdError before the update when a loss or (without a scaler) a gradient is not finite.
+    Raises: NotFinite, before the update, when a loss or (without a scaler) a gradient is nan or
+    inf; CompileError when torch.compile fails.
     """
     net = _distribute(state.model, device)
     forward: Any = torch.compile(net) if compiled else net
@@ -128,7 +133,7 @@ def fit(
             state.model.set_drop_path_draws(seed, step, part.row_ids)
             with _sync(net, micro + 1 == len(parts)), _autocast(device, amp_dtype):
                 out = _call(step_fn, forward, part, compiled)
-                # DistributedDataParallel takes the mean over ranks of what is to be a sum.
+                # DistributedDataParallel averages gradients over ranks; they are to be summed.
                 total = state.scaler.scale(out["loss"] * distributed.world())
                 with state.model.statistics_kept():
                     total.backward()
@@ -145,7 +150,9 @@ def fit(
         if state.scaler.is_enabled() or not optim.skip_unless(figures.are_finite, state.optimizer):
             figures.check(step, epoch)
         if images:
-            rng.seed_torch("update", seed, step)  # what kron draws is that of all ranks
+            rng.seed_torch(
+                "update", seed, step
+            )  # kron draws random numbers; all ranks need the same
             skipped = _update(state, step)
         means, grad_norm = figures.check(step, epoch)
         wait_s += figures.idle_s
@@ -162,9 +169,9 @@ def fit(
 
 
 def _take(stream: Iterator[Batch]) -> tuple[Batch | Exception | None, float]:
-    """The next batch, None after the last, and the seconds it was waited for.
+    """The next batch (None after the last) and the seconds spent waiting for it.
 
-    An error is returned: it is of a step to come, and the one in hand is to be finished first.
+    An error is returned, not raised, because the present step must be finished first.
     """
     clock = time.perf_counter()
     try:
@@ -175,10 +182,11 @@ def _take(stream: Iterator[Batch]) -> tuple[Batch | Exception | None, float]:
 
 
 class _Figures:
-    """A step's losses over all ranks and its gradient's norm, on their way to main memory.
+    """Losses and gradient norm of a step, copied to the CPU asynchronously.
 
-    Meanwhile the next batch is taken and, if the optimizer can tell what is not finite, the update
-    is asked for: a GPU has then always something to do. Its own clock says for how long it had not.
+    While they are copied, the next batch is fetched and, if the optimizer itself can skip steps
+    that are not finite, the update is launched, so that the GPU is never idle. CUDA events measure
+    for how long it was.
     """
 
     def __init__(self, losses: dict[str, Any], norm: Tensor, scaled: bool) -> None:
@@ -192,18 +200,18 @@ class _Figures:
         self._mark()
 
     def go_on(self, waited_s: float) -> None:
-        """The next batch is there, after so many seconds."""
+        """Note that the next batch has arrived, after so many seconds of waiting."""
         self.idle_s = waited_s
         self._mark()
 
     def _mark(self) -> None:
-        """Have a GPU note when it has done all that was asked of it so far."""
+        """Record a CUDA event after the work launched so far."""
         if self._device.type == "cuda":
             event = torch.cuda.Event(enable_timing=True)
             self._reached.append(torch.cuda.current_stream(self._device).record_event(event))
 
     def check(self, step: int, epoch: int) -> tuple[dict[str, float], float]:
-        """Wait for (losses, norm). Raises: FgkdError if not finite, but for a scaled norm."""
+        """Wait for (losses, norm). Raises: NotFinite; a scaled norm may be infinite."""
         if self._reached:
             before, after = self._reached
             after.synchronize()
@@ -211,21 +219,25 @@ class _Figures:
         *losses, norm = self._values.tolist()
         means = dict(zip(self.names, losses, strict=True))
         if not all(map(math.isfinite, losses)):
-            raise _not_finite(f"the loss is not finite at step {step} (epoch {epoch + 1}): {means}")
+            raise _not_finite(
+                f"the loss is not finite at step {step} (epoch {epoch + 1}): {means}", step
+            )
         if not (self.scaled or math.isfinite(norm)):
-            raise _not_finite(f"the gradient is not finite at step {step} (norm {norm})")
+            raise _not_finite(f"the gradient is not finite at step {step} (norm {norm})", step)
         return means, norm
 
 
 def _update(state: State, step: int) -> bool:
-    """Move the weights and their average; True if float16 gradients overflowed and none moved."""
+    """Update weights and EMA; True if float16 gradients overflowed and the step was skipped."""
     scale = state.scaler.get_scale()
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
     skipped = state.scaler.get_scale() < scale
     if skipped and scale < MIN_LOSS_SCALE:
-        raise _not_finite(f"the gradient is not finite at step {step}, at a loss scale of {scale}")
+        raise _not_finite(
+            f"the gradient is not finite at step {step}, at a loss scale of {scale}", step
+        )
     if state.ema and not skipped:
         state.ema.update(state.model, step=step + 1)  # timm counts updates from 1
     return skipped
@@ -240,16 +252,14 @@ def _call(step_fn: Step, model: Any, part: Batch, compiled: bool) -> dict[str, T
         return step_fn(model, part)
     except TorchDynamoException as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
-        raise FgkdError(
-            f"--compile: torch cannot compile this model here: {reason[:300]}",
-            "the same command without --compile, or install a C++ compiler: apt-get install g++",
-        ) from error
+        message = f"torch.compile cannot compile this model here: {reason[:300]}"
+        raise CompileError(message) from error
 
 
 def _distribute(model: nn.Module, device: torch.device) -> nn.Module:
     if distributed.world() == 1:
         return model
-    # Of a token's gradient [1, 1, D], whose strides mean nothing; once a process, on every run.
+    # About the gradient of a token [1, 1, D], whose strides are arbitrary.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     ids = [device.index] if device.type == "cuda" else None
     return nn.parallel.DistributedDataParallel(model, device_ids=ids)
@@ -267,8 +277,5 @@ def _autocast(
     return torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
 
 
-def _not_finite(what: str) -> FgkdError:
-    return FgkdError(
-        f"{what}; no update was made",
-        "start anew with a lower --lr, with --clip-grad 1, or without --amp",
-    )
+def _not_finite(what: str, step: int) -> FgkdError:
+    return NotFinite(f"{what}; no update was made", step=step)

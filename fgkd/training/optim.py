@@ -1,4 +1,4 @@
-"""How weights move: the learning rate of a step, parameter groups, optimizers, clipping."""
+"""Optimizers, parameter groups with layer-wise decay, and gradient clipping."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fgkd.errors import FgkdError, near
+from fgkd.errors import OptionError, UnknownName, near
 
 LAYER_DECAY_STYLES = ("timm", "convnext12")
 CLIP_MODES = ("norm", "value")
@@ -29,7 +29,7 @@ def _convnext_layers(names: list[str]) -> dict[str, int]:
     blocks = [int(n.split(".")[3]) for n in names if n.startswith("stages.2.blocks.")]
     if not blocks:
         what = "layer decay style 'convnext12' is for ConvNeXt: no 'stages.2.blocks' in the model"
-        raise FgkdError(what, "the layer decay style timm")
+        raise OptionError(what, option="layer_decay_style", suggestion="timm")
     last = 4 + max(blocks) // 3
 
     def layer(name: str) -> int:
@@ -48,14 +48,15 @@ def _layers(model: nn.Module, style: str) -> dict[str, int]:
     if style == "convnext12":
         return _convnext_layers([name for name, _ in model.named_parameters()])
     if style != "timm":
-        hint = f"one of {', '.join(LAYER_DECAY_STYLES)}"
-        raise FgkdError(f"unknown layer decay style {style!r}", hint)
+        message = f"unknown layer decay style {style!r}"
+        known = LAYER_DECAY_STYLES
+        raise UnknownName(message, option="layer_decay_style", value=style, known=known)
     from timm.models import group_parameters
 
     matcher = getattr(model, "group_matcher", None)
     if matcher is None:
         what = f"{type(model).__name__} does not say which layer a parameter is in"
-        raise FgkdError(what, "--layer-decay 1")
+        raise OptionError(what, option="layer_decay", suggestion=1)
     layers: dict[str, int] = group_parameters(model, matcher(coarse=False), reverse=True)
     return layers
 
@@ -109,16 +110,16 @@ def create_optimizer(
     timm takes groups as they are, weight decay included; each starts at `lr` times its `lr_scale`.
     `momentum`, `betas` and `eps` reach only the optimizers that have them.
 
-    Raises FgkdError for a name that timm does not know or an optimizer it cannot build here.
+    Raises: UnknownName for a name that timm does not know, OptionError for an optimizer that it
+    cannot build here.
     """
     from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 
     # The others (adahessian) differentiate the gradient again, which the training loop does not.
     known = [n for n in list_optimizers() if not get_optimizer_info(n).second_order]
     if name.lower().removeprefix("lookahead_") not in known:
-        raise FgkdError(
-            f"timm has no first-order optimizer {name!r}{near(name, known)}", "--opt adamw"
-        )
+        message = f"timm has no first-order optimizer {name!r}{near(name, known)}"
+        raise UnknownName(message, option="opt", value=name, suggestion="adamw", known=known)
     chosen: dict[str, Any] = {"betas": betas and tuple(betas), "eps": eps}
     if _is_on_gpu(groups) and name.lower() in FUSED:
         chosen["fused"] = True
@@ -126,9 +127,8 @@ def create_optimizer(
     try:
         optimizer = create_optimizer_v2(groups, opt=name, lr=lr, momentum=momentum, **given)
     except (AssertionError, ImportError, TypeError, ValueError) as error:
-        raise FgkdError(
-            f"timm cannot build the optimizer {name!r}: {error}", "--opt adamw"
-        ) from error
+        message = f"timm cannot build the optimizer {name!r}: {error}"
+        raise OptionError(message, option="opt", value=name, suggestion="adamw") from error
     set_lr(optimizer, lr)
     return optimizer
 
@@ -177,7 +177,8 @@ def clip_grad(parameters: Iterable[Tensor], value: float | None, mode: str = "no
     to [-value, value].
     """
     if mode not in CLIP_MODES:
-        raise FgkdError(f"unknown clip mode {mode!r}", f"one of {', '.join(CLIP_MODES)}")
+        message = f"unknown clip mode {mode!r}"
+        raise UnknownName(message, option="clip_mode", value=mode, known=CLIP_MODES)
     params = [param for param in parameters if param.grad is not None]
     norm = nn.utils.get_total_norm([param.grad for param in params if param.grad is not None])
     if value and mode == "norm":

@@ -1,111 +1,195 @@
-"""A run's folder: create, resume or refuse it; its logs, metrics and checkpoints.
+"""Run folders: creating and resuming them, and their logs, metrics and checkpoints.
 
     args.yaml  run.json  log.txt  metrics.jsonl  timings.jsonl  summary.csv  bad_images.jsonl
     checkpoints/{last,best}.pt  model/{config.json,model.safetensors}
 
-No file but timings.jsonl and log.txt depends on time or host load, so that an interrupted run
-leaves the files of an unbroken one.
+Only timings.jsonl and log.txt depend on time or load, so that an interrupted and resumed run ends
+with the same files as an uninterrupted one.
 """
 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import platform
 import subprocess
-from collections.abc import Callable
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from fgkd import config, distributed, files
-from fgkd.comparison import differences, refuse
-from fgkd.config import args_file
-from fgkd.errors import FgkdError, quoted
+from fgkd import comparison, config, distributed, files
+from fgkd.config import RunSpec, args_file
+from fgkd.errors import Difference, MissingFile, OptionError, RunMismatch, UnreadableFile, WrongKind
+from fgkd.progress import SILENT, Progress
 from fgkd.training import checkpoint
 
-T = TypeVar("T")
-# What every run.json holds, as a template of `has`.
-FACTS = {"stage": str, "data": [str], "val_fraction": float, "parents": {}, "views": {"recipe": {}}}
 METRIC_COLUMNS = ("epoch", "step", "loss", "lr", "val_top1_pct")  # first in summary.csv
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "h5py")
+# What every run.json holds, as a template of `files.matches`.
+TEMPLATE = {
+    **{"stage": str, "data": [str], "val_fraction": float},
+    **{"parents": {}, "views": {"recipe": {}}},
+}
 
 
-def describe_process(command: list[str], device: str) -> dict[str, Any]:
-    """What made a run: command, versions, git commit, device."""
+@dataclass(frozen=True)
+class Parents:
+    """What a student learned from; all fields are None for a teacher or a baseline.
+
+    cache: folder or URL; identity_sha256, teachers: of the cache and of its teachers' weights.
+    teacher: run folder of a live teacher; args_sha256: of its options.
+    """
+
+    cache: str | None = None
+    identity_sha256: str | None = None
+    teachers: tuple[str, ...] | None = None
+    teacher: str | None = None
+    args_sha256: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields that are set."""
+        values = dataclasses.asdict(self)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if v}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Parents:
+        """The inverse of `to_json`; unknown fields are ignored."""
+        known = {f.name for f in dataclasses.fields(cls)} & set(values)
+        teachers = values.get("teachers")
+        found = {name: values[name] for name in known}
+        return cls(**found | {"teachers": tuple(teachers) if teachers else None})
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """run.json: what made a run.
+
+    stage: the command, as "train-student". data: dataset specs with absolute paths. views: recipe,
+    seed and size of the views, as JSON.
+    """
+
+    stage: str
+    data: tuple[str, ...]
+    val_fraction: float
+    views: dict[str, Any]
+    parents: Parents = Parents()
+    command: tuple[str, ...] = ()
+    device: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    git: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """run.json's content."""
+        return {
+            "stage": self.stage,
+            "command": list(self.command),
+            "versions": self.versions,
+            "git": self.git,
+            "device": self.device,
+            "data": list(self.data),
+            "val_fraction": self.val_fraction,
+            "views": self.views,
+            "parents": self.parents.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> RunFacts:
+        """The inverse of `to_json`, of a value that matches `TEMPLATE`."""
+        return cls(
+            stage=values["stage"],
+            data=tuple(values["data"]),
+            val_fraction=values["val_fraction"],
+            views=values["views"],
+            parents=Parents.from_json(values["parents"]),
+            command=tuple(values.get("command", ())),
+            device=values.get("device", ""),
+            versions=values.get("versions", {}),
+            git=values.get("git"),
+        )
+
+    def inputs(self) -> dict[str, Any]:
+        """What must not change on resume: views and the content, not the place, of the parents."""
+        moved = ("cache", "teacher")
+        parents = {k: v for k, v in self.parents.to_json().items() if k not in moved}
+        return {**parents, "val_fraction": self.val_fraction, "views": self.views}
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results depend on."""
     import importlib.metadata
 
-    packages = ("torch", "torchvision", "timm", "numpy", "pillow", "h5py")
-    versions = {name: importlib.metadata.version(name) for name in packages}
-    git = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "--verify", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return {
-        "command": command,
-        "versions": {"python": platform.python_version(), **versions},
-        "git": git.stdout.strip() or None,
-        "device": device,
-    }
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), **versions}
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout that fgkd runs from; None outside of one."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--verify", "HEAD"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or None
 
 
 class RunFolder:
-    """One run's folder. Only rank 0 writes; `echo` shows a console line."""
+    """The folder of one training run. Only rank 0 writes."""
 
-    def __init__(self, path: Path, echo: Callable[[str], None]) -> None:
+    def __init__(self, path: Path, progress: Progress = SILENT) -> None:
         self.path = path
-        self._echo = echo
+        self._progress = progress
         self.is_writer = distributed.rank() == 0
         self.last, self.best = path / "checkpoints" / "last.pt", path / "checkpoints" / "best.pt"
         self.model_dir = path / "model"
 
-    def begin(self, stage: str, options: T, facts: dict[str, Any]) -> bool:
-        """Create, or check that `options` may continue, the run; True when there is work to resume.
+    def begin(self, options: Any, spec: RunSpec, facts: RunFacts) -> bool:
+        """Create the run, or check that `options` may continue it; True if a checkpoint is there.
 
-        Raises: FgkdError when an option that changes numbers differs from the run's, old -> new.
+        options: the command's config, written to args.yaml. Raises: OutputExists; RunMismatch when
+        an option that changes results differs from the run's.
         """
-        resume = bool(getattr(options, "resume", False))
-        overwrite = bool(getattr(options, "overwrite", False))
         args = self.path / "args.yaml"
-        if resume and overwrite:
-            raise FgkdError("--resume and --overwrite exclude each other", "--resume alone")
+        if spec.resume and spec.overwrite:
+            message = "resume and overwrite exclude each other"
+            raise OptionError(message, option="overwrite", value=True)
         if self.is_writer:
             begun = args.exists() or (self.path / "run.json").exists()
-            files.claim_folder(self.path, overwrite=overwrite, may_continue=resume and begun)
+            may_continue = spec.resume and begun
+            files.claim_folder(self.path, overwrite=spec.overwrite, may_continue=may_continue)
         distributed.barrier()
-        if resume and args.exists():
-            self._check_same(stage, options, facts)
+        if spec.resume and args.exists():
+            self._check_same(options, facts)
         elif self.is_writer:
-            files.write_json(self.path / "run.json", {"stage": stage, **facts})
+            described = dataclasses.replace(facts, versions=library_versions(), git=git_commit())
+            files.write_json(self.path / "run.json", described.to_json())
             args_file.save_args(args, options)  # last: its presence means that the run has begun
-        if resume and not self.last.exists():
+        if spec.resume and not self.last.exists():
             self.cut_back(0)  # stopped after the first epoch's row, before its checkpoint
         distributed.barrier()
-        return resume and self.last.exists()
+        return spec.resume and self.last.exists()
 
-    def _check_same(self, stage: str, options: Any, facts: dict[str, Any]) -> None:
-        """Raises: FgkdError unless this is the run that is there, paths and free options apart."""
-        begun = read(self.path)
-        if begun["stage"] != stage:
-            raise FgkdError(
-                f"--resume of {self.path}: it is a run of {begun['stage']}, not of {stage}",
-                f"fgkd {begun['stage']} --resume --output {quoted(self.path)}",
-            )
-        args = self.path / "args.yaml"
+    def _check_same(self, options: Any, facts: RunFacts) -> None:
+        """Raise RunMismatch unless this run has the same options, free ones and paths apart."""
+        begun, args = read(self.path), self.path / "args.yaml"
+        if begun.stage != facts.stage:
+            message = f"{self.path} is a run of {begun.stage}, not of {facts.stage}"
+            different = [Difference("stage", begun.stage, facts.stage)]
+            raise RunMismatch(message, differences=different, path=self.path, stage=begun.stage)
         held = args_file.load_yaml(args)
-        if lost := [name for name in config.to_dict(options) if name not in held]:
-            raise FgkdError(
-                f"{args} was cut short, or is another version's: it lacks {', '.join(lost[:3])}",
-                f"cat {quoted(args)}   # has a line `option: value` for each option of the run",
-            )
+        if lacking := [name for name in config.to_dict(options) if name not in held]:
+            reason = f"it lacks {', '.join(lacking[:3])}"
+            message = f"{args} was cut short, or is of another version: {reason}"
+            raise UnreadableFile(message, path=args, reason=reason)
         changed = config.diff(config.build(type(options), held, str(args)), options)
-        changed += differences(_inputs(begun), _inputs(facts))
-        refuse(f"run {self.path} was begun with other options", changed, "run", self.path)
+        changed += comparison.differences(begun.inputs(), facts.inputs())
+        if changed:
+            lines = "\n  ".join(map(str, changed))
+            message = f"run {self.path} was begun with other options:\n  {lines}"
+            raise RunMismatch(message, differences=changed, path=self.path, stage=begun.stage)
 
     def log(self, line: str) -> None:
-        """Show a line and keep it in log.txt."""
+        """Report a line and append it to log.txt."""
         if self.is_writer:
-            self._echo(line)
+            self._progress.message(line)
             path = self.path / "log.txt"
             try:
                 with open(path, "a", encoding="utf-8") as file:
@@ -114,7 +198,7 @@ class RunFolder:
                 raise files.write_error(path, error) from error
 
     def add_row(self, row: dict[str, Any], timing: dict[str, Any]) -> None:
-        """Append an epoch's metrics and its timings; derive summary.csv anew."""
+        """Append an epoch's metrics and timings, and rewrite summary.csv."""
         if self.is_writer:
             files.append_line(self.path / "metrics.jsonl", row)
             files.append_line(self.path / "timings.jsonl", timing)
@@ -126,17 +210,17 @@ class RunFolder:
             writer.writerows(rows)
             files.write_text(self.path / "summary.csv", out.getvalue())
 
-    def add_bad_images(self, bad: list[tuple[str, str]]) -> None:
-        """List quarantined images once each."""
-        path = self.path / "bad_images.jsonl"
-        if self.is_writer and bad:
+    def add_unreadable(self, images: Iterable[tuple[str, str]]) -> None:
+        """List unreadable images (key, reason), once each, in bad_images.jsonl."""
+        path, found = self.path / "bad_images.jsonl", dict(images)
+        if self.is_writer and found:
             known = {row["key"] for row in files.read_lines(path)}
-            for key, reason in dict(bad).items():
+            for key, reason in found.items():
                 if key not in known:
                     files.append_line(path, {"key": key, "reason": reason})
 
     def cut_back(self, step: int) -> None:
-        """Forget rows after the checkpoint that a resume continues from."""
+        """Drop the rows written after the checkpoint that a resumed run continues from."""
         if self.is_writer:
             for name in ("metrics.jsonl", "timings.jsonl"):
                 files.trim_lines(self.path / name, lambda row: row.get("step") in range(step + 1))
@@ -147,22 +231,14 @@ class RunFolder:
             checkpoint.save(path, state)
 
 
-def _inputs(facts: dict[str, Any]) -> dict[str, Any]:
-    """What of run.json must not change on resume: views, and the content of the parents."""
-    parents = {k: v for k, v in facts.get("parents", {}).items() if k not in ("cache", "teacher")}
-    return {**parents, **{k: facts.get(k) for k in ("val_fraction", "views")}}
-
-
-def read(path: Path) -> dict[str, Any]:
-    """run.json of a run. Raises: FgkdError when the folder is not a run's."""
+def read(path: Path) -> RunFacts:
+    """run.json of a run folder. Raises: MissingFile, WrongKind (a cache), UnreadableFile."""
     if not path.is_dir():
-        raise FgkdError(f"no run folder {path}", f"ls {quoted(path.parent)}")
+        raise MissingFile(f"no run folder {path}", path=path)
     if (path / "identity.json").exists():
-        raise FgkdError(f"{path} is a cache, not a run", f"fgkd inspect {quoted(path)}")
+        raise WrongKind(f"{path} is a cache, not a run", path=path, found="cache")
     found = files.read_json(path / "run.json", "run description")
-    if not files.matches(found, FACTS):
-        raise FgkdError(
-            f"run description {path}/run.json is damaged, or another program's",
-            f"head -c 300 {quoted(path / 'run.json')}",
-        )
-    return dict(found)
+    if not files.matches(found, TEMPLATE):
+        message = f"run description {path}/run.json is damaged, or another program's"
+        raise UnreadableFile(message, path=path / "run.json", reason="not a run description")
+    return RunFacts.from_json(found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from fgkd.errors import FgkdError
+from fgkd.errors import OptionError, UnknownName
 
 SCHEDULES = ("cosine", "linear", "step", "constant")
 
@@ -30,16 +30,18 @@ def lr_at(
     `cosine` is timm's CosineLRScheduler with `t_initial=total_steps - warmup_steps - 1,
     warmup_t=warmup_steps + 1, warmup_prefix=True, t_in_epochs=False` at its update `step + 1`.
 
-    Raises FgkdError if the rate would rise (`lr` not above `min_lr`) or never be reached.
+    Raises: UnknownName; OptionError if the rate would rise (`lr` not above `min_lr`) or never be
+    reached.
     """
     if schedule not in SCHEDULES:
-        raise FgkdError(f"unknown schedule {schedule!r}", f"one of {', '.join(SCHEDULES)}")
+        message = f"unknown schedule {schedule!r}"
+        raise UnknownName(message, option="sched", value=schedule, known=SCHEDULES)
     if schedule != "constant" and lr <= min_lr:
         what = f"the learning rate would rise during training: lr {lr:g} <= min_lr {min_lr:g}"
-        raise FgkdError(what, "--min-lr 0")
+        raise OptionError(what, option="min_lr", value=min_lr, suggestion=0)
     if warmup_steps >= total_steps:
         what = f"warmup takes {warmup_steps} steps of {total_steps}: lr {lr:g} is never reached"
-        raise FgkdError(what, "--warmup-epochs 0")
+        raise OptionError(what, option="warmup_epochs", value=warmup_steps, suggestion=0)
     if step < warmup_steps:
         return warmup_lr + (lr - warmup_lr) * (step + 1) / (warmup_steps + 1)
     since_warmup = step - warmup_steps

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from fgkd.config import ViewSpec
 from fgkd.errors import FgkdError, near
 from fgkd.views.augmentations import Colour
 
@@ -114,8 +115,8 @@ def _is_number(value: Any, kind: type, low: float, high: float) -> bool:
 RECIPES: dict[str, ViewRecipe] = {
     "none": ViewRecipe(),
     "light": ViewRecipe(crop_scale=(0.5, 1.0), crop_ratio=(3 / 4, 4 / 3), hflip=0.5),
-    # The seed project's: timm's create_transform with rand-m9-mstd0.5-inc1 and erasing 0.25.
-    "seed": ViewRecipe(
+    # timm's create_transform with rand-m9-mstd0.5-inc1 and erasing 0.25.
+    "randaug": ViewRecipe(
         crop_scale=(0.08, 1.0), crop_ratio=(3 / 4, 4 / 3), hflip=0.5, rand_aug_ops=2, erasing=0.25
     ),
 }
@@ -131,6 +132,22 @@ def recipe_from(name: str, overrides: Mapping[str, Any], chiral: bool) -> ViewRe
         raise FgkdError(what + ", ".join(RECIPES), "--aug-recipe light")
     recipe = _replace(RECIPES[name], overrides)
     return dataclasses.replace(recipe, hflip=0.0) if chiral else recipe
+
+
+def given_options(spec: ViewSpec) -> list[str]:
+    """Names of the view options that are set, the preset first."""
+    return [f.name for f in dataclasses.fields(spec) if getattr(spec, f.name) is not None]
+
+
+def resolve(spec: ViewSpec, own: ViewRecipe | None, chiral: bool) -> ViewRecipe:
+    """The recipe of a spec: its preset, else `own`, else light; single options override it.
+
+    own: the recipe of the teacher or cache. chiral: left and right are classes, so never flip.
+    """
+    overrides = {name: getattr(spec, name) for name in given_options(spec) if name != "aug_recipe"}
+    if spec.aug_recipe or own is None:
+        return recipe_from(spec.aug_recipe or "light", overrides, chiral)
+    return _replace(own, overrides | ({"hflip": 0.0} if chiral else {}))
 
 
 def _replace(recipe: ViewRecipe, values: Mapping[str, Any]) -> ViewRecipe:

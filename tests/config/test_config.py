@@ -21,7 +21,6 @@ from fgkd.errors import FgkdError
 from fgkd.models import export
 from fgkd.training import optim, schedules
 from fgkd.views import recipes, rendering
-from stages import session
 
 CONFIGS = (
     config.TrainTeacherConfig,
@@ -74,7 +73,7 @@ def test_a_view_option_in_range_is_taken_or_refused_by_the_recipe_with_a_word() 
             given = config.ViewSpec(**{field.name: (number, number) if is_pair else number})
             taken, said = None, ""
             try:
-                taken = session.resolve_recipe(given, None, chiral=False)
+                taken = recipes.resolve(given, None, chiral=False)
             except FgkdError as error:
                 said = error.message
             if taken is None:

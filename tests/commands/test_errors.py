@@ -20,7 +20,7 @@ from fgkd.loading.batch import Batch
 from fgkd.loading.train_loader import TrainLoader
 from fgkd.rng import hash64
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 FAST = ("--epochs", 1, "--batch-size", 32, "--workers", 0)
 
 

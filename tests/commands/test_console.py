@@ -15,13 +15,13 @@ from failures import make_fails
 from run_miniatures import STUDENT
 
 from fgkd import device
-from stages import session
+from fgkd.progress import Pace
 
 
 @pytest.mark.parametrize("units", [1, 100])
 def test_the_time_left_is_in_the_units_of_the_total(units: int) -> None:
     """Of steps in training; of targets, many to a batch, in capture."""
-    pace = session.Pace(total=10 * units, interval_s=0.0)
+    pace = Pace(total=10 * units, interval_s=0.0)
     line = pace.add(2 * units, images=200, wait_s=0.5, step_s=2.0, units=2 * units)
     assert line == "100 img/s  data 25%  ETA 8s"
     line = pace.add(3 * units, images=100, wait_s=0.0, step_s=2.0, units=units)
@@ -32,7 +32,7 @@ def test_the_time_left_is_in_the_units_of_the_total(units: int) -> None:
 def test_memory_that_a_step_frees_is_there_for_the_next() -> None:
     """100 MiB again come to cost no page fault; given back each time, one for each 4 KiB."""
     code = (
-        "import resource, torch\nfrom stages import session\nsession.start_device('cpu')\n"
+        "import resource, torch\nfrom fgkd import device\ndevice.set_up('cpu')\n"
         "faults = []\nfor _ in range(10):\n    torch.ones(25 << 20)\n"
         "    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)\n"
         "print(faults[-1] - faults[-2])"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from run_miniatures import assert_same
-from test_engine import assert_equal_weights, fit, make_batches, step_fn
+from test_loop import assert_equal_weights, fit, make_batches, step_fn
 from test_models import build
 from test_training_options import broken_gradient, state_of
 from torch import Tensor, nn

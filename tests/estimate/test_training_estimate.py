@@ -11,7 +11,7 @@ import torch
 from failures import exit_code
 from run_miniatures import STUDENT, TEACHER, fgkd
 
-from stages import dry_run
+from fgkd.estimate import training
 
 SMALL = ("--img-size", 32, "--workers", 0, "--batch-size", 16)
 
@@ -87,7 +87,7 @@ def test_what_this_machine_cannot_hold_or_do_is_not_tried(
     """ConvNeXt-B at 384 px: memory and FLOPs at once, from no weights, and no step is taken."""
     big = ("--model", "convnext_base.fb_in1k", "--pretrained", "--img-size", 384, "--amp")
     data = ("--data", f"folder:{tiny_data}", "--epochs", 4)
-    monkeypatch.setattr(dry_run, "flops_per_s", lambda device: 5e10)
+    monkeypatch.setattr(training, "flops_per_s", lambda device: 5e10)
     report = plan(tmp_path, "train-teacher", *data, *big, "--batch-size", 32)
     assert report["images_per_s"] is None
     # 45.2 G multiply-adds an image in timm's table; forward and twice that backward, no less.

@@ -1,53 +1,62 @@
-"""The loop's policy, shared by teacher and student: when to log, evaluate, save and stop."""
+"""One training run from start to end: when to log, evaluate, save and stop."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from fgkd import distributed, models
+from fgkd.config import OptimSpec, RunSpec
 from fgkd.data import Dataset
 from fgkd.evaluation import inference, metrics
 from fgkd.loading.train_loader import TrainLoader
-from fgkd.training import checkpoint, loop
+from fgkd.progress import Pace, Progress
+from fgkd.training import checkpoint, loop, setup
 from fgkd.training.run_folder import RunFolder
+from fgkd.training.trackers import TensorBoard
 from fgkd.views.rendering import clean_renderer
 
-from . import assembly, session
-from .board import Board
+VAL_METRICS = ("top1_pct", "top5_pct", "nll", "agreement_pct", "kl_to_teacher")
 
 
 class Validation:
-    """Evaluates weights on the val split, and their agreement with the teacher where known."""
+    """Evaluates weights on the val split, and their agreement with the teacher where it is known.
+
+    teacher_NK: the teacher's logits of the val images, in their order.
+    """
 
     def __init__(
         self,
         dataset: Dataset,
-        model_config: dict[str, Any],
-        options: Any,
+        model: models.Classifier,
+        run: RunSpec,
         device: torch.device,
-        teacher_NK: torch.Tensor | None,
+        *,
+        skip_unreadable: bool = False,
+        teacher_NK: torch.Tensor | None = None,
     ) -> None:
         self.samples = dataset.splits.get("val")
-        self.dataset, self.options, self.device = dataset, options, device
+        self.dataset, self.run, self.device = dataset, run, device
         self.teacher_NK = teacher_NK
         if self.samples is not None:
-            self.renderer = clean_renderer(self.samples, model_config, options.skip_bad_images)
+            self.renderer = clean_renderer(self.samples, model.config, skip_unreadable)
 
     def __call__(self, model: models.Classifier) -> dict[str, float]:
-        """Metrics of the val split, or {} without one."""
+        """Metrics of the val split, their names prefixed by `val_`; {} without a val split."""
         if self.samples is None:
             return {}
         distributed.share_statistics(model)
         rows, logits_NK, _ = inference.evaluate(
             model,
             self.renderer,
-            batch_size=self.options.eval_batch_size,
-            workers=self.options.workers,
+            batch_size=self.run.eval_batch_size,
+            workers=self.run.workers,
             device=self.device,
         )
         found = metrics.summarize(
@@ -57,13 +66,38 @@ class Validation:
             domain_names=self.dataset.domains,
             teacher_NK=None if self.teacher_NK is None else self.teacher_NK[rows],
         )
-        names = ("top1_pct", "top5_pct", "nll", "agreement_pct", "kl_to_teacher")
-        return {f"val_{name}": found[name] for name in names if name in found}
+        return {f"val_{name}": found[name] for name in VAL_METRICS if name in found}
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A training run on disk.
+
+    finished: False if it was asked to stop before its last step. best_epoch: from 0; -1: none
+    yet. best: validation metrics of that epoch, as `val_top1_pct`; {} without a val split.
+    """
+
+    path: Path
+    finished: bool
+    best_epoch: int = -1
+    best: dict[str, float] | None = None
+
+    @property
+    def model(self) -> models.Classifier:
+        """The model of the best epoch, in eval mode."""
+        return models.load(self.path / "model")
+
+    @classmethod
+    def of(cls, path: Path, finished: bool, best: dict[str, Any]) -> TrainedRun:
+        """From what a checkpoint holds of the best epoch."""
+        scores = {name: value for name, value in best.items() if name.startswith("val_")}
+        return cls(path, finished, best.get("epoch", -1), scores)
 
 
 def train(
     run: RunFolder,
-    options: Any,
+    spec: RunSpec,
+    optim: OptimSpec,
     *,
     resume: bool,
     state: loop.State,
@@ -72,55 +106,64 @@ def train(
     validation: Validation,
     lr_at: Callable[[int], float],
     device: torch.device,
-) -> None:
-    """Run or continue a training to its end, leaving the best model in RUN/model."""
+    progress: Progress,
+) -> TrainedRun:
+    """Run or continue a training, leaving the best model in RUN/model.
+
+    When `progress` asks to stop, the step in hand is finished and saved.
+    """
     schedule = loader.schedule
     if resume:
         state.restore(checkpoint.load(run.last))
         run.cut_back(state.step)
         run.log(f"resumed at step {state.step} of {schedule.total_steps}")
-    board = Board(run.path, options.tensorboard, state.step)
-    pace = session.Pace(schedule.total_steps, options.log_interval)
-    epoch_start = time.monotonic()
-    with session.StopSignal(resume=True) as stop:
+    tracker = TensorBoard(run.path, spec.tensorboard, state.step)
+    pace = Pace(schedule.total_steps, spec.log_interval)
+    epoch_start, finished = time.monotonic(), True
+    with progress.stoppable():
         for report in loop.fit(
             state,
             batches=loader.batches(state.step),
             step_fn=step_fn,
             steps_per_epoch=schedule.steps_per_epoch,
             lr_at=lr_at,
+            seed=spec.seed,
             device=device,
-            **assembly.loop_options(options),
-            should_stop=stop.requested,
+            amp_dtype=setup.autocast_dtype(optim),
+            grad_accum_steps=optim.grad_accum_steps,
+            clip_grad=optim.clip_grad,
+            clip_mode=optim.clip_mode,
+            compiled=spec.compile,
+            should_stop=progress.stop_requested,
         ):
-            run.add_bad_images(report.bad)
+            run.add_unreadable(report.bad)
+            progress.advance(report.step, schedule.total_steps)
             due = pace.add(
                 report.step, report.num_images, report.times["wait_s"], report.times["step_s"]
             )
             if due:
-                run.log(_console_line(report, options, schedule.total_steps, due))
+                run.log(_step_line(report, optim.epochs, schedule.total_steps, due))
             if report.epoch_ends:
                 train_s = time.monotonic() - epoch_start
-                board.add(_end_epoch(run, state, report, validation, train_s))
+                tracker.add(_end_epoch(run, state, report, validation, train_s))
                 epoch_start = time.monotonic()
-            every = options.checkpoint_steps
+            every = spec.checkpoint_steps
             if report.epoch_ends or report.stopping or (every and report.step % every == 0):
                 run.save(run.last, state.save())
-            if report.stopping and report.step < schedule.total_steps:
-                pace.close()
-                board.close()
-                stop.number = stop.number or 2  # another rank's signal stops this one too
-                stop.check()
-    pace.close()
-    board.close()
-    run.log(_closing_line(run, state.best))
+            finished = not report.stopping or report.step >= schedule.total_steps
+            if not finished:
+                break
+    tracker.close()
+    if finished:
+        run.log(_closing_line(run, state.best))
+    return TrainedRun.of(run.path, finished, state.best)
 
 
-def _console_line(report: loop.Report, options: Any, total_steps: int, pace: str) -> str:
+def _step_line(report: loop.Report, epochs: int, total_steps: int, pace: str) -> str:
     parts = "  ".join(f"{name} {value:.4f}" for name, value in report.losses.items())
     parts += "  (float16 overflow: no update)" if report.skipped else ""
     return (
-        f"epoch {report.epoch + 1}/{options.epochs}  step {report.step}/{total_steps}  "
+        f"epoch {report.epoch + 1}/{epochs}  step {report.step}/{total_steps}  "
         f"{parts}  lr {report.lr:.2e}  {pace}"
     )
 
@@ -128,7 +171,7 @@ def _console_line(report: loop.Report, options: Any, total_steps: int, pace: str
 def _end_epoch(
     run: RunFolder, state: loop.State, report: loop.Report, validate: Validation, train_s: float
 ) -> dict[str, Any]:
-    """Evaluate, keep the best, write and return the epoch's row; ties keep the earlier epoch."""
+    """Evaluate, keep the best model, write and return the epoch's row; a tie keeps the earlier."""
     started = time.monotonic()
     images = state.sums.pop("images", 0.0)
     means = {name: total / max(images, 1.0) for name, total in state.sums.items()}
@@ -142,7 +185,7 @@ def _end_epoch(
         if not found or averaged["val_top1_pct"] > found["val_top1_pct"]:
             found, chosen = averaged, state.ema.module
     better = found.get("val_top1_pct", math.inf) > state.best.get("val_top1_pct", -math.inf)
-    if better or not found:  # without a val split the last epoch is the best there is
+    if better or not found:  # without a val split the last epoch is kept
         state.best = {"epoch": report.epoch, "is_ema": chosen is not state.model, **found}
         run.save(run.best, {"model": checkpoint.to_cpu(chosen.state_dict()), **state.best})
         if run.is_writer:
@@ -168,9 +211,10 @@ def _closing_line(run: RunFolder, best: dict[str, Any]) -> str:
     return f"done: best epoch {best['epoch'] + 1}{score}{averaged}; model in {run.model_dir}"
 
 
-def is_finished(run: RunFolder, total_steps: int, resume: bool) -> bool:
-    """Whether a resumed run has nothing left to do; says so."""
-    finished = resume and checkpoint.load(run.last)["step"] >= total_steps
-    if finished:
-        run.log(f"{run.path} is finished ({total_steps} steps); nothing to do")
-    return finished
+def finished_run(run: RunFolder, total_steps: int) -> TrainedRun | None:
+    """A resumed run that has nothing left to do, which is logged; None if it has."""
+    saved = checkpoint.load(run.last)
+    if saved.get("step", 0) < total_steps:
+        return None
+    run.log(f"{run.path} is finished ({total_steps} steps); nothing to do")
+    return TrainedRun.of(run.path, True, saved["best"])

@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 from data_miniatures import open_error, write_cub
 from failures import Fails, make_fails
-from fgkd.config.results import EvaluateConfig
 from run_miniatures import fgkd
 
 from fgkd import files
-from fgkd.config import args_file
+from fgkd.config import EvaluateConfig, args_file
 from fgkd.data import DATASETS, open_dataset, with_boxes
 from fgkd.data.decoding import decode_rgb
 from fgkd.errors import FgkdError, quoted

@@ -212,7 +212,7 @@ def test_bad_option_files(
 
 def test_python_m_stages_is_fgkd() -> None:
     argv = [sys.executable, "-m", "stages", "evaluate", "--split", "dev"]
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     done = subprocess.run(argv, capture_output=True, text=True, cwd=root, env={**os.environ})
     assert done.returncode == 2
     assert "fgkd evaluate" in done.stderr

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from failures import Fails, make_fails
 from run_miniatures import STUDENT, assert_same, assert_same_run, fgkd, saved
-from test_engine import assert_equal_weights, fit, lr_at, make_batches, make_state, step_fn
+from test_loop import assert_equal_weights, fit, lr_at, make_batches, make_state, step_fn
 from test_models import CLASSES, DEIT, build
 from torch import Tensor, nn
 

@@ -23,7 +23,7 @@ from run_miniatures import (
     tree,
 )
 
-from stages.capture import Teachers
+from fgkd.distillation.teachers import Teachers
 
 FORMATS = ("hdf5", "webdataset")
 NUM_KILLS = 20
@@ -78,10 +78,10 @@ def test_the_teacher_is_asked_again_before_its_answer_is_waited_for(
 ) -> None:
     """An answer comes here only when the next has been asked for, as late as a GPU's may."""
     asked: list[threading.Event] = []
-    ask = Teachers.ask
+    forward = Teachers.forward_async
 
     def late(self: Teachers, images: Any) -> Callable[[], np.ndarray]:
-        number, wait = len(asked), ask(self, images)
+        number, wait = len(asked), forward(self, images)
         asked.append(threading.Event())
         if number:
             asked[number - 1].set()
@@ -92,7 +92,7 @@ def test_the_teacher_is_asked_again_before_its_answer_is_waited_for(
 
         return answer
 
-    monkeypatch.setattr(Teachers, "ask", late)
+    monkeypatch.setattr(Teachers, "forward_async", late)
     fgkd(*capture(tiny_teacher, tmp_path / "cache", "--batch-size", 8))
     assert len(asked) == 7 * 4 + 2
     assert product(tmp_path / "cache") == product(unbroken)

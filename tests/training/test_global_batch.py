@@ -21,7 +21,7 @@ from run_miniatures import (
     saved,
     start_ranks,
 )
-from test_engine import CPU, assert_equal_weights, fit, make_batches
+from test_loop import CPU, assert_equal_weights, fit, make_batches
 from test_models import CLASSES, build
 from test_training_options import state_of
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""Running the teacher over the shards of a cache that are left to write.
+"""Capture: running the teachers over every view and writing the shards of a cache.
 
 Shape legend: B images of a request, V views, N = B * V, K classes.
 """
@@ -9,89 +9,32 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import torch
 
-from fgkd import distributed, models
+from fgkd import distributed
 from fgkd.cache.manifest import ShardJob
 from fgkd.cache.writer import Captured, Writer
-from fgkd.config import CacheLogitsConfig
 from fgkd.data import Dataset
 from fgkd.data.image_store import ImageStore
+from fgkd.distillation.teachers import Teachers
 from fgkd.evaluation import inference
 from fgkd.loading.workers import render
+from fgkd.progress import SILENT, Pace, Progress
 from fgkd.views import orders
 from fgkd.views.rendering import KeyedView, RenderedViews, Request, ViewRenderer, clean_renderer
 
-from . import session
-
-KEPT_AHEAD = 2  # answers that may wait to be encoded while the teacher goes on
-
-
-@dataclass(frozen=True)
-class Teachers:
-    """One teacher, or several whose answers are averaged into one."""
-
-    models: list[models.Classifier]
-    paths: list[Path]
-    ensemble: str  # logits or probs
-    img_size: int  # of the digests; each teacher sees its own input size
-    device: torch.device
-    dtype: str
-    max_batch: int
-
-    @property
-    def sizes(self) -> list[int]:
-        """Sides to render each view at: the digests' first, then what the teachers take."""
-        own = [model.config["input_size"][-1] for model in self.models]
-        return list(dict.fromkeys([self.img_size, *own]))
-
-    def ready(self) -> None:
-        """Move the models to the device and number type."""
-        kind = torch.float64 if self.dtype == "float64" else torch.float32
-        for model in self.models:
-            model.to(self.device, kind)
-            model.to(memory_format=torch.channels_last)
-
-    def average(self, answers: list[torch.Tensor]) -> np.ndarray:
-        """float32 logits [N, K]: the mean of the logits, or the log of the mean probabilities."""
-        if len(answers) == 1:
-            return answers[0].numpy()
-        stacked = torch.stack(answers).double()
-        if self.ensemble == "probs":
-            stacked = stacked.log_softmax(-1)
-            mean = stacked.logsumexp(0) - np.log(len(answers))
-        else:
-            mean = stacked.mean(0)
-        return mean.float().numpy()
-
-    def logits_of(self, images: tuple[torch.Tensor, ...]) -> np.ndarray:
-        """float32 [N, K] for the views of a request, one tensor a size."""
-        return self.ask(images)()
-
-    def ask(self, images: tuple[torch.Tensor, ...]) -> Callable[[], np.ndarray]:
-        """Ask for `logits_of` these; the function returned waits for them."""
-        amp = torch.bfloat16 if self.dtype == "bfloat16" else None
-        of_size = dict(zip(self.sizes, images, strict=True))
-        asked = [
-            inference.ask(
-                model,
-                of_size[model.config["input_size"][-1]],
-                device=self.device,
-                max_batch=self.max_batch,
-                amp_dtype=amp,
-            )
-            for model in self.models
-        ]
-        return lambda: self.average([wait() for wait in asked])
+KEPT_AHEAD = 2  # batches that may wait to be encoded while the teacher continues
 
 
 class Capture:
-    """Writes what is missing of a cache."""
+    """Writes the missing shards of a cache.
+
+    workers: data loading processes. skip_unreadable: leave out images that cannot be read. images:
+    an image store to read from. One shard is filled at a time.
+    """
 
     def __init__(
         self,
@@ -99,12 +42,15 @@ class Capture:
         teachers: Teachers,
         dataset: Dataset,
         view: KeyedView,
-        options: CacheLogitsConfig,
+        *,
+        workers: int = 0,
+        skip_unreadable: bool = False,
         images: ImageStore | None = None,
     ) -> None:
         self.writer, self.teachers, self.dataset = writer, teachers, dataset
-        self.view, self.recipe, self.options, self.images = view, view.recipe, options, images
-        self._open: Captured | None = None  # the shard that is being filled
+        self.view, self.recipe, self.images = view, view.recipe, images
+        self.workers, self.skip_unreadable = workers, skip_unreadable
+        self._open: Captured | None = None
 
     def requests(self, job: ShardJob) -> Iterator[tuple[Request, np.ndarray]]:
         """The shard's views in teacher batches, with each row's place in the shard.
@@ -112,7 +58,7 @@ class Capture:
         An image is decoded once for all its views; mixed views go pair by pair, view by view.
         Batches depend on the plan and the batch size alone.
         """
-        rows, batch = self.writer.block_rows[job.block], self.options.batch_size
+        rows, batch = self.writer.block_rows[job.block], self.teachers.max_batch
         if not self.recipe.mixes:
             chunk = max(1, batch // (job.stop - job.start))
             for i in range(0, len(rows), chunk):
@@ -122,7 +68,7 @@ class Capture:
         place_of = np.empty(int(rows.max()) + 1, np.int64)
         place_of[rows] = np.arange(len(rows))
         for view in range(job.start, job.stop):
-            partner = orders.partners(self.options.seed, view, self.writer.block_rows)
+            partner = orders.partners(self.view.seed, view, self.writer.block_rows)
             first, alone = rows[rows < partner[rows]], rows[rows == partner[rows]]
             paired = np.concatenate([np.stack([first, partner[first]], 1).reshape(-1), alone])
             for i in range(0, len(paired), max(2, batch // 2 * 2)):
@@ -130,13 +76,13 @@ class Capture:
                 request = Request(part, [view], partner[part][:, None], check_content=True)
                 yield request, place_of[part]
 
-    def write_train(self, jobs: list[ShardJob], stop: session.StopSignal) -> None:
-        """Publish these shards; a signal ends it between two batches."""
+    def write_train(self, jobs: list[ShardJob], progress: Progress = SILENT) -> bool:
+        """Write these shards; False if `progress` asked to stop before the last."""
         renderer = ViewRenderer(
             self.view,
             self.teachers.sizes,
             self.writer.identity["train"]["hashes"],
-            self.options.skip_bad_images,
+            self.skip_unreadable,
             self.images,
         )
         sent: deque[tuple[ShardJob, Request, np.ndarray]] = deque()
@@ -149,30 +95,31 @@ class Capture:
 
         sizes = [len(self.writer.block_rows[j.block]) * (j.stop - j.start) for j in jobs]
         ends = np.cumsum(sizes)
-        pace = session.Pace(sum(sizes), 10.0)
+        pace = Pace(sum(sizes))
         kept: deque[Future[None]] = deque()
         done, clock = 0, time.perf_counter()
-        with ThreadPoolExecutor(1) as keeper:  # encodes and writes while the teacher answers
-            for answer in render(renderer, requests(), self.options.workers):
+        with ThreadPoolExecutor(1) as keeper:  # encodes and writes while the teacher computes
+            for answer in render(renderer, requests(), self.workers):
                 waited = time.perf_counter() - clock
                 job, request, places = sent.popleft()
-                wait = self.teachers.ask(answer.images)
+                wait = self.teachers.forward_async(answer.images)
                 answer = replace(answer, images=())
                 kept.append(keeper.submit(self.keep, job, request, places, answer, wait))
                 if len(kept) > KEPT_AHEAD:
                     kept.popleft().result()
                 num = len(request.rows) * len(request.views)
                 done, now = done + num, time.perf_counter()
+                progress.advance(done, sum(sizes))
                 line = pace.add(done, num, waited, now - clock, units=num)
                 clock = now
                 if line:
                     shard = f"shard {np.searchsorted(ends, done, 'right')}/{len(jobs)}"
-                    session.echo(f"{shard}  target {done:,}/{sum(sizes):,}  {line}")
-                if stop.requested():
+                    progress.message(f"{shard}  target {done:,}/{sum(sizes):,}  {line}")
+                if progress.stop_requested():
                     break
             for one in kept:
                 one.result()
-        pace.close()
+        return done == sum(sizes)
 
     def keep(
         self,
@@ -182,7 +129,7 @@ class Capture:
         answer: RenderedViews,
         wait: Callable[[], np.ndarray],
     ) -> None:
-        """Encode an answer, whose rows are at these places of the shard; publish a full shard."""
+        """Encode a batch, at these places of the shard; write the shard once it is full."""
         logits_NK = wait()
         held = self._open = self._open or self.writer.captured(job)
         logits_BVK = logits_NK.reshape(*answer.digests_BV.shape, logits_NK.shape[-1])
@@ -196,17 +143,17 @@ class Capture:
             self.writer.publish(held)
 
     def write_val(self) -> None:
-        """Publish the clean logits of the validation images."""
+        """Write the clean logits of the validation images."""
         samples = self.dataset.splits["val"]
         answers: list[torch.Tensor] = []
         bad: list[tuple[str, str]] = []
         for model in self.teachers.models:
-            renderer = clean_renderer(samples, model.config, self.options.skip_bad_images)
+            renderer = clean_renderer(samples, model.config, self.skip_unreadable)
             rows, logits_NK, bad = inference.evaluate(
                 model,
                 renderer,
-                batch_size=self.options.batch_size,
-                workers=self.options.workers,
+                batch_size=self.teachers.max_batch,
+                workers=self.workers,
                 device=self.teachers.device,
             )
             answers.append(logits_NK)
@@ -216,6 +163,6 @@ class Capture:
             self.writer.publish_val(full_NK, [key for key, _ in bad])
 
 
-def read_image(dataset: Dataset) -> Any:
-    """(split, row) -> encoded bytes, for formats that hold the images."""
+def image_reader(dataset: Dataset) -> Callable[[str, int], bytes]:
+    """A function (split, row) -> encoded image bytes, for formats that hold the images."""
     return lambda split, row: dataset.splits[split].read(row)

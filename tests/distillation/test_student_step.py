@@ -1,4 +1,4 @@
-"""The step of a student: two terms of two weights, on the heads they are meant for."""
+"""The student's step: two loss terms with their weights, each on its own head."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from test_engine import CPU, make_batches
+from test_loop import make_batches
 from test_losses import by_hand
 from test_models import CLASSES, DEIT, build
 
-from fgkd.config import TrainStudentConfig
+from fgkd.config import LossSpec
 from fgkd.config.specs import LOSS_NAMES
-from stages.train_student import make_step
+from fgkd.distillation.step import student_step
 
 TEACHER_BK = 3 * torch.randn(8, len(CLASSES), generator=torch.Generator().manual_seed(5))
 
@@ -26,7 +26,7 @@ def test_the_loss_is_the_two_terms_written_out(name: str, kd_loss: str, standard
     """The labels teach the class head and the teacher the distillation token, or both the head."""
     batch = dataclasses.replace(make_batches()[0], teacher_BK=TEACHER_BK)
     model = build(name, uses_dist=True).eval()
-    options = TrainStudentConfig(
+    spec = LossSpec(
         kd_loss=kd_loss,
         temperature=2.0,
         logit_standardization=standardize,
@@ -43,28 +43,28 @@ def test_the_loss_is_the_two_terms_written_out(name: str, kd_loss: str, standard
     task = F.cross_entropy(out.head_BK, batch.labels_B, label_smoothing=0.1).item()
     arrays = [x.numpy() for x in (*sides, batch.labels_B)]
     distill = by_hand(kd_loss, *arrays, 2.0)
-    found = make_step(options, None, True, CPU)(model, batch)
+    found = student_step(spec)(model, batch)
     want = {"loss": 0.3 * task + 0.6 * distill, "task_loss": task, "distill_loss": distill}
     assert {key: value.item() for key, value in found.items()} == pytest.approx(want, rel=1e-4)
 
 
 @pytest.mark.parametrize("weights", [(1.0, 0.0), (0.0, 1.0)])
-def test_each_head_hears_its_own_term_alone(weights: tuple[float, float]) -> None:
+def test_each_head_gets_a_gradient_only_from_its_own_term(weights: tuple[float, float]) -> None:
     batch = dataclasses.replace(make_batches()[0], teacher_BK=TEACHER_BK)
     model = build(DEIT, uses_dist=True)
-    options = TrainStudentConfig(task_loss_weight=weights[0], distill_loss_weight=weights[1])
-    make_step(options, None, True, CPU)(model, batch)["loss"].backward()
+    spec = LossSpec(task_loss_weight=weights[0], distill_loss_weight=weights[1])
+    student_step(spec)(model, batch)["loss"].backward()
     net: Any = model.net
-    heard = [bool(head.weight.grad.any()) for head in (net.head, net.head_dist)]
-    assert heard == [weight > 0 for weight in weights]
+    trained = [bool(head.weight.grad.any()) for head in (net.head, net.head_dist)]
+    assert trained == [weight > 0 for weight in weights]
 
 
 @pytest.mark.parametrize("name", [DEIT, "convnext_atto"])
-def test_the_control_learns_labels_alone(name: str) -> None:
+def test_the_baseline_learns_labels_alone(name: str) -> None:
     batch = make_batches()[0]
     model = build(name, uses_dist=False).eval()
-    options = TrainStudentConfig(distillation="none", smoothing=0.0, task_loss_weight=0.5)
-    found = make_step(options, None, False, CPU)(model, batch)
+    spec = LossSpec(distillation="none", smoothing=0.0, task_loss_weight=0.5)
+    found = student_step(spec)(model, batch)
     task = F.cross_entropy(model(batch.image_u8_BHW3).head_BK, batch.labels_B)
     assert list(found) == ["loss"]
     torch.testing.assert_close(found["loss"], 0.5 * task)

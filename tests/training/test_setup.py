@@ -1,4 +1,4 @@
-"""From options to a training's parts: each option reaches the part that it names."""
+"""Training set-up: each option reaches the part that it names."""
 
 from __future__ import annotations
 
@@ -8,26 +8,30 @@ from typing import Any
 
 import pytest
 import torch
-from test_engine import CPU, fit, lr_at, make_batches
+from test_loop import CPU, fit, lr_at, make_batches
 from test_models import CLASSES, TINY_CONVNEXT, build
 from timm.scheduler import StepLRScheduler
 from torch import nn
 
-from fgkd.config import TrainTeacherConfig
+from fgkd import config, models
+from fgkd.commands.banner import describe_device
+from fgkd.config import ModelSpec, OptimSpec, TrainTeacherConfig
 from fgkd.loading import batch
-from stages import assembly
+from fgkd.training import loop, setup
+
+LR = 1e-3
 
 
-def options(**given: Any) -> TrainTeacherConfig:
-    return TrainTeacherConfig(model="convnext_atto", **given)
+def make_state(spec: OptimSpec, model: models.Classifier, channels_last: bool = True) -> loop.State:
+    return setup.make_state(spec, LR, model, CPU, channels_last)
 
 
 def test_averaged_weights_are_the_recursion_written_out() -> None:
     """Horizon in samples; timm's warmup 1 - (1 + t)^(-2/3) lets early steps count less."""
-    given = options(model_ema=True, model_ema_samples=10, batch_size=8, opt="sgd")
-    state = assembly.make_state(given, build("convnext_atto"), CPU)
+    given = OptimSpec(model_ema=True, model_ema_samples=10, batch_size=8, opt="sgd")
+    state = make_state(given, build("convnext_atto"))
     model = copy.deepcopy(state.model)
-    replay = assembly.make_state(options(opt="sgd"), model, CPU)
+    replay = make_state(OptimSpec(opt="sgd"), model)
     want = {name: value.clone() for name, value in model.state_dict().items()}
     fit(state, make_batches())
     for step, one in enumerate(make_batches()):
@@ -42,7 +46,7 @@ def test_averaged_weights_are_the_recursion_written_out() -> None:
 
 @pytest.mark.parametrize("value", [1e-3, 10.0])
 def test_clipping_by_value_in_the_loop_is_torchs(value: float) -> None:
-    state = assembly.make_state(options(opt="momentum", momentum=0), build("convnext_atto"), CPU)
+    state = make_state(OptimSpec(opt="momentum", momentum=0), build("convnext_atto"))
     one = make_batches()[0]
     model = copy.deepcopy(state.model).train()
     logits_BK = model(one.image_u8_BHW3).head_BK
@@ -60,9 +64,9 @@ def test_clipping_by_value_in_the_loop_is_torchs(value: float) -> None:
 
 
 def test_epochs_of_the_schedule_are_steps() -> None:
-    given = options(sched="step", epochs=10, warmup_epochs=1.5, decay_epochs=2, decay_rate=0.5)
-    ours = assembly.schedule_lr(given, steps_per_epoch=4)
-    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=assembly.resolve_lr(given))
+    given = OptimSpec(sched="step", epochs=10, warmup_epochs=1.5, decay_epochs=2, decay_rate=0.5)
+    ours = setup.lr_schedule(given, LR, steps_per_epoch=4)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=setup.peak_lr(given, ModelSpec()))
     common: dict[str, Any] = {"t_in_epochs": False, "warmup_prefix": True, "warmup_lr_init": 1e-6}
     timms = StepLRScheduler(optimizer, decay_t=8, decay_rate=0.5, warmup_t=7, **common)
     for step in range(40):
@@ -73,9 +77,9 @@ def test_epochs_of_the_schedule_are_steps() -> None:
 def test_layer_decay_and_its_style_reach_the_optimizer() -> None:
     scales = {}
     for style in ("timm", "convnext12"):
-        given = options(layer_decay=0.5, layer_decay_style=style, weight_decay=0.3)
+        given = OptimSpec(layer_decay=0.5, layer_decay_style=style, weight_decay=0.3)
         net = build("convnext_atto", kwargs=TINY_CONVNEXT | {"depths": [1, 1, 4, 1]})
-        groups = assembly.make_optimizer(given, net).param_groups
+        groups = setup.make_optimizer(given, LR, net).param_groups
         scales[style] = {group["lr_scale"] for group in groups}
         assert {group["weight_decay"] for group in groups} == {0.0, 0.3}
     # Stem, three stages, a third one of two layers (blocks 0 to 2, block 3) or of four, head.
@@ -86,8 +90,7 @@ def test_layer_decay_and_its_style_reach_the_optimizer() -> None:
 def test_the_memory_format_is_the_options_and_changes_no_number() -> None:
     answers = []
     for channels_last in (True, False):
-        given = options(channels_last=channels_last)
-        state = assembly.make_state(given, build("convnext_atto"), CPU)
+        state = make_state(OptimSpec(), build("convnext_atto"), channels_last)
         weight = state.model.net.get_submodule("stages.1.downsample.1").weight
         assert weight.is_contiguous(memory_format=torch.channels_last) == channels_last
         fit(state, make_batches()[:1])
@@ -98,20 +101,22 @@ def test_the_memory_format_is_the_options_and_changes_no_number() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({}, "float32 (no --amp); channels last (default, fastest for convolutions)"),
-        ({"amp": True}, "autocast bfloat16 (--amp)"),
-        ({"amp": True, "amp_dtype": "float16"}, "autocast float16 (--amp) with loss scaling"),
-        ({"channels_last": False}, "channels first (--no-channels-last)"),
-        ({"compile": True}, "; compiled (--compile)"),
-        ({"grad_checkpointing": True}, "activations recomputed (--grad-checkpointing)"),
-        ({"workers": 0}, "images loaded by this process (--workers)"),
+        ({}, "float32; channels last"),
+        ({"amp": True}, "autocast bfloat16"),
+        ({"amp": True, "amp_dtype": "float16"}, "autocast float16 with loss scaling"),
+        ({"channels_last": False}, "channels first"),
+        ({"compile": True}, "; compiled"),
+        ({"grad_checkpointing": True}, "; gradient checkpointing"),
+        ({"workers": 0}, "images loaded by this process"),
     ],
 )
-def test_choices_are_said_with_their_reason(given: dict[str, Any], said: str) -> None:
-    line = assembly.describe_device(options(**given), "cpu (no CUDA device found)")
+def test_the_banner_names_what_was_chosen(given: dict[str, Any], said: str) -> None:
+    options = config.build(TrainTeacherConfig, given, "here")
+    parts = (options.run, options.optim, options.model)
+    line = describe_device(*parts, "cpu (no CUDA device found)")
     assert line.startswith("cpu (no CUDA device found); ")
     assert said in line
-    scaler = assembly.make_state(options(**given), build(class_names=CLASSES), CPU).scaler
+    scaler = make_state(options.optim, build(class_names=CLASSES)).scaler
     assert scaler.is_enabled() == (given.get("amp_dtype") == "float16")
 
 

@@ -114,7 +114,7 @@ def test_under_torchrun_the_survivor_of_a_killed_process_says_so(
     train = ["train-student", "--cache", str(tiny_cache), *STUDENT, *options, "--output", str(run)]
     torchrun = subprocess.Popen(
         [*launch, "-m", "stages", *train],
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

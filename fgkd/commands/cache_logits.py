@@ -1,0 +1,316 @@
+"""Writing a cache: the teacher's logits for every augmented view of every training image."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fgkd import comparison, config, device, distributed, files, models
+from fgkd.cache import encodings, manifest
+from fgkd.cache.manifest import ShardJob
+from fgkd.cache.writer import Writer
+from fgkd.commands import banner, image_stores
+from fgkd.config import CacheLogitsConfig, args_file
+from fgkd.data import Dataset, absolute_specs, duplicates, open_dataset, with_boxes
+from fgkd.distillation.capture import Capture, image_reader
+from fgkd.distillation.targets import DEFAULT_VAL_FRACTION
+from fgkd.distillation.teachers import Teachers
+from fgkd.errors import MissingOption, OptionError
+from fgkd.estimate.capture import CaptureEstimate, estimate_capture, estimate_without_teacher
+from fgkd.estimate.image_store import estimate_store
+from fgkd.progress import SILENT, Progress
+from fgkd.training import run_folder
+from fgkd.training.run_folder import RunFacts
+from fgkd.views import recipes
+from fgkd.views.rendering import KeyedView
+
+EMPTY: dict[str, list[Any]] = {"keys": [], "labels": [], "domains": [], "sizes": [], "hashes": []}
+
+
+@dataclass(frozen=True)
+class CapturedCache:
+    """What a capture did.
+
+    complete: the manifest is written. finished: False if it was asked to stop. left: shards still
+    to be written, by this or other processes. shards_written: by this process.
+    """
+
+    path: Path
+    complete: bool
+    finished: bool
+    views: int
+    num_shards: int = 0
+    num_bytes: int = 0
+    left: int = 0
+    shards_written: int = 0
+    seconds: float = 0.0
+
+
+def cache_logits(*, progress: Progress = SILENT, **options: Any) -> CapturedCache | CaptureEstimate:
+    """Create, continue or grow a cache, with the options of `fgkd cache-logits` by name.
+
+    `cache_logits(teacher="runs/teacher", views=30, output="runs/cache")`. With `dry_run=True`
+    nothing is written, and the cost is estimated. Raises: FgkdError of many types.
+    """
+    return run(config.build(CacheLogitsConfig, options, "cache_logits()"), progress)
+
+
+def run(options: CacheLogitsConfig, progress: Progress = SILENT) -> CapturedCache | CaptureEstimate:
+    """`cache_logits` with its config."""
+    started = time.monotonic()
+    teacher_spec, spec, cache, data = options.teacher, options.capture, options.cache, options.data
+    paths = [Path(one) for one in teacher_spec.teacher]
+    if spec.dry_run and data.data and not any(path.exists() for path in paths):
+        return _estimate_without_teacher(options, progress)
+    if not paths:
+        raise MissingOption("teacher is required", option="teacher", suggestion="runs/teacher")
+    if not spec.output:
+        raise MissingOption("output is required", option="output", suggestion="runs/cache")
+    runs = [describe_run(path) for path in paths]
+    hardware, device_line = device.set_up(spec.device)
+    known = [models.load(model_folder(path)) for path in paths]
+    own = runs[0]
+    fraction = data.val_fraction
+    if fraction is None:
+        fraction = own.val_fraction if own else DEFAULT_VAL_FRACTION
+    specs = absolute_specs(data.data or (own.data if own else ()))
+    dataset = open_dataset(specs, fraction)
+    for path, model in zip(paths, known, strict=True):
+        check_classes(model, dataset, path)
+    own_recipe = recipes.ViewRecipe.from_dict(own.views["recipe"]) if own else None
+    recipe = recipes.resolve(options.view, own_recipe, dataset.chiral)
+    if recipe.bbox_crop:
+        dataset = with_boxes(dataset)
+    view = KeyedView(dataset.splits["train"], recipe, cache.seed, data.image_store_side)
+    size = cache.img_size or known[0].config["input_size"][-1]
+    teachers = Teachers(
+        *(known, paths, teacher_spec.ensemble, size, hardware),
+        *(teacher_spec.dtype, teacher_spec.batch_size),
+    )
+    folder = Path(spec.output)
+    if not spec.dry_run and distributed.rank() == 0:
+        may_continue = (folder / "identity.json").exists() and not spec.overwrite
+        files.claim_folder(
+            folder, overwrite=spec.overwrite, may_continue=may_continue, resume=False
+        )
+    distributed.barrier()
+    progress.message(f"hashing the images of {banner.describe_data(dataset)}")
+    identity = describe_identity(options, teachers, dataset, view, fraction, progress)
+    writer = Writer(folder, identity, cache.views, image_reader(dataset), journal_name(spec))
+    jobs = own_jobs(writer, spec.shard_range)
+    store = image_stores.open_store(
+        data, view.samples, view.short_side, identity["train"]["hashes"]
+    )
+    if writer.is_complete() and not spec.dry_run:
+        held = manifest.load(folder)
+        progress.message(f"cache {folder} is complete with {held['views']} views; nothing to do")
+        sizes = [row["bytes"] for row in held["shards"]]
+        return CapturedCache(folder, True, True, held["views"], len(sizes), sum(sizes))
+    for line in banner.banner(
+        "fgkd cache-logits",
+        {
+            "data": banner.describe_data(duplicates.with_warnings(dataset)),
+            "teacher": describe_teachers(identity, teachers),
+            "views": f"{cache.views} of each image at {size} px: "
+            + banner.describe_recipe(recipe)
+            + banner.describe_images(store, view.short_side),
+            "plan": describe_plan(writer, jobs),
+            "device": f"{device_line}; {spec.workers} workers",
+            "output": str(folder),
+        },
+    ):
+        progress.message(line)
+    teachers.to_device()
+    capture = Capture(
+        *(writer, teachers, dataset, view),
+        workers=spec.workers,
+        skip_unreadable=data.skip_bad_images,
+        images=store,
+    )
+    if spec.dry_run:
+        store_estimate = estimate_store(store, view.samples, view.short_side)
+        setup_s = time.monotonic() - started
+        return estimate_capture(capture, jobs, cache, store_estimate, setup_s)
+    if distributed.rank() == 0:
+        writer.begin()
+        args_file.save_args(folder / "args.yaml", resolved(options, specs))
+    distributed.barrier()
+    image_stores.fill_store(
+        store, workers=spec.workers, skip_unreadable=data.skip_bad_images, progress=progress
+    )
+    mine = jobs[distributed.rank() :: distributed.world()]
+    with progress.stoppable():
+        finished = capture.write_train(mine, progress)
+        if not finished:
+            return CapturedCache(*(folder, False, False, cache.views), left=len(writer.jobs()))
+        if writer.needs_val() and block_range(spec.shard_range)[0] == 0:
+            capture.write_val()
+    distributed.barrier()
+    return close(writer, time.monotonic() - started, len(mine))
+
+
+def close(writer: Writer, seconds: float, shards_written: int) -> CapturedCache:
+    """Write the manifest (on rank 0) if every writer is done."""
+    folder = writer.folder
+    if distributed.rank():
+        return CapturedCache(
+            folder, True, True, writer.views, shards_written=shards_written, seconds=seconds
+        )
+    files.append_line(folder / "timings.jsonl", {"stage": "cache-logits", "train_s": seconds})
+    done = writer.finish()
+    left = len(writer.jobs()) if done is None else 0
+    sizes = [row["bytes"] for row in done["shards"]] if done else []
+    return CapturedCache(
+        path=folder,
+        complete=done is not None,
+        finished=True,
+        views=writer.views,
+        num_shards=len(sizes),
+        num_bytes=sum(sizes),
+        left=left,
+        shards_written=shards_written,
+        seconds=seconds,
+    )
+
+
+def resolved(options: CacheLogitsConfig, specs: list[str]) -> CacheLogitsConfig:
+    """The options with absolute paths, so that args.yaml can be used from any folder."""
+    teacher = [str(Path(spec).resolve()) for spec in options.teacher.teacher]
+    return config.replaced(options, data=specs, teacher=teacher, dry_run=False, shard_range=None)
+
+
+def model_folder(run: str | Path) -> Path:
+    """The folder of a run's model; a timm local-dir folder is its own."""
+    path = Path(run)
+    return path if (path / "config.json").is_file() else path / "model"
+
+
+def describe_run(path: Path) -> RunFacts | None:
+    """run.json of a run folder; None for a bare timm local-dir folder, which needs the data."""
+    if (path / "config.json").exists() and not (path / "run.json").exists():
+        return None
+    return run_folder.read(path)
+
+
+def describe_identity(
+    options: CacheLogitsConfig,
+    teachers: Teachers,
+    dataset: Dataset,
+    view: KeyedView,
+    val_fraction: float,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Everything that decides a cache's content, but the number of views."""
+    spec, num_classes = options.cache, len(dataset.classes)
+    columns = dict.fromkeys(("train", "val"), EMPTY)
+    for split in {"train", "val"} & set(dataset.splits):
+        samples = dataset.splits[split]
+        counter = image_stores.Counter(len(samples), progress)
+        columns[split] = manifest.describe_samples(samples, counter)
+    return {
+        "format_version": manifest.FORMAT_VERSION,
+        "format": spec.format,
+        "encoding": encodings.describe(spec.encoding, spec.top_k, spec.temperatures, num_classes),
+        "shard_size": spec.shard_size,
+        "dtype": options.teacher.dtype,
+        "teachers": [
+            describe_teacher(model, path)
+            for model, path in zip(teachers.models, teachers.paths, strict=True)
+        ],
+        "ensemble": options.teacher.ensemble if len(teachers.models) > 1 else None,
+        "views": view.describe(teachers.img_size),
+        "dataset": manifest.describe_dataset(dataset, val_fraction),
+        **columns,
+    }
+
+
+def describe_teacher(model: models.Classifier, path: Path) -> dict[str, Any]:
+    """One teacher's part of the identity."""
+    described = model.config
+    return {
+        "architecture": described["architecture"],
+        "weights_sha256": files.sha256(model_folder(path) / "model.safetensors"),
+        "img_size": described["input_size"][-1],
+        "mean": list(described["mean"]),
+        "std": list(described["std"]),
+    }
+
+
+def check_classes(model: models.Classifier, dataset: Dataset, path: Path) -> None:
+    """Raise DataMismatch unless the data's classes are, in order, those the teacher learned."""
+    known = list(model.config.get("label_names") or [])
+    differences = comparison.differences(known, dataset.classes, "classes")
+    what = f"the data's classes are not those of {path}"
+    comparison.refuse(what, differences, "classes", path)
+
+
+def block_range(given: str | None) -> tuple[int, int | None]:
+    """`"A:B"` as (A, B); all blocks by default."""
+    if not given:
+        return 0, None
+    found = re.fullmatch(r"([0-9]{1,9}):([0-9]{1,9})", given)
+    first, last = map(int, found.groups()) if found else (0, 0)
+    if first >= last:
+        message = f"shard_range {given!r} is not A:B with A < B"
+        raise OptionError(message, option="shard_range", value=given, suggestion="0:8")
+    return first, last
+
+
+def own_jobs(writer: Writer, shard_range: str | None) -> list[ShardJob]:
+    """The missing shards of this machine's range of blocks."""
+    first, last = block_range(shard_range)
+    count = len(writer.block_rows)
+    end = count if last is None else last
+    if end > count:
+        raise OptionError(
+            f"shard_range {shard_range}: the plan has {count} blocks",
+            option="shard_range",
+            value=shard_range,
+            suggestion=f"{min(first, count - 1)}:{count}",
+        )
+    return [job for job in writer.jobs() if first <= job.block < end]
+
+
+def journal_name(spec: config.CaptureSpec) -> str:
+    """One journal per writer, so that no two processes append to one file."""
+    parts = [spec.shard_range.replace(":", "-")] if spec.shard_range else []
+    parts += [f"rank{distributed.rank()}"] if distributed.rank() else []
+    return "-".join(["shards", *parts]) + ".jsonl"
+
+
+def describe_teachers(identity: dict[str, Any], teachers: Teachers) -> str:
+    """Architectures and folders on one line."""
+    pairs = zip(identity["teachers"], teachers.paths, strict=True)
+    names = [f"{teacher['architecture']} of {path}" for teacher, path in pairs]
+    how = f", mean of {identity['ensemble']}" if identity["ensemble"] else ""
+    return f"{' and '.join(names)}{how}; {identity['dtype']}"
+
+
+def describe_plan(writer: Writer, jobs: list[ShardJob]) -> str:
+    """Shards to write and their bytes."""
+    left = sum(len(writer.block_rows[j.block]) * (j.stop - j.start) for j in jobs)
+    size = files.human_bytes(left * writer.codec.bytes_per_view())
+    name = writer.codec.name
+    return f"{len(jobs)} shards to write: {left:,} targets, {name}, about {size} and overhead"
+
+
+def _estimate_without_teacher(options: CacheLogitsConfig, progress: Progress) -> CaptureEstimate:
+    """The bytes of the targets, before there is a teacher."""
+    data, spec = options.data, options.capture
+    fraction = DEFAULT_VAL_FRACTION if data.val_fraction is None else data.val_fraction
+    dataset = open_dataset(absolute_specs(data.data), fraction)
+    recipe = recipes.resolve(options.view, None, dataset.chiral)
+    samples, side = dataset.splits["train"], data.image_store_side
+    progress.message(f"fgkd cache-logits\n  data     {banner.describe_data(dataset)}\n")
+    return estimate_without_teacher(
+        options.cache,
+        Path(spec.output),
+        num_samples=len(samples),
+        num_classes=len(dataset.classes),
+        mixes=recipe.mixes,
+        batch_size=options.teacher.batch_size,
+        store=estimate_store(image_stores.open_store(data, samples, side), samples, side),
+    )

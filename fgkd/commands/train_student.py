@@ -1,0 +1,220 @@
+"""Training a student from a cache, with a live teacher, or (the baseline) on labels alone.
+
+The three differ only in where a batch's targets come from: views, order and losses are the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fgkd import config, device, losses
+from fgkd.cache.remote import is_url
+from fgkd.commands import banner, image_stores
+from fgkd.config import TrainStudentConfig
+from fgkd.distillation.step import distils, student_step
+from fgkd.distillation.targets import TargetSource, check_live_size, open_source, val_targets
+from fgkd.errors import MissingOption
+from fgkd.estimate.image_store import estimate_store
+from fgkd.estimate.training import (
+    PlannedTraining,
+    TrainingEstimate,
+    estimate_training,
+    shapes_only,
+)
+from fgkd.loading.schedule import Schedule
+from fgkd.loading.train_loader import TrainLoader
+from fgkd.models import Classifier
+from fgkd.progress import SILENT, Progress
+from fgkd.training import setup, trackers
+from fgkd.training.run_folder import RunFacts, RunFolder
+from fgkd.training.train import TrainedRun, Validation, finished_run, train
+
+
+def train_student(*, progress: Progress = SILENT, **options: Any) -> TrainedRun | TrainingEstimate:
+    """Train a student, with the options of `fgkd train-student` by name.
+
+    `train_student(cache="runs/cache", model="deit_tiny_distilled_patch16_224", epochs=30,
+    output="runs/student")` leaves RUN/model. With `dry_run=True` nothing is written, and the cost
+    is estimated. Raises: FgkdError of many types.
+    """
+    return run(config.build(TrainStudentConfig, options, "train_student()"), progress)
+
+
+def run(options: TrainStudentConfig, progress: Progress = SILENT) -> TrainedRun | TrainingEstimate:
+    """`train_student` with its config."""
+    spec = options.run
+    if not options.model.model:
+        example = "deit_base_distilled_patch16_384.fb_in1k"
+        raise MissingOption("model is required", option="model", suggestion=example)
+    if spec.tensorboard:
+        trackers.require_tensorboard()
+    hardware, device_line = device.set_up(spec.device, spec.deterministic)
+    source = open_source(
+        *(options.targets, options.loss, options.data, options.view),
+        epochs=options.optim.epochs,
+        dry_run=spec.dry_run,
+    )
+    with contextlib.closing(source):
+        return _train_from(source, options, hardware, device_line, progress)
+
+
+def _train_from(
+    source: TargetSource,
+    options: TrainStudentConfig,
+    hardware: torch.device,
+    device_line: str,
+    progress: Progress,
+) -> TrainedRun | TrainingEstimate:
+    spec, optim, model_spec, data = options.run, options.optim, options.model, options.data
+    targets, dataset, learns = options.targets, source.dataset, distils(options.loss)
+    build = functools.partial(
+        setup.build_model,
+        *(model_spec, dataset.classes),
+        seed=spec.seed,
+        uses_dist=learns,
+        img_size=model_spec.img_size or source.img_size,
+        load_weights=not spec.dry_run,
+    )
+    with shapes_only(spec.dry_run):
+        model, notes = build()
+    size = model.config["input_size"][-1]
+    samples = dataset.splits["train"]
+    schedule = Schedule(spec.seed, len(samples), optim.batch_size, optim.epochs, source.num_views)
+    lr = setup.peak_lr(optim, model_spec)
+    lr_at = setup.lr_schedule(optim, lr, schedule.steps_per_epoch)
+    check_live_size(source, size)
+    store = image_stores.open_store(data, samples, source.short_side, source.hashes)
+    loader = TrainLoader(
+        samples=samples,
+        schedule=schedule,
+        recipe=source.recipe,
+        view_seed=source.view_seed,
+        size=size,
+        workers=spec.workers,
+        skip_bad=data.skip_bad_images,
+        block_size=source.block_size,
+        # A baseline takes only the images from a cache, which behind a URL come with the shards.
+        cache=source.cache if learns or is_url(targets.cache or "") else None,
+        shard_buffer=targets.shard_buffer if targets.order == "shard" else 0,
+        temperature=options.loss.temperature if learns and options.loss.kd_loss != "hard" else None,
+        short_side=source.short_side,
+        image_store=store,
+    )
+    lines = _banner(source, options, model, notes, loader, lr, device_line)
+    teacher = _ready(source.teacher, targets.dtype, hardware) if learns else None
+    gather = not spec.dry_run
+    step = student_step(options.loss, teacher, dtype=targets.dtype, gather=gather)
+    if spec.dry_run:
+        can_run = teacher is not None or source.cache is not None or not learns
+        planned = PlannedTraining(
+            run=spec,
+            optim=optim,
+            build=build,
+            loader=loader,
+            step_fn=step if can_run else None,
+            counted_step_fn=student_step(options.loss, gather=False),
+            lr=lr,
+            lr_at=lr_at,
+            num_val=len(dataset.splits.get("val", ())),
+            size=size,
+            freeze=model_spec.freeze,
+            store=estimate_store(store, samples, source.short_side),
+            teacher=teacher,
+            dtype=targets.dtype,
+        )
+        return estimate_training(planned, lines, hardware)
+    state = setup.make_state(optim, lr, model, hardware, spec.channels_last)
+    folder = RunFolder(Path(spec.output), progress)
+    facts = RunFacts(
+        stage="train-student",
+        command=tuple(sys.argv),
+        device=device_line,
+        data=tuple(source.specs),
+        val_fraction=source.val_fraction,
+        views=loader.view.describe(size),
+        parents=source.parents,
+    )
+    resume = folder.begin(options, spec, facts)
+    if resume and (finished := finished_run(folder, schedule.total_steps)):
+        return finished
+    for line in lines:
+        folder.log(line)
+    image_stores.fill_store(
+        store, workers=spec.workers, skip_unreadable=data.skip_bad_images, progress=progress
+    )
+    validation = Validation(
+        dataset,
+        model,
+        spec,
+        hardware,
+        skip_unreadable=data.skip_bad_images,
+        teacher_NK=val_targets(source, spec, hardware),
+    )
+    return train(
+        folder,
+        spec,
+        optim,
+        resume=resume,
+        state=state,
+        loader=loader,
+        step_fn=step,
+        validation=validation,
+        lr_at=lr_at,
+        device=hardware,
+        progress=progress,
+    )
+
+
+def _ready(teacher: Classifier | None, dtype: str, hardware: torch.device) -> Classifier | None:
+    """A live teacher on the device, in its number type."""
+    if teacher is not None:
+        teacher.to(hardware, torch.float64 if dtype == "float64" else torch.float32).eval()
+        teacher.to(memory_format=torch.channels_last)
+    return teacher
+
+
+def _banner(
+    source: TargetSource,
+    options: TrainStudentConfig,
+    model: Classifier,
+    notes: list[str],
+    loader: TrainLoader,
+    lr: float,
+    device_line: str,
+) -> list[str]:
+    loss, optim, learns = options.loss, options.optim, distils(options.loss)
+    equation = losses.equation(
+        task_weight=loss.task_loss_weight,
+        distill_weight=loss.distill_loss_weight,
+        name=loss.kd_loss,
+        temperature=loss.temperature,
+        smoothing=loss.smoothing,
+        standardize=loss.logit_standardization,
+        has_dist_head=model.uses_dist,
+        distillation=learns,
+    )
+    if loss.kd_loss in losses.ACROSS_ROWS and learns and optim.grad_accum_steps > 1:
+        equation += "; DIST compares rows within a micro-batch (of all ranks), not a whole batch"
+    unchecked = loader.cache and not loader.check_pixels
+    text = source.text if learns else "labels alone (the baseline)"
+    return banner.banner(
+        "fgkd train-student",
+        {
+            "data": banner.describe_data(source.dataset),
+            "model": banner.describe_model(options.model, model, notes),
+            "targets": text + ("; at another size, pixels unchecked" if unchecked else ""),
+            "views": f"{source.num_views}, view e mod {source.num_views} in epoch e: "
+            + banner.describe_recipe(source.recipe)
+            + banner.describe_images(loader.renderer.store, source.short_side),
+            "loss": equation,
+            "plan": banner.describe_plan(optim, lr, loader.schedule.steps_per_epoch),
+            "device": banner.describe_device(options.run, optim, options.model, device_line),
+            "output": options.run.output,
+        },
+    )

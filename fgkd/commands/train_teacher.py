@@ -1,0 +1,153 @@
+"""Finetuning a teacher on fresh augmented views of labelled images."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from pathlib import Path
+from typing import Any
+
+from fgkd import config, device, rng
+from fgkd.commands import banner, image_stores
+from fgkd.config import TrainTeacherConfig
+from fgkd.data import absolute_specs, duplicates, open_dataset, with_boxes
+from fgkd.distillation.step import label_step
+from fgkd.distillation.targets import DEFAULT_VAL_FRACTION
+from fgkd.errors import MissingOption
+from fgkd.estimate.image_store import estimate_store
+from fgkd.estimate.training import (
+    PlannedTraining,
+    TrainingEstimate,
+    estimate_training,
+    shapes_only,
+)
+from fgkd.loading.schedule import Schedule
+from fgkd.loading.train_loader import TrainLoader
+from fgkd.progress import SILENT, Progress
+from fgkd.training import setup, trackers
+from fgkd.training.run_folder import RunFacts, RunFolder
+from fgkd.training.train import TrainedRun, Validation, finished_run, train
+from fgkd.views import recipes
+
+
+def train_teacher(*, progress: Progress = SILENT, **options: Any) -> TrainedRun | TrainingEstimate:
+    """Finetune a timm model on a dataset, with the options of `fgkd train-teacher` by name.
+
+    `train_teacher(data="folder:/data/birds", model="convnext_tiny", pretrained=True,
+    output="runs/teacher")` leaves RUN/model, from which a cache is captured. With `dry_run=True`
+    nothing is written, and the cost is estimated. Raises: FgkdError of many types.
+    """
+    return run(config.build(TrainTeacherConfig, options, "train_teacher()"), progress)
+
+
+def run(options: TrainTeacherConfig, progress: Progress = SILENT) -> TrainedRun | TrainingEstimate:
+    """`train_teacher` with its config."""
+    spec, optim, model_spec, data = options.run, options.optim, options.model, options.data
+    require_options(options)
+    hardware, device_line = device.set_up(spec.device, spec.deterministic)
+    fraction = DEFAULT_VAL_FRACTION if data.val_fraction is None else data.val_fraction
+    dataset = open_dataset(data.data, fraction)
+    recipe = recipes.resolve(options.view, None, dataset.chiral)
+    if recipe.bbox_crop:
+        dataset = with_boxes(dataset)
+    build = functools.partial(
+        setup.build_model,
+        *(model_spec, dataset.classes),
+        seed=spec.seed,
+        uses_dist=False,
+        img_size=model_spec.img_size,
+        load_weights=not spec.dry_run,
+    )
+    with shapes_only(spec.dry_run):
+        model, notes = build()
+    size = model.config["input_size"][-1]
+    samples = dataset.splits["train"]
+    schedule = Schedule(spec.seed, len(samples), optim.batch_size, optim.epochs, optim.epochs)
+    lr = setup.peak_lr(optim, model_spec)
+    lr_at = setup.lr_schedule(optim, lr, schedule.steps_per_epoch)
+    store = image_stores.open_store(data, samples, data.image_store_side)
+    loader = TrainLoader(
+        samples=samples,
+        schedule=schedule,
+        recipe=recipe,
+        # Not the views that a cache holds: a teacher is overconfident on those it was trained on.
+        view_seed=rng.hash64("teacher", spec.seed),
+        size=size,
+        workers=spec.workers,
+        skip_bad=data.skip_bad_images,
+        block_size=len(samples),
+        short_side=data.image_store_side,
+        image_store=store,
+    )
+    lines = banner.banner(
+        "fgkd train-teacher",
+        {
+            "data": banner.describe_data(duplicates.with_warnings(dataset)),
+            "model": banner.describe_model(model_spec, model, notes),
+            "views": f"a fresh one each epoch: {banner.describe_recipe(recipe)}"
+            + banner.describe_images(store, data.image_store_side),
+            "loss": f"CE(head, label; smoothing {options.loss.smoothing:g})",
+            "plan": banner.describe_plan(optim, lr, schedule.steps_per_epoch),
+            "device": banner.describe_device(spec, optim, model_spec, device_line),
+            "output": spec.output,
+        },
+    )
+    step = label_step(options.loss.smoothing)
+    if spec.dry_run:
+        planned = PlannedTraining(
+            run=spec,
+            optim=optim,
+            build=build,
+            loader=loader,
+            step_fn=step,
+            counted_step_fn=step,
+            lr=lr,
+            lr_at=lr_at,
+            num_val=len(dataset.splits.get("val", ())),
+            size=size,
+            freeze=model_spec.freeze,
+            store=estimate_store(store, samples, data.image_store_side),
+        )
+        return estimate_training(planned, lines, hardware)
+    state = setup.make_state(optim, lr, model, hardware, spec.channels_last)
+    folder = RunFolder(Path(spec.output), progress)
+    facts = RunFacts(
+        stage="train-teacher",
+        command=tuple(sys.argv),
+        device=device_line,
+        data=tuple(absolute_specs(data.data)),
+        val_fraction=fraction,
+        views=loader.view.describe(size),
+    )
+    resume = folder.begin(options, spec, facts)
+    if resume and (finished := finished_run(folder, schedule.total_steps)):
+        return finished
+    for line in lines:
+        folder.log(line)
+    image_stores.fill_store(
+        store, workers=spec.workers, skip_unreadable=data.skip_bad_images, progress=progress
+    )
+    return train(
+        folder,
+        spec,
+        optim,
+        resume=resume,
+        state=state,
+        loader=loader,
+        step_fn=step,
+        validation=Validation(dataset, model, spec, hardware, skip_unreadable=data.skip_bad_images),
+        lr_at=lr_at,
+        device=hardware,
+        progress=progress,
+    )
+
+
+def require_options(options: TrainTeacherConfig) -> None:
+    """Raise MissingOption or MissingPackage before any work is done."""
+    example = "convnext_base.fb_in22k_ft_in1k"
+    if not options.data.data:
+        raise MissingOption("data is required", option="data", suggestion="icons")
+    if not options.model.model:
+        raise MissingOption("model is required", option="model", suggestion=example)
+    if options.run.tensorboard:
+        trackers.require_tensorboard()

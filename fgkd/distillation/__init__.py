@@ -1,0 +1,1 @@
+"""Distillation: teachers and capture, where targets come from, the student's step, verification."""

@@ -1,0 +1,294 @@
+"""Where a student's views and targets come from: a cache, a live teacher, or labels alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fgkd import comparison, files, losses, models
+from fgkd.cache import manifest
+from fgkd.cache.reader import Reader
+from fgkd.cache.remote import is_url, open_cache
+from fgkd.config import DataSpec, LossSpec, RunSpec, TargetSpec, ViewSpec, args_file
+from fgkd.data import Dataset, absolute_specs, open_dataset, with_boxes
+from fgkd.data.image_store import shrunk_to
+from fgkd.errors import MissingOption, NoTargets, OptionError, TooFewViews
+from fgkd.evaluation import inference
+from fgkd.training import run_folder
+from fgkd.training.run_folder import Parents
+from fgkd.views import recipes
+from fgkd.views.rendering import clean_renderer
+
+DEFAULT_VAL_FRACTION = 0.1
+
+
+@dataclass
+class TargetSource:
+    """A student's images, views and targets.
+
+    specs: the dataset, with absolute paths. num_views: views of each image that are used.
+    block_size: images per block of mixing pairs. img_size: side of the views; None: the student's
+    own. text: a description for a person. parents: for run.json. cache, teacher: at most one.
+    """
+
+    dataset: Dataset
+    specs: list[str]
+    val_fraction: float
+    recipe: recipes.ViewRecipe
+    view_seed: int
+    num_views: int
+    block_size: int
+    img_size: int | None
+    text: str
+    parents: Parents = Parents()
+    short_side: int | None = None
+    cache: Reader | None = None
+    teacher: models.Classifier | None = None
+
+    @property
+    def hashes(self) -> list[str] | np.ndarray | None:
+        """Content hashes of the training images, where the cache records them."""
+        return self.cache.identity["train"]["hashes"] if self.cache else None
+
+    def close(self) -> None:
+        """Close the cache's shards, and stop downloads."""
+        if self.cache:
+            self.cache.close()
+
+
+@dataclass(frozen=True)
+class _Opener:
+    """The specs that decide where targets come from."""
+
+    targets: TargetSpec
+    loss: LossSpec
+    data: DataSpec
+    view: ViewSpec
+    epochs: int
+    dry_run: bool
+
+    def open(self) -> TargetSource:
+        targets = self.targets
+        if targets.cache and targets.teacher:
+            message = "cache and teacher exclude each other"
+            raise OptionError(message, option="teacher", value=targets.teacher)
+        if targets.cache:
+            is_local = not is_url(targets.cache)
+            if self.dry_run and is_local and not Path(targets.cache).exists():
+                return self._planned(targets.cache)
+            return self._from_cache(targets.cache)
+        if targets.teacher:
+            return self._from_teacher(Path(targets.teacher[0]))
+        if self.loss.distillation == "logits":
+            raise NoTargets("nothing to distil from: neither cache nor teacher was given")
+        if not self.data.data:
+            raise MissingOption("data is required", option="data", suggestion="icons")
+        return self._from_data(self.data.data, self.data.val_fraction, None, "labels")
+
+    def _planned(self, folder: str) -> TargetSource:
+        """For an estimate before the cache is written: the data it will be of."""
+        if not self.data.data:
+            message = f"no cache at {folder}"
+            advice = "give the data as well, to plan before the cache is written"
+            raise MissingOption(message, option="data", suggestion="NAME:PATH", advice=advice)
+        text = f"cache {folder}, which is not there yet"
+        return self._from_data(self.data.data, self.data.val_fraction, None, text)
+
+    def _from_cache(self, folder: str) -> TargetSource:
+        given = recipes.given_options(self.view)
+        if given:
+            message = f"the cache fixes the views; {given[0]} cannot change them"
+            advice = f"leave {given[0]} out, or write another cache with it"
+            raise OptionError(message, option=given[0], advice=advice)
+        if is_url(folder) and self.targets.order != "shard":
+            message = f"cache {folder} is a URL, which is read shard by shard"
+            raise OptionError(message, option="order", value="sample", suggestion="shard")
+        reader = open_cache(folder)
+        identity = reader.identity
+        specs, dataset = self._cached_data(reader)
+        self._check_options(reader)
+        return TargetSource(
+            dataset=dataset,
+            specs=specs,
+            val_fraction=identity["dataset"]["val_fraction"],
+            recipe=recipes.ViewRecipe.from_dict(identity["views"]["recipe"]),
+            view_seed=identity["views"]["seed"],
+            num_views=self.targets.views or reader.views,
+            block_size=identity["shard_size"],
+            img_size=identity["views"]["img_size"],
+            short_side=shrunk_to(identity["views"]),
+            text=f"cache {folder}: {reader.codec.name} logits, {reader.views} views",
+            parents=Parents(
+                cache=folder if is_url(folder) else str(Path(folder).resolve()),
+                identity_sha256=reader.manifest["identity_sha256"],
+                teachers=tuple(t["weights_sha256"] for t in identity["teachers"]),
+            ),
+            cache=reader,
+        )
+
+    def _cached_data(self, reader: Reader) -> tuple[list[str], Dataset]:
+        """The images a cache was made of: in its own shards, or a dataset that must match."""
+        identity, folder = reader.identity, reader.folder
+        args = folder / "args.yaml"
+        if reader.holds_images and not self.data.data:
+            dataset = reader.dataset()
+            reader.slim(dataset)
+            return (list(args_file.load_yaml(args)["data"]) if args.exists() else []), dataset
+        if is_url(reader.name) and not self.data.data:
+            message = "data is required: the shards of this cache hold no images"
+            raise MissingOption(message, option="data", suggestion="NAME:PATH")
+        specs = absolute_specs(self.data.data or args_file.load_yaml(args)["data"])
+        dataset = open_dataset(specs, identity["dataset"]["val_fraction"])
+        if identity["views"]["recipe"].get("bbox_crop"):
+            dataset = with_boxes(dataset)
+        manifest.check_dataset(identity, dataset, str(folder))
+        reader.slim(dataset)
+        return specs, dataset
+
+    def _check_options(self, reader: Reader) -> None:
+        """Refuse options that contradict the cache."""
+        name, identity, targets = reader.name, reader.identity, self.targets
+        fraction, seed = identity["dataset"]["val_fraction"], identity["views"]["seed"]
+        if (targets.views or 1) > reader.views:
+            message = f"views {targets.views}: cache {name} has {reader.views}"
+            there = reader.views
+            raise TooFewViews(message, value=targets.views, cache=name, there=there)
+        if targets.view_seed not in (None, seed):
+            message = f"view_seed {targets.view_seed}: cache {name} was made with {seed}"
+            raise OptionError(message, option="view_seed", value=targets.view_seed)
+        if self.data.val_fraction not in (None, fraction):
+            given = self.data.val_fraction
+            message = f"val_fraction {given:g}: cache {name} was made with {fraction:g}"
+            raise OptionError(message, option="val_fraction", value=given)
+        self._check_losses(reader)
+        self._check_images(reader)
+
+    def _check_losses(self, reader: Reader) -> None:
+        """Refuse losses that need what a truncated target lacks: all logits, or a temperature."""
+        spec, codec = self.loss, reader.codec
+        if codec.name != "topk" or spec.distillation == "none":
+            return
+        kept = f"cache {reader.name} keeps the top {codec.top_k} of {codec.num_classes}"
+        if spec.kd_loss in losses.NEEDS_ALL_LOGITS:
+            message = f"{spec.kd_loss} needs all logits, but {kept}"
+            advice = "learn from a dense cache"
+            raise OptionError(
+                message, option="kd_loss", value=spec.kd_loss, suggestion="kl", advice=advice
+            )
+        if spec.logit_standardization:
+            message = f"logit_standardization needs all logits, but {kept}"
+            raise OptionError(message, option="logit_standardization", value=True)
+        if spec.kd_loss != "hard":
+            codec.refuse_temperature(spec.temperature)
+
+    def _check_images(self, reader: Reader) -> None:
+        """Refuse an image store whose images are not those that the views were cropped from."""
+        side, spec = shrunk_to(reader.identity["views"]), self.data
+        full_size = "were cropped from full-size images"
+        if spec.image_store_side not in (None, side):
+            how = full_size if side is None else f"were made with {side}"
+            message = f"image_store_side {spec.image_store_side}: the views of {reader.name} {how}"
+            value = spec.image_store_side
+            raise OptionError(message, option="image_store_side", value=value)
+        if spec.image_store and side is None:
+            message = f"image_store: the views of {reader.name} {full_size}"
+            raise OptionError(message, option="image_store", value=spec.image_store)
+        if spec.image_store and is_url(self.targets.cache or "") and not spec.data:
+            message = "image_store cannot keep images that come with the shards of a URL"
+            raise OptionError(message, option="image_store", value=spec.image_store)
+
+    def _from_teacher(self, path: Path) -> TargetSource:
+        run = run_folder.read(path)
+        teacher = models.load(path / "model")
+        fraction = run.val_fraction if self.data.val_fraction is None else self.data.val_fraction
+        text = f"live teacher {path}, {self.targets.dtype}"
+        recipe = recipes.ViewRecipe.from_dict(run.views["recipe"])
+        source = self._from_data(self.data.data or run.data, fraction, recipe, text)
+        known = list(teacher.config.get("label_names") or [])
+        what = f"the data's classes are not those of {path}"
+        comparison.refuse(
+            what, comparison.differences(known, source.dataset.classes, "classes"), "classes"
+        )
+        args_sha256 = files.fingerprint(args_file.load_yaml(path / "args.yaml"))
+        parents = Parents(teacher=str(path.resolve()), args_sha256=args_sha256)
+        img_size = teacher.config["input_size"][-1]
+        return replace(source, teacher=teacher, img_size=img_size, parents=parents)
+
+    def _from_data(
+        self,
+        data: Sequence[str],
+        val_fraction: float | None,
+        own_recipe: recipes.ViewRecipe | None,
+        text: str,
+    ) -> TargetSource:
+        specs = absolute_specs(data)
+        fraction = DEFAULT_VAL_FRACTION if val_fraction is None else val_fraction
+        dataset = open_dataset(specs, fraction)
+        recipe = recipes.resolve(self.view, own_recipe, dataset.chiral)
+        if recipe.bbox_crop:
+            dataset = with_boxes(dataset)
+        return TargetSource(
+            dataset=dataset,
+            specs=specs,
+            val_fraction=fraction,
+            recipe=recipe,
+            view_seed=self.targets.view_seed or 0,
+            num_views=self.targets.views or self.epochs,
+            block_size=self.targets.shard_size,
+            img_size=None,
+            short_side=self.data.image_store_side,
+            text=text,
+        )
+
+
+def open_source(
+    targets: TargetSpec,
+    loss: LossSpec,
+    data: DataSpec,
+    view: ViewSpec,
+    *,
+    epochs: int,
+    dry_run: bool = False,
+) -> TargetSource:
+    """The cache, live teacher or labelled data that the specs name.
+
+    epochs: views of each image where nothing else says how many. dry_run: the cache need not be
+    there yet. Raises: OptionError or MissingOption when the specs name none, several, or options
+    that contradict the cache; DataMismatch when the cache is of other data.
+    """
+    return _Opener(targets, loss, data, view, epochs, dry_run).open()
+
+
+def check_live_size(source: TargetSource, size: int) -> None:
+    """Raise OptionError unless a live teacher, which sees the student's pixels, takes this size."""
+    if source.teacher is not None and size != source.img_size:
+        raise OptionError(
+            f"the live teacher takes {source.img_size} px and the student {size} px",
+            option="img_size",
+            value=size,
+            suggestion=source.img_size,
+            advice="distil from a cache, which allows two sizes",
+        )
+
+
+def val_targets(source: TargetSource, run: RunSpec, device: torch.device) -> torch.Tensor | None:
+    """The teacher's clean logits [N, K] of the val split, stored or computed; None without one."""
+    if source.cache is not None:
+        stored = source.cache.val_logits()
+        return None if stored is None else torch.from_numpy(stored)
+    if source.teacher is None or "val" not in source.dataset.splits:
+        return None
+    renderer = clean_renderer(source.dataset.splits["val"], source.teacher.config, False)
+    source.teacher.to(device)
+    _, logits_NK, _ = inference.evaluate(
+        source.teacher,
+        renderer,
+        batch_size=run.eval_batch_size,
+        workers=run.workers,
+        device=device,
+    )
+    return logits_NK

@@ -1,0 +1,121 @@
+"""Model, optimizer, learning-rate schedule and training state of the specs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+
+from fgkd import models, rng
+from fgkd.config import ModelSpec, OptimSpec
+from fgkd.training import loop, optim, schedules
+
+
+def build_model(
+    spec: ModelSpec,
+    classes: Sequence[str],
+    *,
+    seed: int,
+    uses_dist: bool,
+    img_size: int | None,
+    load_weights: bool = True,
+) -> tuple[models.Classifier, list[str]]:
+    """The model of the spec for these classes, and lines that say how its weights began.
+
+    uses_dist: train the distillation head of a distilled DeiT. img_size: side of the input, which
+    overrides the spec's. load_weights False: estimates of memory need neither hub nor file.
+    """
+    rng.seed_torch("init", seed)
+    model, notes = models.create(
+        spec.model,
+        class_names=list(classes),
+        kwargs=models.parse_kwargs(spec.model_kwargs),
+        img_size=img_size,
+        crop_pct=spec.crop_pct,
+        pretrained=spec.pretrained and load_weights,
+        initial_checkpoint=spec.initial_checkpoint if load_weights else None,
+        drop=spec.drop,
+        drop_path=spec.drop_path,
+        head_init_scale=spec.head_init_scale,
+        uses_dist=uses_dist,
+    )
+    if spec.freeze:
+        model.freeze()
+    if spec.grad_checkpointing:
+        model.recompute_activations(spec.model)
+    return model, notes if load_weights else ["weights are not loaded"]
+
+
+def warmup_epochs(spec: OptimSpec) -> float:
+    """Epochs of warmup; by default 2, but at most a quarter of the run."""
+    given = spec.warmup_epochs
+    return min(2.0, spec.epochs / 4) if given is None else float(given)
+
+
+def peak_lr(spec: OptimSpec, model: ModelSpec) -> float:
+    """Peak learning rate; by default 1e-3 from scratch, 1e-4 from given weights."""
+    has_weights = model.pretrained or model.initial_checkpoint
+    return float(spec.lr or (1e-4 if has_weights else 1e-3))
+
+
+def lr_schedule(spec: OptimSpec, lr: float, steps_per_epoch: int) -> Callable[[int], float]:
+    """The learning rate as a pure function of the step.
+
+    Raises: OptionError for a schedule that rises or never reaches its peak.
+    """
+
+    def lr_at(step: int) -> float:
+        return schedules.lr_at(
+            step=step,
+            total_steps=spec.epochs * steps_per_epoch,
+            warmup_steps=round(warmup_epochs(spec) * steps_per_epoch),
+            lr=lr,
+            min_lr=spec.min_lr,
+            warmup_lr=spec.warmup_lr,
+            schedule=spec.sched,
+            decay_steps=max(1, round(spec.decay_epochs * steps_per_epoch)),
+            decay_rate=spec.decay_rate,
+        )
+
+    lr_at(0)  # raises before anything is written
+    return lr_at
+
+
+def make_optimizer(spec: OptimSpec, lr: float, model: models.Classifier) -> torch.optim.Optimizer:
+    """The optimizer of the spec over the model's trained parameters."""
+    groups = optim.param_groups(
+        model=model.net,
+        weight_decay=spec.weight_decay,
+        layer_decay=spec.layer_decay,
+        layer_decay_style=spec.layer_decay_style,
+    )
+    return optim.create_optimizer(name=spec.opt, groups=groups, lr=lr, momentum=spec.momentum)
+
+
+def make_state(
+    spec: OptimSpec,
+    lr: float,
+    model: models.Classifier,
+    device: torch.device,
+    channels_last: bool = True,
+) -> loop.State:
+    """Training state of a new model on the device: optimizer, loss scaler and, if asked, EMA."""
+    from timm.utils import ModelEmaV3
+
+    model.to(device)
+    if channels_last:
+        model.to(memory_format=torch.channels_last)
+    decay = math.exp(-spec.batch_size / spec.model_ema_samples)
+    return loop.State(
+        model,
+        make_optimizer(spec, lr, model),
+        torch.amp.GradScaler(device.type, enabled=spec.amp and spec.amp_dtype == "float16"),
+        ModelEmaV3(model, decay=decay, use_warmup=True) if spec.model_ema else None,
+    )
+
+
+def autocast_dtype(spec: OptimSpec) -> torch.dtype | None:
+    """The type to autocast to; None without autocast."""
+    dtypes = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+    return dtypes[spec.amp_dtype] if spec.amp else None
