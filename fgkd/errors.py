@@ -42,13 +42,15 @@ class OptionError(FgkdError):
     """An option, alone or together with others, has a value that cannot be used.
 
     option: its name as in the function's signature and in YAML. suggestion: a value that works;
-    None: leave the option out. advice: another way out, in words.
+    None: leave the option out. advice: another way out, in words. path: the file of options that
+    gives the value, if one does.
     """
 
     option: str
     value: Any = None
     suggestion: Any = None
     advice: str = ""
+    path: Any = None
 
 
 @dataclass(eq=False, kw_only=True)

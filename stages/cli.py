@@ -1,4 +1,4 @@
-"""The `fgkd` command. Stages are imported when they run, so that --help answers at once."""
+"""The `fgkd` command. The module of a command is imported when it runs, so --help is quick."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TOP = """Train many students from one expensive teacher, whose logits are cached
   fgkd train-student --cache runs/cache --model deit_tiny_distilled_patch16_224 --output runs/s
   fgkd evaluate runs/t runs/s --split test
 
-Each command prints the next. Errors end with a line to try.
+Each command prints the next one. An error message ends with something to try.
 """
 
 TEACHER = """Finetune a teacher.
@@ -46,13 +46,14 @@ TEACHER = """Finetune a teacher.
 Next: fgkd cache-logits --teacher runs/teacher --views 30 --output runs/cache
 """
 
-CACHE = """Write a teacher's logits for every augmented view of every training image.
+CACHE = """Cache a teacher's logits of augmented views.
 
 \b
   fgkd cache-logits --teacher runs/teacher --views 30 --output runs/cache
 
-Data, classes, image size, normalisation and view recipe are the teacher's own. Killed at any
-moment, the same command continues; with more --views it adds those that are missing.
+A cache holds the logits for every view of every training image. Data,
+classes, image size, normalisation and view recipe are the teacher's own. After a crash or a signal
+the same command continues; with more --views it adds the missing ones.
 
 Next: fgkd train-student --cache runs/cache --model NAME --output runs/student
 """
@@ -64,8 +65,8 @@ STUDENT = """Train a student from a cache, with no teacher in memory.
       --pretrained --output runs/student
 
 \b
-The control, on labels alone:   --distillation none --data NAME:PATH
-Beside a live teacher:          --teacher runs/teacher --views 30
+Baseline, on labels alone:   --distillation none --data NAME:PATH
+With a live teacher:         --teacher runs/teacher --views 30
 
 Next: fgkd evaluate runs/teacher runs/student --split test
 """
@@ -74,23 +75,23 @@ EVALUATE = """Score runs on a split and print one table.
 
 \b
   fgkd evaluate runs/teacher runs/student --split test --json results.json
-  fgkd evaluate runs/teacher runs/control runs/student --report runs/report
+  fgkd evaluate runs/teacher runs/baseline runs/student --report runs/report
   fgkd evaluate runs/student --predict bird.jpg photos/ --json classes.jsonl
   fgkd evaluate runs/student --export onnx
 
-With a teacher among the runs, agreement with it and KL to it are added. Accuracies have 95 %
-bootstrap intervals, pairs of runs McNemar's test. --report writes one index.html that holds all
-it shows: curves, classes, confusions, calibration, example images.
+With a teacher among the runs, the table adds agreement with it and KL to it. Accuracies have 95 %
+bootstrap intervals, and pairs of runs McNemar's test. --report writes a single index.html with
+curves, classes, confusions, calibration and example images.
 
---predict takes every path up to the next option (so name the runs before it), shows each run's
-classes and probabilities, and exits with 1 if an image could not be read.
+--predict takes every path up to the next option (so name the runs before it) and shows each run's
+classes and probabilities. The exit code is 1 if an image could not be read.
 
---export writes RUN/export/model.onnx (or .torchscript, .pt2): float32 images [batch, 3, H, W],
-normalised by the mean and std in the file's metadata, to logits; of any batch size.
+--export writes RUN/export/model.onnx (or .torchscript, .pt2), which maps float32 images
+[batch, 3, H, W] to logits, for any batch size. The mean and std that normalise the images are in
+the file's metadata.
 """
 
-
-INSPECT = """Show what a cache knows of its teacher, and check that it still holds.
+INSPECT = """Describe a cache, and verify its content.
 
 \b
   fgkd inspect runs/cache
@@ -98,8 +99,9 @@ INSPECT = """Show what a cache knows of its teacher, and check that it still hol
   fgkd inspect runs/cache --gallery runs/gallery
 
 --verify checks every shard's sha256, renders a sample of views again and compares pixel digests,
-and with --teacher compares the targets. Exit code 1 if anything is wrong. --gallery writes one
-index.html with views as the student will see them, the teacher's answers, and doubtful labels.
+and with --teacher compares the targets. The exit code is 1 if anything is wrong. --gallery writes
+a single index.html with views as the student will see them, the teacher's predictions, and labels
+that may be wrong.
 """
 
 
@@ -113,7 +115,7 @@ def _stage(name: str, function: str) -> Callable[..., None]:
 
 
 class InOrder(click.Group):
-    """Lists its commands in the order in which they are used."""
+    """A group that lists its commands in the order in which they are used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
@@ -137,20 +139,15 @@ for _name, _cls, _help in (
     ("train_student", TrainStudentConfig, STUDENT),
 ):
     fgkd.add_command(command(_cls, _stage(_name, _name), _name.replace("_", "-"), _help))
-fgkd.add_command(
-    command(EvaluateConfig, _stage("evaluate", "evaluate"), "evaluate", EVALUATE, "runs")
-)
-
-
-fgkd.add_command(
-    command(InspectConfig, _stage("inspect_cache", "inspect"), "inspect", INSPECT, "caches")
-)
+_evaluate, _inspect = _stage("evaluate", "evaluate"), _stage("inspect_cache", "inspect")
+fgkd.add_command(command(EvaluateConfig, _evaluate, "evaluate", EVALUATE, "runs"))
+fgkd.add_command(command(InspectConfig, _inspect, "inspect", INSPECT, "caches"))
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run a command; exit 0, 1 (an error, explained), 2 (usage) or 128 + signal (work saved)."""
-    # torch and timm make 400,000 lasting objects. To search them for garbage hundreds of times, as
-    # Python does by itself, is a third of every start; to do so at the exit takes another second.
+    # torch and timm create 400,000 lasting objects. By default Python searches them for garbage
+    # hundreds of times, a third of every start, and once more at exit, another second.
     gc.set_threshold(100_000, 50, 100)
     atexit.register(gc.freeze)
     try:
@@ -169,7 +166,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _fail(error: Exception) -> None:
-    """End with an error in words, or a bug with its traceback; of several processes, one speaks."""
+    """Exit with an explained error, or with the traceback of a bug; one rank reports it."""
     known = error if isinstance(error, FgkdError) else device.explain(error)
     known = known or failures.lost(error)
     is_first = failures.first_to_fail()

@@ -72,16 +72,19 @@ def require(value: object, option: str, example: str) -> None:
         raise MissingOption(f"{option} is required", option=option, suggestion=example)
 
 
-def refuse_unused(options: Any, names: Sequence[str], reason: str, hint: str) -> None:
-    """Raise UnusedOption for options that were changed and would be ignored."""
+def refuse_unused(options: Any, names: Sequence[str], reason: str, advice: str = "") -> None:
+    """Raise UnusedOption for options that were changed and would be ignored.
+
+    advice: a way out besides leaving the option out.
+    """
     known = config.leaves(type(options))
     for name in names:
         value = known[name].of(options)
         if value != known[name].field.default:
-            raise _unused(name, reason, hint, value)
+            raise _unused(name, reason, advice, value)
 
 
-def refuse_typed(names: Sequence[str], reason: str, hint: str) -> None:
+def refuse_typed(names: Sequence[str], reason: str, advice: str = "") -> None:
     """Raise UnusedOption for options on the command line that would be ignored.
 
     Those of a -c file are allowed: it may be that of another run, as a student's for its baseline.
@@ -89,20 +92,19 @@ def refuse_typed(names: Sequence[str], reason: str, hint: str) -> None:
     context = click.get_current_context(silent=True)
     for name in names:
         if context and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-            raise _unused(name, reason, hint)
+            raise _unused(name, reason, advice)
 
 
-def _unused(name: str, reason: str, hint: str, value: object = None) -> UnusedOption:
+def _unused(name: str, reason: str, advice: str, value: object = None) -> UnusedOption:
     flag = "--" + name.replace("_", "-")
     message = f"{flag} has no effect {reason}"
-    return UnusedOption(message, option=name, value=value, reason=reason, advice=hint)
+    return UnusedOption(message, option=name, value=value, reason=reason, advice=advice)
 
 
 def check_json(run: config.RunSpec | config.CaptureSpec) -> None:
     """Check the --json of a command that has a dry run: only then, and writable."""
     if not run.dry_run:
-        hint = "leave it out, or add --dry-run"
-        refuse_unused(run, ["json"], "without --dry-run", hint)
+        refuse_unused(run, ["json"], "without --dry-run", "add --dry-run")
     files.claim_option(run.json, "--json")
 
 

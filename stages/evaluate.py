@@ -72,7 +72,7 @@ def check_options(options: EvaluateConfig) -> None:
         unused, where = ["report", "split", "data", "export_dir", "overwrite"], "with --predict"
     else:
         unused, where = ["top", "export_dir", "overwrite"], "without --predict or --export"
-    session.refuse_unused(options, unused, where, "leave it out, or run evaluate once for each")
+    session.refuse_unused(options, unused, where, "run evaluate once for each")
     files.claim_option(options.json, "--json")
 
 

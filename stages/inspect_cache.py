@@ -12,18 +12,17 @@ from fgkd import files
 from fgkd.cache import manifest, stats
 from fgkd.config import InspectConfig
 from fgkd.data.image_store import shrunk_to
-from fgkd.errors import FgkdError, quoted
+from fgkd.errors import DamagedCache, WrongKind
 from fgkd.report import page
 
-from . import session
+from . import console
 
 
 def inspect(options: InspectConfig, caches: list[str]) -> None:
     """Print each cache; with --verify check it, and exit with 1 if anything is wrong."""
-    session.require(caches, "CACHE", "fgkd inspect runs/cache")
+    console.require(caches, "CACHE", "fgkd inspect runs/cache")
     if not options.verify:
-        hint = "add --verify, or leave it out"
-        session.refuse_unused(options, ["teacher", "samples"], "without --verify", hint)
+        console.refuse_unused(options, ["teacher", "samples"], "without --verify", "add --verify")
     files.claim_option(options.json, "--json")
     if options.gallery:
         page.claim(Path(options.gallery), "--gallery")
@@ -34,40 +33,35 @@ def inspect(options: InspectConfig, caches: list[str]) -> None:
         report = describe(path, held)
         reports.append(report)
         for line in [*lines(report), *suspect_lines(report)]:
-            session.echo(line)
+            console.echo(line)
         if options.verify:
             from .verify import verify
 
             report["problems"] = verify(path, options)
             failed |= bool(report["problems"])
             for problem in report["problems"]:
-                session.echo(f"FAILED  {problem}")
+                console.echo(f"FAILED  {problem}")
             if not report["problems"]:
-                session.echo("verified: every shard is whole, and the sampled views are the same")
+                console.echo("verified: every shard is whole, and the sampled views are the same")
     if options.json:
         files.write_json(Path(options.json), reports)
     if options.gallery:
         from . import gallery
 
         shown = [(report, lines(report)) for report in reports]
-        session.echo(f"gallery: {gallery.write(Path(options.gallery), shown, options)}")
+        console.echo(f"gallery: {gallery.write(Path(options.gallery), shown, options)}")
     if failed:
         sys.exit(1)
 
 
 def _refuse_run(path: Path) -> None:
-    """Raise FgkdError for a run's folder, naming the cache that it learned from if it had one."""
+    """Raise WrongKind for a run's folder, with the cache that it learned from if it had one."""
     if not (path / "run.json").is_file() or (path / "identity.json").is_file():
         return
     from fgkd.training import run_folder  # with torch
 
     cache = run_folder.read(path).parents.cache
-    raise FgkdError(
-        f"{path} is a run, not a cache",
-        f"fgkd inspect {quoted(cache)}   # the cache that this run learned from"
-        if cache
-        else f"fgkd inspect CACHE   # or, of this run: fgkd evaluate {quoted(path)}",
-    )
+    raise WrongKind(f"{path} is a run, not a cache", path=path, found="run", cache=cache)
 
 
 def describe(path: Path, held: dict[str, Any]) -> dict[str, Any]:
@@ -80,10 +74,8 @@ def describe(path: Path, held: dict[str, Any]) -> dict[str, Any]:
         for suspect in summary["suspects"]:
             suspect |= {name: classes[suspect[name]] for name in ("label", "answer")}
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise FgkdError(
-            f"manifest of {path} is damaged: its statistics do not add up ({error!r})",
-            "restore manifest.json, or write the cache anew (cache-logits --overwrite)",
-        ) from None
+        message = f"manifest of {path} is damaged: its statistics do not add up ({error!r})"
+        raise DamagedCache(message, cache=path, path=path / "manifest.json") from None
     return {
         "cache": str(path),
         "identity_sha256": held["identity_sha256"],

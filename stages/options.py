@@ -1,9 +1,13 @@
-"""click options from the config dataclasses: one declaration gives flag, help, range and -c key."""
+"""click options made from the config dataclasses, and the files that -c and --resume read.
+
+One declaration of a field gives its flag, help text, range and key in a file.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 import types
 import typing
 import warnings
@@ -13,13 +17,13 @@ from typing import Any, TypeVar
 
 import click
 
-from fgkd import config
+from fgkd import config, distributed
 
 T = TypeVar("T")
 
 
 class Checked(click.ParamType):
-    """A base click type plus the field's range; refuses nan and inf."""
+    """A click type that also checks the field's range, and refuses nan and inf."""
 
     def __init__(self, base: click.ParamType, meta: typing.Mapping[str, Any]) -> None:
         self.base, self.meta, self.name = base, meta, base.name
@@ -36,7 +40,7 @@ class Checked(click.ParamType):
 
 
 class NamedChoice(click.Choice[str]):
-    """A choice that also takes the old names of values; `config.build` translates them."""
+    """A choice that also accepts the old names of values, which `config.build` translates."""
 
     def __init__(self, choices: Sequence[str], renamed: Mapping[str, str]) -> None:
         super().__init__(choices)
@@ -44,6 +48,18 @@ class NamedChoice(click.Choice[str]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         return value if value in self.renamed else super().convert(value, param, ctx)
+
+
+class ConfigFile(click.Path):
+    """The path of a YAML file of options; a recipe is also found by the name it had before."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        old = str(value)
+        new = re.sub(r"control(?=\.ya?ml$)", "baseline", old)
+        if not Path(old).exists() and Path(new).exists():
+            notice(f"{old} is now called {new}; the old name will be removed")
+            value = new
+        return super().convert(value, param, ctx)
 
 
 class CommaList(click.ParamType):
@@ -61,7 +77,10 @@ class CommaList(click.ParamType):
 
 
 class Spreading(click.Command):
-    """Lets an option take every word up to the next option: `--predict a b` is each on its own."""
+    """A command whose options of many values take every word up to the next option.
+
+    `--predict a b` means `--predict a --predict b`.
+    """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         flags = {p.opts[0] for p in self.params if isinstance(p.type, Checked) and p.type.many}
@@ -108,13 +127,19 @@ def _option(field: dataclasses.Field[Any], kind: Any) -> click.Option:
     return click.Option([flag], type=Checked(base, meta), nargs=nargs, multiple=multiple, **common)
 
 
-def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
-    """`config.build`, with a notice on the console for each old name."""
+def notice(text: str) -> None:
+    """Show a notice on the console, from rank 0."""
+    if distributed.rank() == 0:
+        click.echo(f"notice: {text}", err=True)
+
+
+def build(cls: type[T], values: Mapping[str, Any], where: str | Path) -> T:
+    """`config.build`, with a notice for each value that is given by its old name."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", FutureWarning)
         found = config.build(cls, values, where)
     for one in caught:
-        click.echo(f"notice: {one.message}", err=True)
+        notice(str(one.message))
     return found
 
 
@@ -132,11 +157,11 @@ def _read_resumed(cls: type, ctx: click.Context, param: click.Parameter, value: 
 
 
 def _add_defaults(cls: type, ctx: click.Context, path: Path, over: bool) -> None:
-    """Lay a file's options under the command line, over or under those laid before."""
+    """Make a file's options the defaults of the command line; over: in front of earlier files'."""
     from fgkd.config.args_file import load_yaml
 
     values = load_yaml(path)
-    checked = config.to_dict(build(cls, values, str(path)))
+    checked = config.to_dict(build(cls, values, path))
     own = ("output", "resume", "overwrite")
     values = {key: checked[key] for key in values if key not in own}
     before = dict(ctx.default_map or {})
@@ -150,21 +175,21 @@ def command(
     help: str,
     arguments: str = "",
 ) -> click.Command:
-    """A click command that passes a `cls` to `function`; every field is an option.
+    """A click command with an option for every field of `cls`, whose value it passes to `function`.
 
-    arguments: the name of positional arguments, passed as a list after it.
+    arguments: the name of positional arguments, which are passed as a list after it.
     """
     params: list[click.Parameter] = [
         _option(leaf.field, leaf.kind) for leaf in config.leaves(cls).values()
     ]
     for param in params:
-        # --resume reads OUTPUT/args.yaml; click takes what is given before what is left to default.
+        # --resume reads OUTPUT/args.yaml, so --output is parsed first.
         param.is_eager = param.name == "output"
         if param.name == "resume":
             param.callback = functools.partial(_read_resumed, cls)
     config_file = click.Option(
         ["-c", "--config"],
-        type=click.Path(exists=True, dir_okay=False),
+        type=ConfigFile(exists=True, dir_okay=False),
         is_eager=True,
         expose_value=False,
         callback=functools.partial(_read_config, cls),

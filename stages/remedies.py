@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import difflib
+import errno
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from fgkd import errors
+from fgkd import config, errors
 from fgkd.errors import quoted
+
+SHOWN = 8  # names of a registry that are listed
+CONFIGS = (
+    config.TrainTeacherConfig,
+    config.CacheLogitsConfig,
+    config.TrainStudentConfig,
+    config.EvaluateConfig,
+    config.InspectConfig,
+)
 
 
 def flag(option: str) -> str:
@@ -28,40 +41,78 @@ def explain(error: errors.FgkdError) -> str:
     return f"{error.message}\nTry: {found}" if found else error.message
 
 
+# Options
+
+
 def _option(error: errors.OptionError) -> str:
-    name = flag(error.option)
-    if error.suggestion is None:
-        return error.advice or f"leave {name} out"
-    given = error.suggestion
-    value = " ".join(map(str, given)) if isinstance(given, tuple | list) else str(given)
-    if isinstance(given, bool):
+    if error.path is not None:
+        return _line_of(error)
+    name, given = flag(error.option), error.suggestion
+    if given is None or (given is False and not _has_negation(error.option)):
+        use = f"leave {name} out"
+    elif isinstance(given, bool):
         use = name if given else f"--no-{name.removeprefix('--')}"
-    elif not name.startswith("--"):
-        use = value
+    elif isinstance(given, tuple | list):
+        use = " ".join([name, *map(quoted, given)])
+    elif name.startswith("--"):
+        use = f"{name} {quoted(given)}"
     else:
-        use = f"{name} {value if isinstance(given, tuple | list) else quoted(value)}"
-    return f"{use}{', or ' + error.advice if error.advice else ''}"
+        use = str(given)
+    return f"{use}, or {error.advice}" if error.advice else use
+
+
+def _line_of(error: errors.OptionError) -> str:
+    """Where a file of options gives one; names are written there with dashes or underscores."""
+    pattern = re.escape(error.option).replace("_", "[-_]")
+    return f"grep -nE {quoted(pattern)} {quoted(error.path)}   # correct this line, or delete it"
+
+
+def _has_negation(option: str) -> bool:
+    """Whether the flag of a boolean option has a --no- form in some command."""
+    fields = [leaf.field for cls in CONFIGS for leaf in config.leaves(cls).values()]
+    return any(f.default or not f.metadata["free"] for f in fields if f.name == option)
 
 
 def _unknown_name(error: errors.UnknownName) -> str:
-    if error.suggestion is not None or error.advice:
+    if error.path is not None or error.suggestion is not None or error.advice:
         return _option(error)
-    if error.known:
-        return f"one of {', '.join(map(str, error.known))}"
-    return "--help"
+    known = list(map(str, error.known))
+    close = difflib.get_close_matches(str(error.value), known, cutoff=0.5) or known[:SHOWN]
+    more = ", ..." if len(known) > SHOWN and len(close) == SHOWN else ""
+    return f"one of {', '.join(close)}{more}" if close else "--help"
 
 
 def _too_few_views(error: errors.TooFewViews) -> str:
-    return f"--views {error.there}, or add views: {_rewrite(error.cache)} --views {error.value}"
+    more = f"{_rewrite(error.cache)} --views {error.value}"
+    return f"--views {error.there}, or add views: {more}"
+
+
+# Files and folders
+
+
+def _nearest(path: object) -> Path:
+    """The innermost folder of a path that exists, itself included."""
+    place = Path(str(path))
+    return next((p for p in (place, *place.parents) if p.is_dir()), Path("."))
+
+
+def _look(path: object) -> str:
+    """A command that shows what is at a path, or, where nothing is, in the folder above."""
+    place = Path(str(path))
+    if place.is_dir() or not place.exists():
+        return f"ls -la {quoted(_nearest(place))}"
+    return f"ls -l {quoted(path)}"
+
+
+def _read(path: object) -> str:
+    """A command that shows how a file begins."""
+    return (
+        f"{_look(path)}; head -c 300 {quoted(path)}" if Path(str(path)).is_file() else _look(path)
+    )
 
 
 def _write(error: errors.WriteError) -> str:
-    import errno
-    import os
-    from pathlib import Path
-
-    path = Path(error.path)
-    folder = quoted(next(p for p in path.parents if os.path.isdir(p)))
+    folder = quoted(_nearest(Path(str(error.path)).parent))
     if error.errno in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST):
         return f"ls -la {folder}   # move away what is in the way, then run again"
     return f"df -h {folder}; ls -ld {folder}   # free space or permissions, then run again"
@@ -69,34 +120,8 @@ def _write(error: errors.WriteError) -> str:
 
 def _output_exists(error: errors.OutputExists) -> str:
     resume = "--resume to continue it, " if error.resumable else ""
-    return f"{resume}--overwrite to rename it to {error.renamed}, or another output"
-
-
-def _dataset(error: errors.DatasetError) -> str:
-    import os
-
-    path = quoted(error.path)
-    if error.line is not None:
-        return f"sed -n {error.line}p {path}"
-    if error.pattern:
-        where = f"{path}/*.txt" if os.path.isdir(error.path) else path
-        return f"grep -n {quoted(error.pattern)} {where}"
-    return f"ls {path}" if os.path.isdir(error.path) else f"head -c 300 {path}"
-
-
-def _mismatch(error: errors.DataMismatch) -> str:
-    path = quoted(error.path) if error.path is not None else ""
-    return {
-        "data": "point --data at the images the cache was made of",
-        "classes": "give --data as the model was trained on it, in the same order",
-        "teacher": "give the teachers the cache was made with, in the same order",
-        "cache": "give another --output, or --overwrite to rename the old cache",
-        "image_store": f"rm -r {path}   # the next command writes it again",
-    }[error.subject]
-
-
-def _run_mismatch(error: errors.RunMismatch) -> str:
-    return f"fgkd {error.stage} --resume --output {quoted(error.path)}   # takes its own options"
+    renamed = f"--overwrite to rename it to {error.renamed}, or " if error.renamed else ""
+    return f"{resume}{renamed}another output"
 
 
 def _wrong_kind(error: errors.WrongKind) -> str:
@@ -107,19 +132,88 @@ def _wrong_kind(error: errors.WrongKind) -> str:
     return f"fgkd inspect CACHE   # or, of this run: fgkd evaluate {quoted(error.path)}"
 
 
-def _rewrite(cache: Any) -> str:
+# Data
+
+
+def _dataset(error: errors.DatasetError) -> str:
+    place, path = Path(str(error.path)), quoted(error.path)
+    if error.line is not None:
+        return f"sed -n {error.line}p {path}"
+    if error.pattern:
+        where = f"{path}/*.txt" if place.is_dir() else path
+        return f"grep -n {quoted(error.pattern)} {where}"
+    return f"head -c 300 {path}" if place.is_file() else f"ls {quoted(_nearest(place))}"
+
+
+def _mismatch(error: errors.DataMismatch) -> str:
+    store = "" if error.path is None else f"rm -r {quoted(error.path)}"
+    remedies = {
+        "data": "point --data at the images the cache was made of",
+        "classes": "give --data as the model was trained on it, in the same order",
+        "teacher": "give the teachers the cache was made with, in the same order",
+        "cache": "give another --output, or --overwrite to rename the old cache",
+        "image_store": store and f"{store}   # the next command writes it again",
+    }
+    return remedies.get(error.subject) or f"give the {error.subject} it was made with"
+
+
+def _run_mismatch(error: errors.RunMismatch) -> str:
+    return f"fgkd {error.stage} --resume --output {quoted(error.path)}   # takes its own options"
+
+
+# Caches
+
+
+def _is_url(cache: object) -> bool:
+    return "://" in str(cache)
+
+
+def _rewrite(cache: object) -> str:
+    """The command that continues, grows or repairs a cache; of a URL's, where it was written."""
+    if _is_url(cache):
+        return "where it was written: fgkd cache-logits -c CACHE/args.yaml --output CACHE"
     folder = quoted(cache)
+    if not (Path(str(cache)) / "args.yaml").is_file():
+        return f"fgkd cache-logits --teacher TEACHER --output {folder}"
     return f"fgkd cache-logits -c {folder}/args.yaml --output {folder}"
 
 
 def _shard(error: errors.DamagedShard) -> str:
-    if "://" in str(error.cache):
+    if _is_url(error.cache):
         return "upload the shard again; `fgkd inspect CACHE --verify` checks the original"
     return f"rm -f {quoted(error.path)} && {_rewrite(error.cache)}   # rewrites it alone"
 
 
-def _package(error: errors.MissingPackage) -> str:
-    return f"pip install {error.install}"
+def _download(error: errors.DownloadError) -> str:
+    if error.url.startswith(("http://", "https://")):
+        return f"curl -I {quoted(error.url)}"
+    return "check the address, the network and the credentials, then run again"
+
+
+def _damaged(error: errors.DamagedCache) -> str:
+    return f"restore {quoted(error.path)}, or write the cache again (cache-logits --overwrite)"
+
+
+def _unstorable(error: errors.UnstorableLogits) -> str:
+    if error.encoding:
+        return f"--encoding {error.encoding}"
+    return "fgkd evaluate TEACHER --split val   # does the teacher itself work?"
+
+
+# Models and training
+
+
+def _weights(error: errors.WeightsError) -> str:
+    return f"{_look(error.path)}   # or give --model and --model-kwargs of the model that wrote it"
+
+
+def _checkpoint(error: errors.CheckpointError) -> str:
+    look = "" if error.path is None else f"{_look(error.path)}   # take another copy, or "
+    return f"{look}--overwrite to start over"
+
+
+def _device(error: errors.DeviceError) -> str:
+    return "--device cpu" if error.device == "cuda" else "--device auto"
 
 
 REMEDIES: dict[type, Callable[[Any], str]] = {
@@ -129,49 +223,39 @@ REMEDIES: dict[type, Callable[[Any], str]] = {
         "--cache DIR, or --distillation none --data NAME:PATH for the baseline"
     ),
     errors.TooFewViews: _too_few_views,
-    errors.MissingPackage: _package,
-    errors.MissingFile: lambda e: f"ls {quoted(e.path.parent)}",
-    errors.UnreadableFile: lambda e: f"ls -l {quoted(e.path)}; head -c 300 {quoted(e.path)}",
-    errors.FileError: lambda e: f"ls -l {quoted(e.path)}",
+    errors.MissingPackage: lambda e: f"pip install {quoted(e.install)}",
+    errors.FileError: lambda e: _look(e.path),
+    errors.UnreadableFile: lambda e: _read(e.path),
     errors.WriteError: _write,
     errors.OutputExists: _output_exists,
+    errors.WrongKind: _wrong_kind,
     errors.DatasetError: _dataset,
     errors.UnreadableImage: lambda e: (
         f"file {quoted(e.path)}   # replace it, or --skip-bad-images to leave it out"
     ),
     errors.DataMismatch: _mismatch,
     errors.RunMismatch: _run_mismatch,
-    errors.WrongKind: _wrong_kind,
     errors.PixelMismatch: lambda e: (
         "install the versions of the cache's manifest.json, or write the cache again here"
     ),
+    errors.CacheError: lambda e: f"fgkd inspect {quoted(e.cache)} --verify",
     errors.IncompleteCache: lambda e: f"{_rewrite(e.cache)}   # continues",
-    errors.DamagedCache: lambda e: (
-        f"restore {quoted(e.path)}, or write the cache again (cache-logits --overwrite)"
-    ),
+    errors.DamagedCache: _damaged,
     errors.DamagedShard: _shard,
     errors.FormatVersionMismatch: lambda e: f"{_rewrite(e.cache)} --overwrite",
-    errors.DownloadError: lambda e: f"curl -I {quoted(e.url)}",
-    errors.UnstorableLogits: lambda e: (
-        f"--encoding {e.encoding}"
-        if e.encoding
-        else "fgkd evaluate TEACHER --split val   # does the teacher itself work?"
-    ),
-    errors.WeightsError: lambda e: (
-        f"ls -l {quoted(e.path)}; or give --model and --model-kwargs of the model that wrote it"
-    ),
+    errors.DownloadError: _download,
+    errors.UnstorableLogits: _unstorable,
+    errors.WeightsError: _weights,
     errors.HubError: lambda e: (
         "fetch model.safetensors where there is a network, then --initial-checkpoint FILE "
         "instead of --pretrained"
     ),
     errors.ModelError: lambda e: "another --model, or --model-kwargs K=V that this one takes",
-    errors.CheckpointError: lambda e: (
-        f"ls -l {quoted(e.path)}   # take another copy, or start over with --overwrite"
-    ),
+    errors.CheckpointError: _checkpoint,
     errors.NotFinite: lambda e: (
-        "start over with a lower --lr, with --clip-grad 1, or without --amp"
+        "--overwrite to start over with a lower --lr, with --clip-grad 1, or without --amp"
     ),
-    errors.DeviceError: lambda e: "--device auto" if e.device != "cuda" else "--device cpu",
+    errors.DeviceError: _device,
     errors.OutOfMemory: lambda e: (
         "--batch-size 16   # in training also --grad-accum-steps 2 (the same steps in parts) "
         "or --eval-batch-size 64"

@@ -22,15 +22,15 @@ def train_student(options: TrainStudentConfig) -> None:
 
 def check_options(options: TrainStudentConfig) -> None:
     """Refuse options on the command line that have no effect with the others."""
-    drop, targets = "leave it out", options.targets
+    targets = options.targets
     is_baseline = options.loss.distillation == "none"
     if is_baseline:
         of_loss = ["kd_loss", "temperature", "logit_standardization", "distill_loss_weight"]
-        console.refuse_typed(of_loss, "with --distillation none, which learns labels alone", drop)
+        console.refuse_typed(of_loss, "with --distillation none, which learns labels alone")
     if is_baseline or not targets.teacher:
-        console.refuse_typed(["dtype"], "without a live teacher to distil from", drop)
+        console.refuse_typed(["dtype"], "without a live teacher to distil from")
     if targets.order != "shard":
-        console.refuse_typed(["shard_buffer"], "without --order shard", f"{drop}, or --order shard")
+        console.refuse_typed(["shard_buffer"], "without --order shard", "--order shard")
     is_planned = options.run.dry_run and options.data.data  # before the cache is written
     if targets.cache and not is_planned:
-        console.refuse_typed(["shard_size"], "with --cache, which has blocks of its own", drop)
+        console.refuse_typed(["shard_size"], "with --cache, which has blocks of its own")

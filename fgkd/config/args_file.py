@@ -1,4 +1,4 @@
-"""args.yaml: the options of a run or cache, as YAML that the commands read back."""
+"""YAML files of options: args.yaml of a run or cache, and recipes."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ import yaml
 
 from fgkd import files
 from fgkd.config import schema
-from fgkd.errors import UnreadableFile
+from fgkd.errors import MissingFile, UnreadableFile
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
     """Option names and plain values of a YAML file; dashes in names become underscores.
 
-    Raises: UnreadableFile when it is missing, no YAML, or no mapping.
+    Raises: MissingFile; UnreadableFile when it is no YAML, or no mapping.
     """
     try:
         value = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise MissingFile(f"no file {path}", path=path) from None
     except OSError as error:
         reason = error.strerror or str(error)
         raise UnreadableFile(f"cannot read {path}: {reason}", path=path, reason=reason) from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fgkd.config.schema import Flat, option
+from fgkd.config.schema import option
 from fgkd.config.specs import (
     DATA_HELP,
     DEVICE_HELP,
@@ -26,7 +26,7 @@ from fgkd.config.specs import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainTeacherConfig(Flat):
+class TrainTeacherConfig:
     """Options of `train-teacher`."""
 
     data: DataSpec = DataSpec()
@@ -38,7 +38,7 @@ class TrainTeacherConfig(Flat):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainStudentConfig(Flat):
+class TrainStudentConfig:
     """Options of `train-student`."""
 
     targets: TargetSpec = TargetSpec()
@@ -51,7 +51,7 @@ class TrainStudentConfig(Flat):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CacheLogitsConfig(Flat):
+class CacheLogitsConfig:
     """Options of `cache-logits`."""
 
     teacher: TeacherSpec = TeacherSpec()

@@ -1,8 +1,8 @@
 """Declaring, checking, loading and comparing options.
 
-Options are fields of small frozen dataclasses (`specs`). A command's config is composed of several;
-on disk, on the command line and as keyword arguments its options are flat, each by its own name.
-Importing this module is cheap: `--help` must not wait for numpy or torch.
+Options are fields of small frozen dataclasses (`specs`). A command's config is composed of several.
+On disk, on the command line and as keyword arguments its options are flat, each by its own name.
+Importing this module is cheap, so that the commands' help need not wait for numpy or torch.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import typing
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 from fgkd.errors import Difference, OptionError, UnknownName, near
@@ -66,7 +67,10 @@ def check(value: Any, meta: typing.Mapping[str, Any]) -> str | None:
 
 @dataclass(frozen=True)
 class Leaf:
-    """One option of a config: the spec that holds it ("" if the config itself does), its field."""
+    """One option of a config.
+
+    spec: name of the part that holds it; "" if the config itself does. kind: its type.
+    """
 
     spec: str
     field: dataclasses.Field[Any]
@@ -78,7 +82,7 @@ class Leaf:
 
 
 def leaves(cls: type) -> dict[str, Leaf]:
-    """Option name -> where it is, in declaration order."""
+    """Every option of a config or spec, by its flat name, in declaration order."""
     kinds, found = typing.get_type_hints(cls), {}
     for one in dataclasses.fields(cls):
         kind = kinds[one.name]
@@ -120,33 +124,48 @@ def convert(value: Any, kind: Any) -> Any:
     return value
 
 
-def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+def build(cls: type[T], values: Mapping[str, Any], where: str | Path) -> T:
     """A config from flat plain values; the rest keeps its defaults.
 
-    Raises: UnknownName or OptionError naming `where`, the option and its value.
+    where: what gives the values, for messages: a file, or a name like "train_student()".
+    Raises: UnknownName or OptionError with the option, its value and, of a file, its path.
     """
-    known, clean = leaves(cls), dict[str, dict[str, Any]]()
+    known, fields = leaves(cls), dict[str, dict[str, Any]]()
     for name, value in values.items():
         if name not in known:
-            what = f"unknown option {name!r} in {where}{near(name, list(known))}"
-            raise UnknownName(what, option=name, value=value, known=list(known))
-        leaf = known[name]
-        if isinstance(value, str) and value in leaf.field.metadata["renamed"]:
-            new = leaf.field.metadata["renamed"][value]
-            what = f"{name}: {value!r} is now called {new!r}; the old name will go"
-            warnings.warn(what, FutureWarning, stacklevel=2)
-            value = new
-        try:
-            converted = convert(value, leaf.kind)
-            problem = check(converted, leaf.field.metadata)
-        except ValueError as error:
-            problem = str(error)
-        if problem:
-            raise OptionError(f"{where}: {name}: {problem}", option=name, value=value)
-        clean.setdefault(leaf.spec, {})[name] = converted
+            raise _unknown(name, value, list(known), where)
+        fields.setdefault(known[name].spec, {})[name] = _checked(known[name], value, where)
     kinds = typing.get_type_hints(cls)
-    own = clean.pop("", {})
-    return cls(**own, **{spec: kinds[spec](**fields) for spec, fields in clean.items()})
+    own = fields.pop("", {})
+    return cls(**own, **{spec: kinds[spec](**found) for spec, found in fields.items()})
+
+
+def _unknown(name: str, value: Any, known: list[str], where: str | Path) -> UnknownName:
+    message = f"unknown option {name!r} in {where}{near(name, known)}"
+    path = where if isinstance(where, Path) else None
+    return UnknownName(message, option=name, value=value, known=known, path=path)
+
+
+def _checked(leaf: Leaf, value: Any, where: str | Path) -> Any:
+    """A value by its present name, converted and in range."""
+    name, meta = leaf.field.name, leaf.field.metadata
+    if isinstance(value, str) and value in meta["renamed"]:
+        value = _renamed(name, value, meta["renamed"][value])
+    try:
+        converted = convert(value, leaf.kind)
+        problem = check(converted, meta)
+    except ValueError as error:
+        problem = str(error)
+    if problem:
+        path = where if isinstance(where, Path) else None
+        raise OptionError(f"{where}: {name}: {problem}", option=name, value=value, path=path)
+    return converted
+
+
+def _renamed(name: str, old: str, new: str) -> str:
+    message = f"{name}: {old!r} is now called {new!r}; the old name will be removed"
+    warnings.warn(message, FutureWarning, stacklevel=5)  # where `build` was called
+    return new
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -156,7 +175,10 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def replaced(config: T, **changes: Any) -> T:
-    """A copy of a config with some options, by their flat names, changed."""
+    """A copy of a config with some options changed, given by their flat names.
+
+    Raises: as `build`.
+    """
     return build(type(config), to_dict(config) | changes, "replaced()")
 
 
@@ -167,15 +189,3 @@ def diff(old: Any, new: Any) -> list[Difference]:
         for name, leaf in leaves(type(old)).items()
         if not leaf.field.metadata["free"] and leaf.of(old) != leaf.of(new)
     ]
-
-
-class Flat:
-    """Transitional: flat access to the options of a composed config."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        leaf = leaves(type(self)).get(name)
-        if leaf is None:
-            raise AttributeError(name)
-        return leaf.of(self)

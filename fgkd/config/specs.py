@@ -1,9 +1,9 @@
-"""The options, in small frozen dataclasses: one for each part of the system that is configured.
+"""All options: a small frozen dataclass for each part of the system.
 
-Each field is declared once, with its default, range and help; command line, YAML files and the
-keyword arguments of `fgkd.train_student` and its like derive from it. `None` means that the value
-is decided from context, as the help says. "free" options may change when a run is resumed, because
-they change no result.
+Each field is declared once, with its default, range and help. The command line, YAML files and the
+keyword arguments of `fgkd.train_student` and similar functions derive from it. A default of `None`
+means that the value is decided from context, as the help says. "free" options may change when a
+run is resumed, because they change no result.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TTA_NAMES = ("none", "flip", "five-crop", "ten-crop")
 EXPORT_NAMES = ("onnx", "torchscript", "pt2")
 
 DEVICE_HELP = "auto, cpu, cuda or cuda:N; auto takes CUDA if present."
-WORKERS_HELP = "Data loading processes; 0 loads in the main process."
+WORKERS_HELP = "Worker processes that load images; 0: the main process loads them."
 DATA_HELP = "NAME:PATH where the images are now. Default: where they were."
 
 
@@ -47,12 +47,11 @@ class DataSpec:
     )
     image_store_side: int | None = option(
         None,
-        "Crop views from images resized so that the shorter side is at most N px. Default: "
-        "full-size images.",
+        "Crop views from images resized to a shorter side of at most N px. Default: full size.",
         low=8,
     )
     image_store: str | None = option(
-        None, "Folder in which the resized images are kept decoded (written once).", free=True
+        None, "Folder that keeps the resized images decoded; it is written once.", free=True
     )
     skip_bad_images: bool = option(
         False, "Leave out unreadable images, and list them in the output folder.", free=True
@@ -134,11 +133,11 @@ class ModelSpec:
     head_init_scale: float = option(1.0, "Factor on the new head's initial weights.", above=0.0)
     grad_checkpointing: bool = option(
         False,
-        "Recompute activations in the backward pass: same results, less memory, a third slower.",
+        "Recompute activations in the backward pass: less memory, a third slower, same results.",
         free=True,
     )
     freeze: bool = option(
-        False, "Train only the heads; the backbone keeps its weights and norm statistics."
+        False, "Train only the heads; the backbone's weights and statistics stay as they are."
     )
 
 
@@ -210,7 +209,7 @@ class LossSpec:
     )
     kd_loss: str = option(
         "kl",
-        "Distillation loss. dist also compares rows: those of a micro-batch, over all ranks.",
+        "Distillation loss. dist also compares the images of a micro-batch, over all ranks.",
         choices=LOSS_NAMES,
     )
     temperature: float = option(1.0, "Softmax temperature of the distillation loss.", above=0.0)
@@ -262,12 +261,12 @@ class RunSpec:
     channels_last: bool = option(True, "Channels-last memory format.", free=True)
     compile: bool = option(
         False,
-        "torch.compile the model: faster after some minutes; needs a C++ compiler.",
+        "torch.compile the model: faster after a few minutes; needs a C++ compiler.",
         free=True,
     )
     deterministic: bool = option(
         True,
-        "On a GPU use deterministic kernels, so that a resumed run ends as an unbroken one.",
+        "Use deterministic GPU kernels, so that a resumed run equals an uninterrupted one.",
         free=True,
     )
     eval_batch_size: int = option(256, "Images per evaluation step.", low=1, free=True)

@@ -92,9 +92,8 @@ class _Opener:
     def _planned(self, folder: str) -> TargetSource:
         """For an estimate before the cache is written: the data it will be of."""
         if not self.data.data:
-            message = f"no cache at {folder}"
-            advice = "give the data as well, to plan before the cache is written"
-            raise MissingOption(message, option="data", suggestion="NAME:PATH", advice=advice)
+            message = f"no cache at {folder}, and no data to make an estimate from"
+            raise MissingOption(message, option="data", suggestion="NAME:PATH")
         text = f"cache {folder}, which is not there yet"
         return self._from_data(self.data.data, self.data.val_fraction, None, text)
 
@@ -102,8 +101,9 @@ class _Opener:
         given = recipes.given_options(self.view)
         if given:
             message = f"the cache fixes the views; {given[0]} cannot change them"
-            advice = f"leave {given[0]} out, or write another cache with it"
-            raise OptionError(message, option=given[0], advice=advice)
+            value = getattr(self.view, given[0])
+            advice = "write another cache with it"
+            raise OptionError(message, option=given[0], value=value, advice=advice)
         if is_url(folder) and self.targets.order != "shard":
             message = f"cache {folder} is a URL, which is read shard by shard"
             raise OptionError(message, option="order", value="sample", suggestion="shard")

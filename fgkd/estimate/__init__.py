@@ -1,1 +1,1 @@
-"""Estimates of memory, FLOPs, time and disk before work begins (--dry-run)."""
+"""Estimates of memory, FLOPs, time and disk before work begins."""

@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -53,8 +54,8 @@ class State:
             "best": self.best,
         }
 
-    def restore(self, saved: dict[str, Any]) -> None:
-        """Continue from a checkpoint. Raises: CheckpointError when it is of another model."""
+    def restore(self, saved: dict[str, Any], path: Path | None = None) -> None:
+        """Continue from a checkpoint, of this path. Raises: CheckpointError if of another model."""
         try:
             self.model.load_state_dict(saved["model"])
             optim.restore(self.optimizer, saved["optimizer"])
@@ -65,7 +66,7 @@ class State:
         except (KeyError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             message = f"the checkpoint is not of this run: {reason}"
-            raise CheckpointError(message, path="checkpoints/last.pt", reason=reason) from None
+            raise CheckpointError(message, path=path, reason=reason) from None
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import dataclasses
 import io
 import platform
 import subprocess
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -179,7 +180,10 @@ class RunFolder:
             reason = f"it lacks {', '.join(lacking[:3])}"
             message = f"{args} was cut short, or is of another version: {reason}"
             raise UnreadableFile(message, path=args, reason=reason)
-        changed = config.diff(config.build(type(options), held, str(args)), options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # the run may use old names
+            begun_with = config.build(type(options), held, args)
+        changed = config.diff(begun_with, options)
         changed += comparison.differences(begun.inputs(), facts.inputs())
         if changed:
             lines = "\n  ".join(map(str, changed))

@@ -114,7 +114,7 @@ def train(
     """
     schedule = loader.schedule
     if resume:
-        state.restore(checkpoint.load(run.last))
+        state.restore(checkpoint.load(run.last), run.last)
         run.cut_back(state.step)
         run.log(f"resumed at step {state.step} of {schedule.total_steps}")
     tracker = TensorBoard(run.path, spec.tensorboard, state.step)
