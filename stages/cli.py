@@ -51,9 +51,9 @@ CACHE = """Cache a teacher's logits of augmented views.
 \b
   fgkd cache-logits --teacher runs/teacher --views 30 --output runs/cache
 
-A cache holds the logits for every view of every training image. Data,
-classes, image size, normalisation and view recipe are the teacher's own. After a crash or a signal
-the same command continues; with more --views it adds the missing ones.
+A cache holds the logits of every view of every training image. Data, classes, image size,
+normalisation and view recipe are the teacher's own. After a crash or a signal the same command
+continues; with more --views it adds the missing ones.
 
 Next: fgkd train-student --cache runs/cache --model NAME --output runs/student
 """

@@ -106,9 +106,8 @@ def _look(path: object) -> str:
 
 def _read(path: object) -> str:
     """A command that shows how a file begins."""
-    return (
-        f"{_look(path)}; head -c 300 {quoted(path)}" if Path(str(path)).is_file() else _look(path)
-    )
+    begins = f"; head -c 300 {quoted(path)}" if Path(str(path)).is_file() else ""
+    return f"{_look(path)}{begins}"
 
 
 def _write(error: errors.WriteError) -> str:

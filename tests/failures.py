@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 from collections.abc import Callable
@@ -11,7 +12,29 @@ from unittest import mock
 import pytest
 from run_miniatures import fgkd
 
-Fails = Callable[..., str]
+from fgkd.errors import FgkdError
+from stages import remedies
+
+
+class Failure(str):
+    """What a failed command wrote to stderr, with the error that it explains."""
+
+    error: FgkdError
+
+    @property
+    def remedy(self) -> str:
+        """The text after `Try: `, on one line."""
+        found = self.partition("\nTry: ")[2].removesuffix("\n")
+        assert "\n" not in found, self
+        return found
+
+    @property
+    def remedy_argv(self) -> list[str]:
+        """The words of the remedy, without its comment."""
+        return shlex.split(self.remedy, comments=True)
+
+
+Fails = Callable[..., Failure]
 
 
 def exit_code(*args: object) -> int:
@@ -26,17 +49,19 @@ def exit_code(*args: object) -> int:
 
 
 def make_fails(capsys: pytest.CaptureFixture[str]) -> Fails:
-    """A function that runs a command which must explain its failure, and gives what it said."""
+    """A function that runs a command which must explain its failure, and returns the message."""
 
-    def fails(*args: object) -> str:
+    def fails(*args: object) -> Failure:
         capsys.readouterr()
-        code = exit_code(*args)
-        err = capsys.readouterr().err
+        with mock.patch.object(remedies, "explain", wraps=remedies.explain) as explain:
+            code = exit_code(*args)
+        err = Failure(capsys.readouterr().err)
         assert code == 1, err
         assert err.startswith("error: "), err
         assert err.count("\nTry: ") == 1, err
         assert err.partition("\nTry: ")[2].strip(), err
         assert "Traceback" not in err
+        (err.error,) = explain.call_args.args
         return err
 
     return fails

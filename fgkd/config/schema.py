@@ -164,7 +164,7 @@ def _checked(leaf: Leaf, value: Any, where: str | Path) -> Any:
 
 def _renamed(name: str, old: str, new: str) -> str:
     message = f"{name}: {old!r} is now called {new!r}; the old name will be removed"
-    warnings.warn(message, FutureWarning, stacklevel=5)  # where `build` was called
+    warnings.warn(message, FutureWarning, stacklevel=4)  # where `build` was called
     return new
 
 

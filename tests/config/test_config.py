@@ -1,4 +1,4 @@
-"""One declaration an option: its choices, range and help; strict loading; round trips."""
+"""Options: declared once, checked, loaded strictly, flat on disk and composed in code."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import math
 import types
 import typing
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,20 @@ from fgkd.cache.writer import BACKENDS
 from fgkd.config import args_file, specs
 from fgkd.config.schema import Leaf
 from fgkd.data import DATASETS
-from fgkd.errors import FgkdError
+from fgkd.errors import (
+    Difference,
+    FgkdError,
+    MissingFile,
+    OptionError,
+    UnknownName,
+    UnreadableFile,
+)
 from fgkd.models import export
 from fgkd.training import optim, schedules
 from fgkd.views import recipes, rendering
 
-CONFIGS = (
-    config.TrainTeacherConfig,
-    config.CacheLogitsConfig,
-    config.TrainStudentConfig,
-    config.EvaluateConfig,
-)
+COMPOSED = (config.TrainTeacherConfig, config.CacheLogitsConfig, config.TrainStudentConfig)
+CONFIGS = (*COMPOSED, config.EvaluateConfig, config.InspectConfig)
 FIELDS = {
     f"{c.__name__}.{name}": (c, leaf) for c in CONFIGS for name, leaf in config.leaves(c).items()
 }
@@ -37,6 +41,9 @@ def choices(cls: type, name: str) -> tuple[str, ...]:
     """The choices that an option declares."""
     found: tuple[str, ...] = FIELDS[f"{cls.__name__}.{name}"][1].field.metadata["choices"]
     return found
+
+
+# ---- declarations --------------------------------------------------------------------------
 
 
 def test_choices_are_the_registries() -> None:
@@ -61,8 +68,8 @@ def test_every_view_option_is_a_field_of_the_recipe() -> None:
     assert names <= {f.name for f in dataclasses.fields(recipes.ViewRecipe)}
 
 
-def test_a_view_option_in_range_is_taken_or_refused_by_the_recipe_with_a_word() -> None:
-    """The two sets of ranges may differ, but only the recipe's own error may come of it."""
+def test_the_recipe_accepts_or_refuses_view_options_at_the_ends_of_their_range() -> None:
+    """The ranges of options and recipe may differ, but then the recipe names the field."""
     for field in dataclasses.fields(config.ViewSpec):
         meta, kind = field.metadata, config.leaves(config.ViewSpec)[field.name].kind
         is_pair = "tuple" in str(kind)
@@ -71,38 +78,30 @@ def test_a_view_option_in_range_is_taken_or_refused_by_the_recipe_with_a_word() 
                 continue
             number = int(value) if "int" in str(kind) else float(value)
             given = config.ViewSpec(**{field.name: (number, number) if is_pair else number})
-            taken, said = None, ""
+            accepted, message = None, ""
             try:
-                taken = recipes.resolve(given, None, chiral=False)
+                accepted = recipes.resolve(given, None, chiral=False)
             except FgkdError as error:
-                said = error.message
-            if taken is None:
-                assert f"the view recipe's {field.name} is " in said
+                message = error.message
+            if accepted is None:
+                assert field.name in message
             else:
-                assert getattr(taken, field.name) == getattr(given, field.name)
+                assert getattr(accepted, field.name) == getattr(given, field.name)
 
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_every_option_has_help_that_reads_well(name: str) -> None:
-    text = FIELDS[name][1].field.metadata["help"]
+    cls, leaf = FIELDS[name]
+    text = leaf.field.metadata["help"]
     assert text.endswith(".")
     assert "  " not in text
     assert 8 <= len(text) <= 125
-    assert text[0].isupper() or text.split()[0].strip(",:") in (
-        *choices(*_of(name)),
-        "auto",
-        "timm",
-        "torch.compile",
-    )
+    first = text.split()[0].strip(",:")
+    names = (*choices(cls, leaf.field.name), "auto", "timm", "torch.compile")
+    assert text[0].isupper() or first in names
 
 
-def _of(name: str) -> tuple[type, str]:
-    cls, leaf = FIELDS[name]
-    return cls, leaf.field.name
-
-
-def test_one_name_is_one_option_wherever_it_appears() -> None:
-    """A name has one range and one set of choices in every command."""
+def test_an_option_has_the_same_range_and_choices_in_every_command() -> None:
     seen: dict[str, Any] = {}
     for _, leaf in FIELDS.values():
         field = leaf.field
@@ -110,10 +109,59 @@ def test_one_name_is_one_option_wherever_it_appears() -> None:
         assert seen.setdefault(field.name, same) == same, field.name
 
 
+@pytest.mark.parametrize("cls", COMPOSED)
+def test_each_option_is_in_exactly_one_spec(cls: type) -> None:
+    kinds = typing.get_type_hints(cls)
+    parts = {one.name: kinds[one.name] for one in dataclasses.fields(cls)}
+    declared = [f.name for kind in parts.values() for f in dataclasses.fields(kind)]
+    assert len(declared) == len(set(declared))
+    found = config.leaves(cls)
+    assert list(found) == declared
+    for name, leaf in found.items():
+        assert name in {f.name for f in dataclasses.fields(parts[leaf.spec])}
+
+
+def test_two_specs_with_the_same_option_are_refused() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Twice:
+        first: config.TaskLossSpec = config.TaskLossSpec()
+        second: config.TaskLossSpec = config.TaskLossSpec()
+
+    with pytest.raises(AssertionError, match="smoothing is in two specs"):
+        config.leaves(Twice)
+
+
+def test_a_config_has_no_flat_attributes() -> None:
+    """`config.epochs` would hide which part of the system an option belongs to."""
+    options = config.TrainTeacherConfig()
+    for name, leaf in config.leaves(config.TrainTeacherConfig).items():
+        if name not in {one.name for one in dataclasses.fields(options)}:
+            assert not hasattr(options, name)
+        assert leaf.of(options) == leaf.field.default
+
+
+# ---- flat and composed ---------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("cls", CONFIGS)
 def test_defaults_are_in_range_and_of_their_type(cls: type) -> None:
     plain = config.to_dict(cls())
     assert config.build(cls, plain, "here") == cls()
+
+
+@pytest.mark.parametrize("cls", CONFIGS)
+def test_flat_values_reach_their_spec_and_come_back(cls: type) -> None:
+    """Every option at another value than its default."""
+    values = {name: _other(leaf) for name, leaf in config.leaves(cls).items()}
+    options = config.build(cls, values, "here")
+    flat = config.to_dict(options)
+    assert list(flat) == list(config.leaves(cls))
+    for name, leaf in config.leaves(cls).items():
+        part = getattr(options, leaf.spec) if leaf.spec else options
+        held = getattr(part, name)
+        assert held == values[name]
+        assert flat[name] == (list(held) if isinstance(held, tuple) else held)
+    assert config.build(cls, flat, "here") == options
 
 
 @pytest.mark.parametrize("cls", CONFIGS)
@@ -131,6 +179,7 @@ def test_args_yaml_round_trip(cls: type, tmp_path: Path) -> None:
 
 
 def _other(leaf: Leaf) -> Any:
+    """A value in range that is not the default."""
     field, kind, meta = leaf.field, leaf.kind, leaf.field.metadata
     if isinstance(kind, types.UnionType):
         kind = typing.get_args(kind)[0]
@@ -146,6 +195,25 @@ def _other(leaf: Leaf) -> Any:
         return int(field.default or meta["low"] or 0) + 3
     low = meta["low"] if meta["low"] is not None else meta["above"]
     return (low or 0.0) + 3e-05
+
+
+def test_replaced_changes_options_by_their_flat_names() -> None:
+    old = config.TrainStudentConfig(run=config.RunSpec(output="a"))
+    new = config.replaced(old, epochs=5, cache="runs/cache", crop_scale=[0.5, 1])
+    assert (new.optim.epochs, new.targets.cache) == (5, "runs/cache")
+    assert new.view.crop_scale == (0.5, 1.0)
+    unchanged = config.to_dict(old) | {"epochs": 5, "cache": "runs/cache", "crop_scale": [0.5, 1.0]}
+    assert config.to_dict(new) == unchanged
+    assert old.optim.epochs == 30
+    with pytest.raises(UnknownName) as unknown:
+        config.replaced(old, epoch=5)
+    assert unknown.value.option == "epoch"
+    with pytest.raises(OptionError) as wrong:
+        config.replaced(old, epochs=0)
+    assert (wrong.value.option, wrong.value.value) == ("epochs", 0)
+
+
+# ---- wrong values --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -164,9 +232,10 @@ def _other(leaf: Leaf) -> Any:
         ("amp", "yes please", "'yes please' is not true or false"),
         ("amp", 1, "1 is not true or false"),
         ("model", 7, "7 is not text"),
-        ("data", "icons", "'icons' is not a list"),
+        ("data", {"icons": 1}, "{'icons': 1} is not a list"),
         ("data", [1], "1 is not text"),
         ("crop_scale", 0.5, "0.5 is not a list"),
+        ("crop_scale", "0.5", "'0.5' is not a list"),
         ("crop_scale", [0.5], "[0.5] has 1 values, not 2"),
         ("crop_scale", [0.5, 1.5], "1.5 is above 1"),
         ("crop_scale", [0.5, math.inf], "inf is not a finite number"),
@@ -174,11 +243,16 @@ def _other(leaf: Leaf) -> Any:
         ("hflip", {"p": 1}, "{'p': 1} is not a number"),
     ],
 )
-def test_wrong_values_are_refused_by_name(key: str, value: Any, expected: str) -> None:
-    with pytest.raises(FgkdError) as caught:
-        config.build(config.TrainTeacherConfig, {key: value}, "recipe.yaml")
-    assert caught.value.message == f"recipe.yaml: {key}: {expected}"
-    assert caught.value.hint
+@pytest.mark.parametrize("where", [Path("recipe.yaml"), "train_teacher()"])
+def test_a_wrong_value_is_refused_with_its_option(
+    key: str, value: Any, expected: str, where: str | Path
+) -> None:
+    with pytest.raises(OptionError) as caught:
+        config.build(config.TrainTeacherConfig, {key: value}, where)
+    error = caught.value
+    assert error.message == f"{where}: {key}: {expected}"
+    assert (error.option, error.value) == (key, value)
+    assert error.path == (where if isinstance(where, Path) else None)
 
 
 def test_values_are_converted_where_nothing_is_lost() -> None:
@@ -187,19 +261,95 @@ def test_values_are_converted_where_nothing_is_lost() -> None:
         {"lr": "1e-3", "weight_decay": 1, "crop_scale": [0.5, 1], "data": ["icons"]},
         "here",
     )
-    assert built.lr == 1e-3
-    assert isinstance(built.weight_decay, float)
-    assert built.crop_scale == (0.5, 1.0)
-    assert built.data == ("icons",)
+    assert built.optim.lr == 1e-3
+    assert isinstance(built.optim.weight_decay, float)
+    assert built.view.crop_scale == (0.5, 1.0)
+    assert built.data.data == ("icons",)
 
 
-def test_unknown_keys_are_refused_with_the_nearest() -> None:
-    with pytest.raises(FgkdError, match=r"unknown option 'epoch' in x\.yaml; did you mean epochs"):
-        config.build(config.TrainTeacherConfig, {"epoch": 3}, "x.yaml")
+@pytest.mark.parametrize("name", ["data", "model_kwargs"])
+def test_a_single_text_is_a_list_of_one(name: str) -> None:
+    """`train_teacher(data="icons")` need not write a list."""
+    built = config.build(config.TrainTeacherConfig, {name: "icons"}, "here")
+    assert config.to_dict(built)[name] == ["icons"]
 
 
-def test_diff_names_what_changes_numbers() -> None:
-    old = config.TrainTeacherConfig(lr=0.1, workers=2, output="a")
-    new = config.TrainTeacherConfig(lr=0.2, workers=8, output="b", resume=True)
-    assert list(map(str, config.diff(old, new))) == ["lr: 0.1 -> 0.2"]
+@pytest.mark.parametrize("where", [Path("x.yaml"), "train_teacher()"])
+def test_an_unknown_option_is_refused_with_near_names(where: str | Path) -> None:
+    with pytest.raises(UnknownName) as caught:
+        config.build(config.TrainTeacherConfig, {"epoch": 3}, where)
+    error = caught.value
+    assert (error.option, error.value) == ("epoch", 3)
+    assert error.path == (where if isinstance(where, Path) else None)
+    assert list(error.known) == list(config.leaves(config.TrainTeacherConfig))
+    assert str(where) in error.message
+    assert "did you mean epochs" in error.message
+
+
+@pytest.mark.parametrize("cls", CONFIGS)
+def test_parts_of_a_config_are_not_options(cls: type) -> None:
+    for part in {leaf.spec for leaf in config.leaves(cls).values()} - {*config.leaves(cls), ""}:
+        with pytest.raises(UnknownName):
+            config.build(cls, {part: {}}, "here")
+
+
+# ---- old names -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cls", COMPOSED)
+def test_the_old_name_of_a_value_is_accepted_with_a_warning(cls: type) -> None:
+    with pytest.warns(FutureWarning, match="aug_recipe: 'seed' is now called 'randaug'") as caught:
+        built = config.build(cls, {"aug_recipe": "seed"}, "here")
+    assert len(caught) == 1
+    assert caught[0].filename == __file__  # at the call, not inside fgkd
+    assert config.to_dict(built)["aug_recipe"] == "randaug"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert config.build(cls, {"aug_recipe": "randaug"}, "here") == built
+        assert config.replaced(built, seed=1)
+
+
+def test_old_names_are_no_names_of_today() -> None:
+    for _, leaf in FIELDS.values():
+        for old, new in leaf.field.metadata["renamed"].items():
+            assert old not in leaf.field.metadata["choices"]
+            assert new in leaf.field.metadata["choices"]
+
+
+# ---- differences and files -----------------------------------------------------------------
+
+
+def test_diff_lists_the_options_that_change_results() -> None:
+    def teacher(**values: Any) -> config.TrainTeacherConfig:
+        return config.build(config.TrainTeacherConfig, values, "here")
+
+    old = teacher(lr=0.1, workers=2, output="a")
+    new = teacher(lr=0.2, workers=8, output="b", resume=True)
+    assert config.diff(old, new) == [Difference("lr", 0.1, 0.2)]
     assert config.diff(old, old) == []
+
+
+@pytest.mark.parametrize("content", [b"- lr\n", b"lr: [1\n", b"\xff\xfe\x00", b"text"])
+def test_a_file_that_is_no_mapping_is_unreadable(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UnreadableFile) as caught:
+        args_file.load_yaml(path)
+    assert caught.value.path == path
+    assert str(path) in caught.value.message
+
+
+def test_a_file_that_is_absent_or_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(MissingFile) as missing:
+        args_file.load_yaml(tmp_path / "no.yaml")
+    assert missing.value.path == tmp_path / "no.yaml"
+    with pytest.raises(UnreadableFile) as folder:
+        args_file.load_yaml(tmp_path)
+    assert folder.value.path == tmp_path
+
+
+def test_names_in_a_file_may_have_dashes_and_an_empty_file_is_empty(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("batch-size: 16\n")
+    (tmp_path / "b.yaml").write_text("# nothing\n")
+    assert args_file.load_yaml(tmp_path / "a.yaml") == {"batch_size": 16}
+    assert args_file.load_yaml(tmp_path / "b.yaml") == {}
