@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fgkd import config, errors
+from fgkd.config.schema import Leaf
 from fgkd.errors import quoted
 
 SHOWN = 8  # names of a registry that are listed
@@ -47,18 +48,30 @@ def explain(error: errors.FgkdError) -> str:
 def _option(error: errors.OptionError) -> str:
     if error.path is not None:
         return _line_of(error)
-    name, given = flag(error.option), error.suggestion
-    if given is None or (given is False and not _has_negation(error.option)):
-        use = f"leave {name} out"
-    elif isinstance(given, bool):
-        use = name if given else f"--no-{name.removeprefix('--')}"
-    elif isinstance(given, tuple | list):
-        use = " ".join([name, *map(quoted, given)])
-    elif name.startswith("--"):
-        use = f"{name} {quoted(given)}"
-    else:
-        use = str(given)
+    use = _use(error.option, error.suggestion)
     return f"{use}, or {error.advice}" if error.advice else use
+
+
+def _use(option: str, value: Any) -> str:
+    """How an option gets a value on the command line."""
+    name, leaf = flag(option), _leaf(option)
+    if value is None or (value is False and not _has_negation(option)):
+        return f"leave {name} out"
+    if isinstance(value, bool):
+        return name if value else f"--no-{name.removeprefix('--')}"
+    if isinstance(value, tuple | list):
+        if leaf and leaf.kind == tuple[float, ...]:
+            return f"{name} {','.join(map(str, value))}"
+        if leaf and leaf.kind == tuple[str, ...]:
+            return " ".join(f"{name} {quoted(one)}" for one in value)
+        return " ".join([name, *map(quoted, value)])
+    return f"{name} {quoted(value)}" if name.startswith("--") else str(value)
+
+
+def _leaf(option: str) -> Leaf | None:
+    """The declaration of an option; it is the same in every command that has it."""
+    found = (config.leaves(cls).get(option) for cls in CONFIGS)
+    return next((leaf for leaf in found if leaf), None)
 
 
 def _line_of(error: errors.OptionError) -> str:
