@@ -1,8 +1,7 @@
-"""The command line: quick help, usage errors, and which of several sources an option is from."""
+"""The command line: quick help, usage errors, and where the value of an option comes from."""
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import resource
 import subprocess
@@ -11,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from failures import exit_code, make_fails
 
 from fgkd import config
+from fgkd.config import args_file
+from fgkd.errors import OptionError, UnknownName, UnreadableFile
 from stages import cli
 
 COMMANDS = ("train-teacher", "cache-logits", "train-student", "evaluate", "inspect")
@@ -28,18 +30,14 @@ CONFIGS = {
 
 def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of a command."""
-    code = 0
-    try:
-        cli.main(list(argv))
-    except SystemExit as stop:
-        code = int(stop.code or 0)
+    code = exit_code(*argv)
     out, err = capsys.readouterr()
     return code, out, err
 
 
 @pytest.fixture
 def received(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What a stage would be called with; no stage runs."""
+    """The configs that commands are called with; no command does its work."""
     calls: list[Any] = []
     for name, command in cli.fgkd.commands.items():
         function = name.replace("-", "_")
@@ -51,7 +49,7 @@ def received(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 @pytest.mark.parametrize("argv", [[], *([name] for name in COMMANDS)])
-def test_help_imports_nothing_heavy_and_answers_at_once(argv: list[str]) -> None:
+def test_help_imports_nothing_heavy_and_is_quick(argv: list[str]) -> None:
     code = (
         "import sys\nfrom stages.cli import main\ntry: main(sys.argv[1:])\n"
         f"finally: print([m for m in {HEAVY} if m in sys.modules], file=sys.stderr)"
@@ -62,7 +60,7 @@ def test_help_imports_nothing_heavy_and_answers_at_once(argv: list[str]) -> None
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert (done.returncode, done.stderr) == (0, "[]\n")
-    # Its own seconds, so that a busy machine does not decide.
+    # CPU seconds, which do not depend on what else the machine does.
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.3
 
 
@@ -85,7 +83,7 @@ def test_help_of_all_shows_the_commands_in_order(capsys: pytest.CaptureFixture[s
     lines = [line.split()[1] for line in out.splitlines() if line.startswith("    fgkd ")]
     listed = [line.split()[0] for line in out.partition("Commands:\n")[2].splitlines()]
     assert (code, listed) == (0, list(COMMANDS))
-    assert lines == list(COMMANDS[:-1])  # the way from data to a table; a cache may be inspected
+    assert lines == list(COMMANDS[:-1])  # from data to a table of results; inspect is optional
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -154,60 +152,144 @@ def test_command_line_over_file_over_default(tmp_path: Path, received: list[Any]
     argv = ["train-teacher", "--epochs", "9", "-c", str(tmp_path / "a.yaml"), "--output", "o"]
     cli.fgkd.main([*argv, "--no-model-ema"], standalone_mode=False)
     (options,) = received
-    assert (options.epochs, options.lr, options.batch_size) == (9, 1e-3, 16)
-    assert (options.data, options.crop_scale) == (("icons",), (0.5, 1.0))
-    assert (options.model_ema, options.channels_last) == (False, False)
-    assert (options.output, options.smoothing) == ("o", 0.1)
+    optim, run = options.optim, options.run
+    assert (optim.epochs, optim.lr, optim.batch_size) == (9, 1e-3, 16)
+    assert (options.data.data, options.view.crop_scale) == (("icons",), (0.5, 1.0))
+    assert (optim.model_ema, run.channels_last) == (False, False)
+    assert (run.output, options.loss.smoothing) == ("o", 0.1)
 
 
 @pytest.mark.parametrize("swapped", [False, True])
 def test_resume_takes_the_runs_own_options(
     tmp_path: Path, received: list[Any], swapped: bool
 ) -> None:
-    """Under the command line and under a -c file, whichever order they are given in."""
-    own = config.TrainTeacherConfig(epochs=3, lr=0.5, model="m", output="old", hflip=0.25)
-    (tmp_path / "args.yaml").write_text(_yaml(own))
+    """The command line and a -c file override them, in whichever order they are given."""
+    own = teacher(epochs=3, lr=0.5, model="m", output="old", hflip=0.25)
+    args_file.save_args(tmp_path / "args.yaml", own)
     (tmp_path / "c.yaml").write_text("lr: 0.25\n")
     parts = ["--output", str(tmp_path)], ["-c", str(tmp_path / "c.yaml")], ["--resume"]
     flat = [word for part in (reversed(parts) if swapped else parts) for word in part]
     cli.fgkd.main(["train-teacher", *flat, "--model", "n"], standalone_mode=False)
-    expected = dataclasses.replace(own, lr=0.25, model="n", output=str(tmp_path), resume=True)
+    expected = config.replaced(own, lr=0.25, model="n", output=str(tmp_path), resume=True)
     assert received == [expected]
 
 
 def test_without_resume_the_folder_is_not_read(tmp_path: Path, received: list[Any]) -> None:
     (tmp_path / "args.yaml").write_text("epochs: 3\n")
     cli.fgkd.main(["train-teacher", "--output", str(tmp_path)], standalone_mode=False)
-    assert received[0].epochs == 30
+    assert received[0].optim.epochs == 30
 
 
-def _yaml(options: Any) -> str:
-    import yaml
-
-    return yaml.safe_dump(config.to_dict(options))
+def teacher(**values: Any) -> config.TrainTeacherConfig:
+    """The config of a train-teacher command."""
+    return config.build(config.TrainTeacherConfig, values, "the test")
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "kind", "facts"),
     [
-        ("epoch: 3\n", "unknown option 'epoch' in {path}; did you mean epochs"),
-        ("epochs: ten\n", "{path}: epochs: 'ten' is not an integer"),
-        ("lr: [1]\n", "{path}: lr: [1] is not a number"),
-        ("- lr\n", "{path} holds a list, not `option: value` lines"),
-        ("lr: [1\n", "{path} is not YAML"),
-        ("a: !!python/object/apply:os.system ['touch pwned']\n", "{path} is not YAML"),
+        ("epoch: 3\n", UnknownName, {"option": "epoch", "value": 3}),
+        ("epochs: ten\n", OptionError, {"option": "epochs", "value": "ten"}),
+        ("batch-size: 0\n", OptionError, {"option": "batch_size", "value": 0}),
+        ("lr: [1]\n", OptionError, {"option": "lr", "value": [1]}),
+        ("- lr\n", UnreadableFile, {}),
+        ("lr: [1\n", UnreadableFile, {}),
+        ("a: !!python/object/apply:os.system ['touch pwned']\n", UnreadableFile, {}),
     ],
 )
-def test_bad_option_files(
-    text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_an_option_file_that_is_wrong(
+    text: str,
+    kind: type,
+    facts: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    path = tmp_path / "c.yaml"
+    """The error names the file, and the remedy shows the line."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "my c.yaml"
     path.write_text(text)
-    code, _, err = run(capsys, "train-teacher", "-c", str(path))
-    assert code == 1
-    assert err.startswith("error: " + said.format(path=path))
-    assert "\nTry: " in err
-    assert not Path("pwned").exists()
+    failure = make_fails(capsys)("train-teacher", "-c", path)
+    assert type(failure.error) is kind
+    assert failure.error.path == path
+    assert {name: getattr(failure.error, name) for name in facts} == facts
+    assert str(path) in failure
+    assert str(path) in failure.remedy_argv
+    shown = subprocess.run(["bash", "-c", failure.remedy], capture_output=True, text=True)
+    assert shown.returncode == 0
+    assert text.strip() in shown.stdout
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]  # and no `pwned`
+
+
+# ---- old names -----------------------------------------------------------------------------
+
+SEED = "notice: aug_recipe: 'seed' is now called 'randaug'; the old name will be removed\n"
+
+
+@pytest.mark.parametrize("source", ["command line", "file", "resume"])
+@pytest.mark.parametrize("command", ["train-teacher", "cache-logits", "train-student"])
+def test_an_old_value_is_taken_with_one_notice(
+    command: str,
+    source: str,
+    tmp_path: Path,
+    received: list[Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    args = {
+        "command line": ["--aug-recipe", "seed"],
+        "file": ["-c", str(tmp_path / "args.yaml")],
+        "resume": ["--output", str(tmp_path), "--resume"],
+    }[source]
+    if source == "resume" and command == "cache-logits":
+        args = ["-c", str(tmp_path / "args.yaml"), "--output", str(tmp_path)]  # how it continues
+    (tmp_path / "args.yaml").write_text("aug_recipe: seed\nworkers: 0\n")
+    code, out, err = run(capsys, command, *args)
+    assert (code, out, err) == (0, "", SEED)
+    assert received[0].view.aug_recipe == "randaug"
+    assert (tmp_path / "args.yaml").read_text() == "aug_recipe: seed\nworkers: 0\n"
+
+
+def test_a_notice_comes_from_rank_0_alone(
+    received: list[Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert run(capsys, "train-teacher", "--aug-recipe", "seed") == (0, "", "")
+    assert received[0].view.aug_recipe == "randaug"
+
+
+def test_help_shows_present_names_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run(capsys, "train-teacher", "--help")
+    assert "[none|light|randaug]" in out
+    code, _, err = run(capsys, "train-teacher", "--aug-recipe", "sed")
+    assert code == 2
+    assert "'none', 'light', 'randaug'" in err
+
+
+@pytest.mark.parametrize("ending", ["yaml", "yml"])
+def test_a_recipe_is_found_by_its_old_name(
+    ending: str, tmp_path: Path, received: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`-c X-control.yaml` takes X-baseline.yaml, with a notice, where the former does not exist."""
+    old, new = tmp_path / f"icons-control.{ending}", tmp_path / f"icons-baseline.{ending}"
+    new.write_text("epochs: 7\n")
+    code, out, err = run(capsys, "train-student", "-c", str(old))
+    assert (code, out) == (0, "")
+    assert err == f"notice: {old} is now called {new}; the old name will be removed\n"
+    assert received[-1].optim.epochs == 7
+    old.write_text("epochs: 8\n")
+    assert run(capsys, "train-student", "-c", str(old)) == (0, "", "")
+    assert received[-1].optim.epochs == 8
+
+
+@pytest.mark.parametrize("name", ["a-control.yaml", "control/a.yaml", "a-control.txt"])
+def test_a_file_that_exists_under_neither_name(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "baseline").mkdir()
+    (tmp_path / "baseline" / "a.yaml").touch()
+    code, out, err = run(capsys, "train-student", "-c", str(tmp_path / name))
+    assert (code, out) == (2, "")
+    assert f"'{tmp_path / name}' does not exist" in err
 
 
 def test_python_m_stages_is_fgkd() -> None:
