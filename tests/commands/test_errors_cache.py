@@ -1,4 +1,4 @@
-"""A cache is used for what it was made of, whole, or not at all."""
+"""A cache is used only with the data and options it was made of, and only if undamaged."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from failures import Fails, copy_data, exit_code, first_image, make_fails
 from run_miniatures import STUDENT, fgkd, tree
 
 from fgkd import files
+from fgkd.errors import DataMismatch, Difference, OptionError, TooFewViews
 
 FAST = ("--epochs", 1, "--batch-size", 32, "--workers", 0)
 
 
 @pytest.fixture
 def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
-    """Run a command that must fail; what it said."""
+    """Run a command that must fail."""
     return make_fails(capsys)
 
 
@@ -35,7 +36,7 @@ def data(tiny_data: Path, tmp_path: Path) -> Path:
 
 
 def student(cache: Path, *more: object) -> tuple[object, ...]:
-    """A quick train-student, beside the cache."""
+    """A train-student command that takes a second; its run is written next to the cache."""
     return (
         *("train-student", "--cache", cache, *STUDENT, "--img-size", 32),
         *("--output", cache.parent / "student", *FAST, *more),
@@ -43,24 +44,30 @@ def student(cache: Path, *more: object) -> tuple[object, ...]:
 
 
 def test_other_data(fails: Fails, tiny_cache: Path, data: Path, tmp_path: Path) -> None:
-    """Another class list, a missing image, another size: each named, old -> new, before a step."""
+    """Other classes, a missing image, another file size: refused before a step, old -> new."""
     cache = tmp_path / "cache"
     shutil.copytree(tiny_cache, cache)
     command = student(cache, "--data", f"folder:{data}")
     victim = sorted((data / "train").iterdir())[1]
     for split in ("train", "val", "test"):
         (data / split / victim.name).rename(data / split / "renamed")
-    said = fails(*command)
-    assert f"cache {cache} is of other data" in said
-    assert f"dataset.classes[1]: {victim.name} -> " in said
+    failure = fails(*command)
+    assert isinstance(failure.error, DataMismatch)
+    assert failure.error.subject == "data"
+    assert str(cache) in failure
+    assert (failure.error.field, failure.error.old) == ("dataset.classes[1]", victim.name)
+    assert "--data" in failure.remedy
     for split in ("train", "val", "test"):
         (data / split / "renamed").rename(data / split / victim.name)
 
     image = first_image(data)
     image.rename(tmp_path / "away.png")
-    said = fails(*command)
-    assert "train.keys: 97 entries -> 96, from [" in said
-    assert image.relative_to(data).as_posix() in said
+    failure = fails(*command)
+    assert isinstance(failure.error, DataMismatch)
+    assert failure.error.field == "train.keys"
+    assert "97" in str(failure.error.old)
+    assert "96" in str(failure.error.new)
+    assert image.relative_to(data).as_posix() in failure
     shutil.copy(tmp_path / "away.png", image)
     image.write_bytes(image.read_bytes() + b"\0")
     assert f"train size of {image.relative_to(data).as_posix()}: " in fails(*command)
@@ -80,9 +87,11 @@ def test_an_image_replaced_by_one_of_its_length(
     key, length = old.relative_to(data).as_posix(), old.stat().st_size
     old.write_bytes(new.read_bytes().ljust(length, b"\0"))
     command = student(cache, "--data", f"folder:{data}", "--workers", workers, *extra)
-    said = fails(*command)
-    assert f"the cache is of other data: content of {key}: " in said
-    assert "point --data at the images" in said
+    failure = fails(*command)
+    assert f"content of {key}: " in failure
+    assert "--data" in failure.remedy
+    assert "--skip-bad-images" not in failure  # it is no unreadable image
+    assert not (cache.parent / "student" / "metrics.jsonl").exists()
 
 
 def test_an_image_lost_after_the_start(
@@ -108,21 +117,21 @@ def cut(path: Path, at: float) -> None:
 
 @pytest.mark.parametrize("damage", [flip, cut])
 @pytest.mark.parametrize("at", [0.0, 0.5, 0.999])
-def test_a_damaged_shard_is_never_consumed_and_the_hint_repairs_it(
+def test_a_damaged_shard_is_never_used_and_the_remedy_repairs_it(
     fails: Fails, cache: Path, tiny_cache: Path, damage: object, at: float
 ) -> None:
     shard = sorted((cache / "shards").iterdir())[2]
     damage(shard, at)  # type: ignore[operator]
-    said = fails(*student(cache))
-    assert f"shard {shard} is damaged: " in said
+    failure = fails(*student(cache))
+    assert f"shard {shard} is damaged: " in failure
     assert not (cache.parent / "student" / "metrics.jsonl").exists()
     if at == 0.5:
-        remove, again = said.partition("Try: ")[2].partition("#")[0].split("&&")
+        remove, again = failure.remedy.partition("#")[0].split("&&")
         assert shlex.split(remove) == ["rm", "-f", str(shard)]
         shard.unlink()
         before = {path: path.stat().st_mtime_ns for path in (cache / "shards").iterdir()}
         fgkd(*shlex.split(again)[1:])
-        for path, time_ns in before.items():  # alone
+        for path, time_ns in before.items():  # nothing else is written
             assert path.stat().st_mtime_ns == time_ns
         now, then = tree(cache), tree(tiny_cache)
         for name in now:
@@ -162,43 +171,82 @@ def test_a_damaged_or_missing_manifest(fails: Fails, cache: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "option", "value", "remedy"),
     [
-        (("--hflip", 0.1), "--cache fixes the views; --hflip cannot change them"),
-        (("--aug-recipe", "light"), "--cache fixes the views; --aug-recipe cannot"),
-        (("--crop-scale", 0.1, 1), "--cache fixes the views; --crop-scale cannot"),
-        (("--views", 3), "has 2"),
-        (("--view-seed", 5), "was made with 0"),
-        (("--val-fraction", 0.2), "--val-fraction 0.2: cache"),
+        (("--hflip", 0.1), "hflip", 0.1, "leave --hflip out, or write another cache"),
+        (("--aug-recipe", "light"), "aug_recipe", "light", "leave --aug-recipe out, or "),
+        (("--crop-scale", 0.1, 1), "crop_scale", (0.1, 1.0), "leave --crop-scale out, or "),
+        (("--view-seed", 5), "view_seed", 5, "leave --view-seed out"),
+        (("--val-fraction", 0.2), "val_fraction", 0.2, "leave --val-fraction out"),
+        (("--image-store-side", 24), "image_store_side", 24, "leave --image-store-side out"),
+        (("--image-store", "x"), "image_store", "x", "leave --image-store out"),
+        (("--teacher", "t"), "teacher", ("t",), "leave --teacher out"),
     ],
 )
 def test_options_that_a_cache_decides(
-    args: tuple[object, ...], said: str, fails: Fails, tiny_cache: Path, tmp_path: Path
+    args: tuple[object, ...],
+    option: str,
+    value: object,
+    remedy: str,
+    fails: Fails,
+    tiny_cache: Path,
+    tmp_path: Path,
 ) -> None:
     command = ("train-student", "--cache", tiny_cache, *STUDENT, "--output", tmp_path / "out")
-    assert said in fails(*command, *FAST, *args)
+    failure = fails(*command, *FAST, *args)
+    assert isinstance(failure.error, OptionError)
+    assert (failure.error.option, failure.error.value) == (option, value)
+    assert failure.remedy.startswith(remedy)
     assert not (tmp_path / "out").exists()
 
 
+def test_more_views_than_a_cache_has(fails: Fails, cache: Path) -> None:
+    """Both remedies work: fewer views, or adding some to the cache."""
+    failure = fails(*student(cache, "--views", 3))
+    assert isinstance(failure.error, TooFewViews)
+    assert (failure.error.cache, failure.error.there, failure.error.value) == (str(cache), 2, 3)
+    assert not (cache.parent / "student").exists()
+    fewer, more = failure.remedy.split(", or add views: ")
+    assert exit_code(*student(cache), *shlex.split(fewer), "--output", cache.parent / "two") == 0
+    assert exit_code(*shlex.split(more)[1:]) == 0
+    assert exit_code(*student(cache, "--views", 3)) == 0
+
+
+def test_an_incomplete_cache_is_continued_by_the_remedy(
+    fails: Fails, cache: Path, tiny_cache: Path
+) -> None:
+    (cache / "manifest.json").unlink()
+    failure = fails(*student(cache))
+    assert f"cache {cache} is incomplete" in failure
+    assert exit_code(*failure.remedy_argv[1:]) == 0
+    now, then = tree(cache), tree(tiny_cache)
+    assert {n: now[n] for n in now if n.startswith("shards/") or n == "manifest.json"} == {
+        n: then[n] for n in then if n.startswith("shards/") or n == "manifest.json"
+    }
+
+
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "field", "old", "new"),
     [
-        (("--seed", 1), "views.seed: 0 -> 1"),
-        (("--encoding", "dense"), "encoding.name: dense32 -> dense"),
-        (("--shard-size", 30), "shard_size: 20 -> 30"),
-        (("--hflip", 0.25), "views.recipe.hflip: 0.5 -> 0.25"),
-        (("--dtype", "float32"), "dtype: float64 -> float32"),
-        (("--img-size", 40), "views.img_size: 32 -> 40"),
+        (("--seed", 1), "views.seed", 0, 1),
+        (("--encoding", "dense"), "encoding.name", "dense32", "dense"),
+        (("--shard-size", 30), "shard_size", 20, 30),
+        (("--hflip", 0.25), "views.recipe.hflip", 0.5, 0.25),
+        (("--dtype", "float32"), "dtype", "float64", "float32"),
+        (("--img-size", 40), "views.img_size", 32, 40),
     ],
 )
-def test_another_identity_is_refused_and_overwrite_moves_it_aside(
-    args: tuple[object, ...], said: str, fails: Fails, cache: Path
+def test_another_identity_is_refused_and_overwrite_renames_the_old_cache(
+    args: tuple[object, ...], field: str, old: object, new: object, fails: Fails, cache: Path
 ) -> None:
     before = tree(cache)
     command = ("cache-logits", "-c", cache / "args.yaml", "--output", cache, *args)
-    refused = fails(*command)
-    assert said in refused
-    assert "--overwrite" in refused
+    failure = fails(*command)
+    assert isinstance(failure.error, DataMismatch)
+    assert failure.error.subject == "cache"
+    assert Difference(field, old, new) in failure.error.differences
+    assert f"{field}: {old} -> {new}" in failure
+    assert "--overwrite" in failure.remedy
     assert tree(cache) == before
     if args[0] == "--seed":
         fgkd(*command, "--overwrite", "--views", 1)
@@ -227,7 +275,7 @@ def test_a_cache_is_not_written_over_other_files(
 def test_capture_stops_at_an_unreadable_image_or_leaves_it_out(
     fails: Fails, cache: Path, data: Path, tmp_path: Path
 ) -> None:
-    """It has no target then, and no student learns it."""
+    """An image that is left out has no target, and no student is trained on it."""
     bad = first_image(data)
     bad.write_bytes(b"not an image")
     out = tmp_path / "other"
