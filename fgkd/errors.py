@@ -57,6 +57,14 @@ class MissingOption(OptionError):
 
 
 @dataclass(eq=False, kw_only=True)
+class UnstoredTemperature(OptionError):
+    """A topk cache has no tail for a temperature. stored: the temperatures that it has."""
+
+    stored: Sequence[float]
+    option: str = "temperature"
+
+
+@dataclass(eq=False, kw_only=True)
 class UnusedOption(OptionError):
     """An option was given that would have no effect. reason: because of what."""
 
@@ -254,6 +262,11 @@ class UnstorableLogits(FgkdError):
     """
 
     encoding: str = ""
+
+
+@dataclass(eq=False, kw_only=True)
+class DamagedTargets(FgkdError):
+    """Stored targets cannot be decoded."""
 
 
 # Models and training

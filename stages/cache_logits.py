@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from fgkd import comparison, config, distributed, files, models
-from fgkd.cache import encodings, manifest
-from fgkd.cache.manifest import ShardJob
+from fgkd.cache import encodings, manifest, samples_file
+from fgkd.cache.identity import DatasetIdentity, Identity, TeacherIdentity, ViewIdentity
+from fgkd.cache.samples import SampleTable, SampleTables, describe
+from fgkd.cache.shards import ShardJob
 from fgkd.cache.writer import Writer
 from fgkd.config import CacheLogitsConfig, args_file
 from fgkd.data import Dataset, open_dataset, with_boxes
@@ -19,8 +21,6 @@ from fgkd.views.rendering import KeyedView
 
 from . import assembly, planner, session
 from .capture import Capture, Teachers, read_image
-
-EMPTY: dict[str, list[Any]] = {"keys": [], "labels": [], "domains": [], "sizes": [], "hashes": []}
 
 
 def cache_logits(options: CacheLogitsConfig) -> None:
@@ -65,15 +65,14 @@ def cache_logits(options: CacheLogitsConfig) -> None:
         )
     distributed.barrier()
     session.echo(f"hashing the images of {session.describe_data(dataset)}")
-    identity = describe_identity(options, teachers, dataset, view, val_fraction)
+    tables = describe_samples(dataset)
+    identity = describe_identity(options, teachers, dataset, view, val_fraction, tables)
     name = journal_name(options)
-    writer = Writer(folder, identity, options.views, read_image(dataset), name)
+    writer = Writer(folder, identity, tables, options.views, read_image(dataset), name)
     jobs = own_jobs(writer, options)
-    images = assembly.open_images(
-        options, view.samples, view.short_side, identity["train"]["hashes"]
-    )
+    images = assembly.open_images(options, view.samples, view.short_side, tables["train"].hashes)
     if writer.is_complete() and not options.dry_run:
-        views = manifest.load(folder)["views"]
+        views = manifest.load(folder).views
         session.echo(f"cache {folder} is complete with {views} views; nothing to do")
         return
     for line in session.banner(
@@ -127,9 +126,9 @@ def close(writer: Writer, seconds: float) -> None:
         left = len(writer.jobs())
         session.echo(f"this part is done; {left} shards of other ranges are still to come")
         return
-    num_bytes = sum(row["bytes"] for row in done["shards"])
+    num_bytes = sum(row.num_bytes for row in done.shards)
     session.echo(
-        f"done: {len(done['shards'])} shards, {files.human_bytes(num_bytes)}, "
+        f"done: {len(done.shards)} shards, {files.human_bytes(num_bytes)}, "
         f"{files.human_time(seconds)}; the manifest is written, the cache is complete"
     )
     session.echo(f"next: fgkd train-student --cache {quoted(folder)} --model NAME --output RUN")
@@ -142,48 +141,51 @@ def describe_run(path: Path) -> dict[str, Any]:
     return run_folder.read(path)
 
 
+def describe_samples(dataset: Dataset) -> SampleTables:
+    """The tables of the train and val split; reads every image."""
+    tables = dict.fromkeys(("train", "val"), SampleTable.empty())
+    for split in {"train", "val"} & set(dataset.splits):
+        with session.counting(len(dataset.splits[split])) as progress:
+            tables[split] = describe(dataset.splits[split], progress)
+    return tables
+
+
 def describe_identity(
     options: CacheLogitsConfig,
     teachers: Teachers,
     dataset: Dataset,
     view: KeyedView,
     val_fraction: float,
-) -> dict[str, Any]:
+    tables: SampleTables,
+) -> Identity:
     """All that decides a cache's content but the number of views."""
     num_classes = len(dataset.classes)
-    columns = dict.fromkeys(("train", "val"), EMPTY)
-    for split in {"train", "val"} & set(dataset.splits):
-        with session.counting(len(dataset.splits[split])) as progress:
-            columns[split] = manifest.describe_samples(dataset.splits[split], progress)
-    return {
-        "format_version": manifest.FORMAT_VERSION,
-        "format": options.format,
-        "encoding": encodings.describe(
+    pairs = zip(teachers.models, teachers.paths, strict=True)
+    return Identity(
+        format=options.format,
+        encoding=encodings.describe(
             options.encoding, options.top_k, options.temperatures, num_classes
         ),
-        "shard_size": options.shard_size,
-        "dtype": options.dtype,
-        "teachers": [
-            describe_teacher(model, path)
-            for model, path in zip(teachers.models, teachers.paths, strict=True)
-        ],
-        "ensemble": options.ensemble if len(teachers.models) > 1 else None,
-        "views": view.describe(teachers.img_size),
-        "dataset": manifest.describe_dataset(dataset, val_fraction),
-        **columns,
-    }
+        shard_size=options.shard_size,
+        dtype=options.dtype,
+        teachers=tuple(describe_teacher(model, path) for model, path in pairs),
+        ensemble=options.ensemble if len(teachers.models) > 1 else None,
+        views=ViewIdentity.of(view, teachers.img_size),
+        dataset=DatasetIdentity.of(dataset, val_fraction),
+        samples_sha256=samples_file.fingerprint(tables),
+    )
 
 
-def describe_teacher(model: models.Classifier, path: Path) -> dict[str, Any]:
+def describe_teacher(model: models.Classifier, path: Path) -> TeacherIdentity:
     """One teacher's part of the identity."""
     config = model.config
-    return {
-        "architecture": config["architecture"],
-        "weights_sha256": files.sha256(session.model_folder(path) / "model.safetensors"),
-        "img_size": config["input_size"][-1],
-        "mean": list(config["mean"]),
-        "std": list(config["std"]),
-    }
+    return TeacherIdentity(
+        architecture=config["architecture"],
+        weights_sha256=files.sha256(session.model_folder(path) / "model.safetensors"),
+        img_size=config["input_size"][-1],
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+    )
 
 
 def check_classes(model: models.Classifier, dataset: Dataset, path: Path) -> None:
@@ -228,12 +230,12 @@ def journal_name(options: CacheLogitsConfig) -> str:
     return "-".join(["shards", *parts]) + ".jsonl"
 
 
-def describe_teachers(identity: dict[str, Any], teachers: Teachers) -> str:
+def describe_teachers(identity: Identity, teachers: Teachers) -> str:
     """Architectures and folders on one line."""
-    pairs = zip(identity["teachers"], teachers.paths, strict=True)
-    names = [f"{teacher['architecture']} of {path}" for teacher, path in pairs]
-    how = f", mean of {identity['ensemble']}" if identity["ensemble"] else ""
-    return f"{' and '.join(names)}{how}; {identity['dtype']}"
+    pairs = zip(identity.teachers, teachers.paths, strict=True)
+    names = [f"{teacher.architecture} of {path}" for teacher, path in pairs]
+    how = f", mean of {identity.ensemble}" if identity.ensemble else ""
+    return f"{' and '.join(names)}{how}; {identity.dtype}"
 
 
 def describe_plan(writer: Writer, jobs: list[ShardJob]) -> str:

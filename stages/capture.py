@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from fgkd import distributed, models
-from fgkd.cache.manifest import ShardJob
+from fgkd.cache.shards import ShardJob
 from fgkd.cache.writer import Captured, Writer
 from fgkd.config import CacheLogitsConfig
 from fgkd.data import Dataset
@@ -135,7 +135,7 @@ class Capture:
         renderer = ViewRenderer(
             self.view,
             self.teachers.sizes,
-            self.writer.identity["train"]["hashes"],
+            self.writer.samples["train"].hashes,
             self.options.skip_bad_images,
             self.images,
         )
@@ -189,7 +189,7 @@ class Capture:
         partners_BV = None if request.partners is None else request.partners[answer.at]
         mixing = (partners_BV, answer.lams_BV, answer.boxes_BV4)
         held.put(places[answer.at], request.views, logits_BVK, answer.digests_BV, *mixing)
-        held.bad |= {key for key, _ in answer.bad}
+        held.unreadable |= {key for key, _ in answer.bad}
         held.left -= len(request.rows) * len(request.views)
         if not held.left:
             self._open = None

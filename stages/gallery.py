@@ -58,7 +58,7 @@ def views_section(reader: Reader, samples: Samples, seed: int, thumbs: Thumbs) -
     draw = rng.stream("gallery", seed)
     rows = sample_rows(reader, samples, NUM_IMAGES, draw)
     views = np.sort(draw.permutation(reader.views)[:NUM_VIEWS]).tolist()
-    renderer, partner_of = view_fetcher(reader, samples, [reader.identity["views"]["img_size"]])
+    renderer, partner_of = view_fetcher(reader, samples, [reader.identity.views.img_size])
     found = [p for p in map(partner_of, views) if p is not None]
     mates = [readable(reader, samples, partner)[rows] for partner in found]
     partners = np.stack(mates, axis=1) if mates else None
@@ -102,7 +102,7 @@ def original(samples: Samples, row: int, reader: Reader, thumbs: Thumbs) -> Card
 def label_of(samples: Samples, row: int, reader: Reader) -> str:
     """The name of an image's class."""
     label = int(samples.labels[row])
-    return reader.identity["dataset"]["classes"][label] if label >= 0 else "none"
+    return reader.identity.dataset.classes[label] if label >= 0 else "none"
 
 
 def mixed(reader: Reader, samples: Samples, row: int, partner: int, lam: float) -> list[Line]:
@@ -116,7 +116,7 @@ def mixed(reader: Reader, samples: Samples, row: int, partner: int, lam: float) 
 
 def top_answers(reader: Reader, p_K: np.ndarray, labels: set[int]) -> list[Line]:
     """The classes of highest probability; of `topk`, those that are known for certain."""
-    classes, codec = reader.identity["dataset"]["classes"], reader.codec
+    classes, codec = reader.identity.dataset.classes, reader.codec
     most = min(TOP, codec.top_k if codec.name == "topk" else codec.num_classes)
     best = np.argsort(-p_K, kind="stable")[:most].tolist()
     return [Line("", classes[k], "right" if k in labels else "", float(p_K[k])) for k in best]

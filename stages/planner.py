@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from fgkd import files, models
-from fgkd.cache import encodings, manifest
-from fgkd.cache.manifest import Shard, ShardJob
-from fgkd.cache.writer import Writer
+from fgkd.cache import encodings
+from fgkd.cache.shards import Shard, ShardHeader, ShardJob
+from fgkd.cache.writer import Writer, stored_arrays
 from fgkd.config import CacheLogitsConfig
 from fgkd.config.specs import ENCODING_NAMES
 from fgkd.data import open_dataset
@@ -89,7 +89,7 @@ def time_publish(capture: Capture, job: ShardJob, logits_NK: np.ndarray) -> floa
     """Seconds to encode, sum up, write and hash a shard of such logits, in the temporary folder."""
     own, num_classes = capture.writer, logits_NK.shape[1]
     with tempfile.TemporaryDirectory(prefix="fgkd-plan-") as folder:
-        writer = Writer(Path(folder), own.identity, own.views, own.read)
+        writer = Writer(Path(folder), own.identity, own.samples, own.views, own.read)
         began = time.perf_counter()
         captured = writer.captured(job)
         for request, places in capture.requests(job):
@@ -130,44 +130,33 @@ def encoding_bytes(writer: Writer, options: CacheLogitsConfig, name: str) -> int
     From shards of zeros in the system's temporary folder; in memory HDF5 lays them out otherwise.
     """
     identity, block_rows = writer.identity, writer.block_rows
-    num_classes = len(identity["dataset"]["classes"])
+    num_classes = len(identity.dataset.classes)
     encoding = encodings.describe(name, options.top_k, options.temperatures, num_classes)
-    codec = encodings.Codec.of({**identity, "encoding": encoding})
+    codec = encodings.Codec.of(encoding, num_classes, identity.views.recipe.mixes)
     spans = [(job.block, job.stop - job.start) for job in writer.jobs()]
-    there = [row for row in writer.published() if row["block"] >= 0]
-    spans += [(row["block"], row["stop"] - row["start"]) for row in there]
+    there = [row for row in writer.published() if row.block >= 0]
+    spans += [(row.block, row.stop - row.start) for row in there]
     total = 0
     with tempfile.TemporaryDirectory(prefix="fgkd-plan-") as folder:
         blank = Path(folder) / "shard"
         for (length, views), count in Counter((len(block_rows[b]), v) for b, v in spans).items():
             rows = next(rows for rows in block_rows if len(rows) == length)
-            writer.backend.write(blank, _blank_shard(identity, codec, views, rows))
+            writer.backend.write(blank, _blank_shard(writer, codec, views, rows))
             total += count * blank.stat().st_size
     if writer.backend.HOLDS_IMAGES:
-        padded = -(-np.maximum(identity["train"]["sizes"], 0) // 512) * 512
+        padded = -(-np.maximum(writer.samples["train"].sizes, 0) // 512) * 512
         total += sum(int(padded[block_rows[block]].sum()) for block, _ in spans)
     return total
 
 
-def _blank_shard(
-    identity: dict[str, Any], codec: encodings.Codec, views: int, rows: np.ndarray
-) -> Shard:
-    shapes = {**codec.arrays(), "digests": ("uint64", ())}
-    if codec.num_labels == 2:
-        shapes |= {"partners": ("int64", ()), "lams": ("float32", ()), "boxes": ("int16", (4,))}
-    train = identity["train"]
+def _blank_shard(writer: Writer, codec: encodings.Codec, views: int, rows: np.ndarray) -> Shard:
+    shapes, train = stored_arrays(codec), writer.samples["train"]
     return Shard(
-        header={
-            "format_version": manifest.FORMAT_VERSION,
-            "identity_sha256": "0" * 64,
-            "block": 0,
-            "start": 0,
-            "stop": views,
-        },
-        keys=[train["keys"][i] for i in rows],
-        labels=np.array([train["labels"][i] for i in rows], np.int64),
+        header=ShardHeader("0" * 64, 0, 0, views),
+        keys=[train.keys[i] for i in rows],
+        labels=train.labels[rows],
         rows=rows,
-        classes=identity["dataset"]["classes"],
+        classes=writer.identity.dataset.classes,
         arrays={n: np.zeros((views, len(rows), *s), d) for n, (d, s) in shapes.items()},
         read=lambda i: b"",
     )
@@ -198,8 +187,8 @@ def dry_run(capture: Capture, jobs: list[ShardJob], started: float) -> None:
         "flops_per_view": flops,
     }
     planned = assembly.plan_images(capture.images, capture.view.samples, capture.view.short_side)
-    num_samples = len(identity["train"]["keys"])
-    _report(options, sizes, num_samples, identity["encoding"]["name"], figures, planned)
+    num_samples = len(capture.writer.samples["train"])
+    _report(options, sizes, num_samples, identity.encoding.name, figures, planned)
 
 
 def teacher_costs(capture: Capture, options: CacheLogitsConfig) -> tuple[int, float]:
@@ -219,14 +208,10 @@ def without_teacher(options: CacheLogitsConfig) -> None:
     dataset = open_dataset(session.absolute_specs(options.data.data), val_fraction)
     recipe = session.resolve_recipe(options, None, dataset.chiral)
     num_samples, num_classes = len(dataset.splits["train"]), len(dataset.classes)
-    identity = {
-        "dataset": {"classes": dataset.classes},
-        "views": {"recipe": recipe.to_dict()},
-    }
     sizes = {}
     for name in ENCODING_NAMES:
         encoding = encodings.describe(name, options.top_k, options.temperatures, num_classes)
-        codec = encodings.Codec.of({**identity, "encoding": encoding})
+        codec = encodings.Codec.of(encoding, num_classes, recipe.mixes)
         mixed = 8 + 4 + 4 * 2 if recipe.mixes else 0  # a partner, lambda and a box
         sizes[name] = num_samples * options.views * (codec.bytes_per_view() + mixed)
     session.echo(f"fgkd cache-logits\n  data     {session.describe_data(dataset)}\n")

@@ -51,6 +51,11 @@ def _unknown_name(error: errors.UnknownName) -> str:
     return "--help"
 
 
+def _temperature(error: errors.UnstoredTemperature) -> str:
+    grid = ",".join(f"{t:g}" for t in [*error.stored, error.value])
+    return f"--temperature {error.suggestion:g}, or write a cache with --temperatures {grid}"
+
+
 def _write(error: errors.WriteError) -> str:
     import errno
     import os
@@ -97,6 +102,12 @@ def _rewrite(cache: Any) -> str:
     return f"fgkd cache-logits -c {folder}/args.yaml --output {folder}"
 
 
+def _version(error: errors.FormatVersionMismatch) -> str:
+    if "://" in str(error.cache):
+        return "write the cache again with this version of fgkd, and upload it"
+    return f"{_rewrite(error.cache)} --overwrite   # writes a new one"
+
+
 def _shard(error: errors.DamagedShard) -> str:
     if "://" in str(error.cache):
         return "upload the shard again; `fgkd inspect CACHE --verify` checks the original"
@@ -109,6 +120,7 @@ def _package(error: errors.MissingPackage) -> str:
 
 REMEDIES: dict[type, Callable[[Any], str]] = {
     errors.OptionError: _option,
+    errors.UnstoredTemperature: _temperature,
     errors.UnknownName: _unknown_name,
     errors.MissingPackage: _package,
     errors.MissingFile: lambda e: f"ls {quoted(e.path.parent)}",
@@ -129,8 +141,9 @@ REMEDIES: dict[type, Callable[[Any], str]] = {
         f"restore {quoted(e.path)}, or write the cache again (cache-logits --overwrite)"
     ),
     errors.DamagedShard: _shard,
-    errors.FormatVersionMismatch: lambda e: f"{_rewrite(e.cache)} --overwrite",
+    errors.FormatVersionMismatch: _version,
     errors.DownloadError: lambda e: f"curl -I {quoted(e.url)}",
+    errors.DamagedTargets: lambda e: "fgkd inspect CACHE --verify   # which shards are damaged?",
     errors.UnstorableLogits: lambda e: (
         f"--encoding {e.encoding}"
         if e.encoding

@@ -274,7 +274,7 @@ def check_json(options: Any) -> None:
     """The `--json` of a stage that can be planned: for a plan alone, and writable."""
     if not options.dry_run:
         refuse_unused(options, ["json"], "without --dry-run", "leave it out, or add --dry-run")
-    files.claim_option(options.json, "--json")
+    files.claim_option(options.json, "json")
 
 
 def model_folder(run: str | Path) -> Path:

@@ -9,12 +9,10 @@ from typing import Any
 import torch
 
 from fgkd import comparison, files, losses, models
-from fgkd.cache import manifest
 from fgkd.cache.reader import Reader
 from fgkd.cache.remote import is_url, open_cache
 from fgkd.config import TrainStudentConfig, args_file
 from fgkd.data import Dataset, open_dataset, with_boxes
-from fgkd.data.image_store import shrunk_to
 from fgkd.errors import FgkdError, quoted
 from fgkd.evaluation import inference
 from fgkd.training import run_folder
@@ -91,7 +89,7 @@ def _from_cache(options: TrainStudentConfig, folder: str) -> Source:
         raise FgkdError(f"--cache {folder} is a URL, which is read shard by shard", "--order shard")
     reader = open_cache(folder)
     identity = reader.identity
-    val_fraction = identity["dataset"]["val_fraction"]
+    val_fraction = identity.dataset.val_fraction
     specs, dataset = _cached_data(options, reader)
     if (options.views or 1) > reader.views:
         raise FgkdError(
@@ -100,10 +98,9 @@ def _from_cache(options: TrainStudentConfig, folder: str) -> Source:
             f"--output {quoted(folder)}",
         )
     _refuse_losses(options, reader)
-    if options.view_seed not in (None, identity["views"]["seed"]):
+    if options.view_seed not in (None, identity.views.seed):
         raise FgkdError(
-            f"--view-seed {options.view_seed}: cache {folder} was made with "
-            f"{identity['views']['seed']}",
+            f"--view-seed {options.view_seed}: cache {folder} was made with {identity.views.seed}",
             "leave --view-seed out",
         )
     _refuse_images(options, reader)
@@ -111,17 +108,17 @@ def _from_cache(options: TrainStudentConfig, folder: str) -> Source:
         dataset=dataset,
         specs=specs,
         val_fraction=val_fraction,
-        recipe=recipes.ViewRecipe.from_dict(identity["views"]["recipe"]),
-        view_seed=identity["views"]["seed"],
+        recipe=identity.views.recipe,
+        view_seed=identity.views.seed,
         num_views=options.views or reader.views,
-        block_size=identity["shard_size"],
-        img_size=identity["views"]["img_size"],
-        short_side=shrunk_to(identity["views"]),
+        block_size=identity.shard_size,
+        img_size=identity.views.img_size,
+        short_side=identity.views.short_side,
         text=f"cache {folder}: {reader.codec.name} logits, {reader.views} views",
         parents={
             "cache": folder if is_url(folder) else str(Path(folder).resolve()),
-            "identity_sha256": reader.manifest["identity_sha256"],
-            "teachers": [t["weights_sha256"] for t in identity["teachers"]],
+            "identity_sha256": reader.manifest.identity_sha256,
+            "teachers": [t.weights_sha256 for t in identity.teachers],
         },
         cache=reader,
     )
@@ -133,19 +130,17 @@ def _cached_data(options: TrainStudentConfig, reader: Reader) -> tuple[list[str]
     if reader.holds_images and not options.data.data:
         args = folder / "args.yaml"
         dataset = reader.dataset()
-        reader.slim(dataset)
         return (args_file.load_yaml(args)["data"] if args.exists() else []), dataset
     if is_url(reader.name):
         session.require(options.data.data, "--data", "NAME:PATH   # the shards hold no images")
     specs = session.absolute_specs(
         options.data.data or args_file.load_yaml(folder / "args.yaml")["data"]
     )
-    val_fraction = identity["dataset"]["val_fraction"]
+    val_fraction = identity.dataset.val_fraction
     dataset = open_dataset(specs, val_fraction)
-    if identity["views"]["recipe"].get("bbox_crop"):
+    if identity.views.recipe.bbox_crop:
         dataset = with_boxes(dataset)
-    manifest.check_dataset(identity, dataset, str(folder))
-    reader.slim(dataset)
+    reader.check_dataset(dataset)
     return specs, dataset
 
 
@@ -166,7 +161,7 @@ def _refuse_losses(options: TrainStudentConfig, reader: Reader) -> None:
 
 def _refuse_images(options: TrainStudentConfig, reader: Reader) -> None:
     """Refuse an image store whose images are not those that the cache's views were cropped from."""
-    side = shrunk_to(reader.identity["views"])
+    side = reader.identity.views.short_side
     if options.image_store_side not in (None, side):
         raise FgkdError(
             f"--image-store-side {options.image_store_side}: the views of cache {reader.name} were "

@@ -88,7 +88,7 @@ def _train_from(
     )
     lr_at = assembly.schedule_lr(options, schedule.steps_per_epoch)
     check_live_size(source, size)
-    hashes = source.cache.identity["train"]["hashes"] if source.cache else None
+    hashes = source.cache.samples["train"].hashes if source.cache else None
     images = assembly.open_images(options, train, source.short_side, hashes)
     loader = TrainLoader(
         samples=train,

@@ -32,11 +32,6 @@ HEADERS = 256  # images by which the bytes of a store are estimated
 AHEAD = 64  # decoded images that may wait to be written
 
 
-def shrunk_to(described: dict[str, Any]) -> int | None:
-    """The side that images of an identity's `views` are shrunk to; None: they are whole."""
-    return (described.get("image_store") or {}).get("short_side")
-
-
 def estimate_bytes(samples: Samples, short_side: int) -> int:
     """About how many bytes the pixels of a store take, by the headers of `HEADERS` images at most.
 

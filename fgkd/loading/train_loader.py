@@ -63,12 +63,12 @@ class TrainLoader:
     ) -> None:
         self.samples, self.schedule, self.cache, self.workers = samples, schedule, cache, workers
         self.temperature = temperature
-        self.check_pixels = cache is not None and size == cache.identity["views"]["img_size"]
-        hashes = cache.identity["train"]["hashes"] if cache else None
+        self.check_pixels = cache is not None and size == cache.identity.views.img_size
+        hashes = cache.samples["train"].hashes if cache else None
         self.view = KeyedView(samples, recipe, view_seed, short_side)
         self.renderer = ViewRenderer(self.view, [size], hashes, skip_bad, image_store)
         self.row_ids = np.array([rng.hash64(key) for key in samples.keys], np.uint64)
-        bad = cache.bad_keys if cache else set()
+        bad = cache.unreadable_keys if cache else set()
         self.usable = np.array([key not in bad for key in samples.keys])
         self.unit = 2 if recipe.mixes else 1
         even = 2 * distributed.world()
@@ -204,7 +204,7 @@ class TrainLoader:
         if self.check_pixels and wrong.any():
             key = self.samples.keys[answer.rows[wrong][0]]
             assert self.cache is not None
-            then = self.cache.manifest["libraries"]
+            then = self.cache.manifest.libraries
             drift = comparison.differences(then, library_versions())
             versions = ", ".join(map(str, drift)) or "unchanged"
             raise PixelMismatch(
