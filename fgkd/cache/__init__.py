@@ -1,4 +1,4 @@
-"""The cache of a teacher's logits on disk: identity, samples, shards, and what writes and reads them.
+"""Teacher logits on disk: a cache's identity, samples and shards, its writer and its readers.
 
 `open_cache` opens one that is complete. The files are described in FORMAT.md.
 """

@@ -138,7 +138,7 @@ class ShardStats:
     @staticmethod
     def from_json(value: Any, views: int) -> ShardStats:
         """The statistics of a shard of so many views. Raises: ValueError if they are none."""
-        if not files.matches(value, STATS):
+        if not files.matches(value, STATS) or not isinstance(value["encoding_kl"], list):
             raise ValueError("statistics lack a part")
         domains = tuple(
             DomainCounts(one["images"], tuple(one["top1"]), tuple(one["top5"]))
@@ -179,7 +179,7 @@ def _is_number(value: Any) -> bool:
 STATS = {
     **{"domains": [{"images": int, "top1": [int], "top5": [int]}], "targets": int},
     **{"entropy": float, "ratios": float, "bin_hits": [float], "bin_confidence": [float]},
-    "encoding_kl": [Any],
+    "encoding_kl": Any,
     "suspects": [{"key": str, "label": int, "answer": int, "confidence": float}],
 }
 

@@ -210,12 +210,12 @@ def test_the_data(
 # ---- the files -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("version", [1, 3])
+@pytest.mark.parametrize("version", [1, 4])
 def test_the_format_version(
     version: int, fails: Fails, capsys: pytest.CaptureFixture[str], cache: Path
 ) -> None:
     """Of an earlier or a later fgkd: nothing of it is read, nothing is added."""
-    said = f"format_version: {version} -> 2"
+    said = f"format_version: {version} -> 3"
     identity = files.read_json(cache / "identity.json", "identity") | {"format_version": version}
     files.write_json(cache / "identity.json", identity)
     assert said in fails(*again(cache, "--views", 3))

@@ -95,9 +95,9 @@ def test_a_plain_webdataset_pipeline_reads_it(data: Path, caches: Caches, name: 
     with_arrays = read_plainly(caches["webdataset", name], "rgb8")
     reader = Reader(caches["hdf5", name])
     slabs = [reader.slab(view) for view in range(VIEWS)]
-    train, classes = reader.identity["train"], reader.identity["dataset"]["classes"]
-    assert sorted(with_arrays) == sorted(train["keys"])
-    for row, (key, label) in enumerate(zip(train["keys"], train["labels"], strict=True)):
+    train, classes = reader.samples["train"], reader.classes
+    assert sorted(with_arrays) == sorted(train.keys)
+    for row, (key, label) in enumerate(zip(train.keys, train.labels, strict=True)):
         sample = with_arrays[key]
         assert sample["__key__"] == f"{row:08d}"
         assert sample["cls"] == label
