@@ -65,42 +65,41 @@ class Manifest:
 
 
 def load(folder: Path, where: str = "") -> Manifest:
-    """Read manifest.json. where: the cache for errors, if the folder is a copy of it.
+    """Read manifest.json. where: the URL of a remote cache, of which the folder is a copy.
 
     Raises: IncompleteCache, MissingFile, DamagedCache, FormatVersionMismatch.
     """
-    path, where = folder / NAME, where or str(folder)
+    path, what, cache = folder / NAME, samples_file.located(folder, where, NAME), where or folder
     begun = [folder / "identity.json", *folder.glob("shards*.jsonl")]
     if not path.exists() and any(one.exists() for one in begun):
         raise IncompleteCache(
-            f"cache {where} is incomplete: it has no manifest.json yet", cache=folder
+            f"cache {cache} is incomplete: it has no manifest.json yet", cache=cache
         )
-    what = f"{where}/{NAME}"
     try:
         value = files.read_json(path, "cache manifest")
-        return _parsed(value, where)
+        return _parsed(value, cache)
     except UnreadableFile as error:
         raise DamagedCache(
-            f"cache manifest {what} is damaged: {error.reason}", cache=where, path=what
+            f"cache manifest {what} is damaged: {error.reason}", cache=cache, path=what
         ) from None
     except ValueError as error:
         message = f"cache manifest {what} is damaged: {error}"
-        raise DamagedCache(message, cache=where, path=what) from None
+        raise DamagedCache(message, cache=cache, path=what) from None
 
 
 def load_samples(folder: Path, held: Manifest, where: str = "") -> SampleTables:
     """The samples of a cache. Raises: DamagedCache."""
     if held.embedded is not None:
         return held.embedded
-    return samples_file.load(folder / samples_file.NAME, held.identity, where or str(folder))
+    return samples_file.load(folder, held.identity, where)
 
 
-def _parsed(value: Any, where: str) -> Manifest:
+def _parsed(value: Any, cache: Any) -> Manifest:
     """The manifest that is written as `value`. Raises: ValueError, FormatVersionMismatch."""
     if not files.matches(value, TEMPLATE):
         raise ValueError("it is not a manifest")
     described, embedded = value["identity"], None
-    check_version(described, where, readable=(FORMAT_VERSION, version2.VERSION))
+    check_version(described, cache, readable=(FORMAT_VERSION, version2.VERSION))
     if files.fingerprint(described) != value["identity_sha256"]:
         raise ValueError("its identity does not hash to identity_sha256")
     try:
@@ -126,12 +125,12 @@ def _parsed(value: Any, where: str) -> Manifest:
     return found
 
 
-def check_version(described: Any, where: Any, readable: tuple[int, ...]) -> None:
+def check_version(described: Any, cache: Any, readable: tuple[int, ...]) -> None:
     """Raise FormatVersionMismatch unless the JSON of an identity is of one of these versions."""
     old = described.get("format_version") if isinstance(described, dict) else None
     if type(old) is not int or old not in readable:
-        message = f"cache {where}: format_version: {old} -> {FORMAT_VERSION}"
-        raise FormatVersionMismatch(message, cache=where, old=old, new=FORMAT_VERSION)
+        message = f"cache {cache}: format_version: {old} -> {FORMAT_VERSION}"
+        raise FormatVersionMismatch(message, cache=cache, old=old, new=FORMAT_VERSION)
 
 
 def _check(held: Manifest) -> None:

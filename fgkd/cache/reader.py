@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fgkd import files
-from fgkd.cache import manifest, stats
+from fgkd.cache import manifest, samples_file, stats
 from fgkd.cache.encodings import Arrays, Codec
 from fgkd.cache.identity import Identity
 from fgkd.cache.samples import SampleTables, check_dataset
@@ -38,9 +38,9 @@ class Reader:
     Raises: DamagedCache, IncompleteCache, FormatVersionMismatch, MissingFile.
     """
 
-    def __init__(self, folder: Path, name: str = "") -> None:
-        self.folder, self.name = folder, name or str(folder)
-        self.manifest = manifest.load(folder, self.name)
+    def __init__(self, folder: Path, url: str = "") -> None:
+        self.folder, self.url, self.name = folder, url, url or str(folder)
+        self.manifest = manifest.load(folder, url)
         self.identity: Identity = self.manifest.identity
         self.views: int = self.manifest.views
         self.samples: SampleTables = self._load_samples()
@@ -59,7 +59,7 @@ class Reader:
         self._hashes: dict[str, str] = {}  # sha256 that was computed before a shard is checked
 
     def _load_samples(self) -> SampleTables:
-        return manifest.load_samples(self.folder, self.manifest, self.name)
+        return manifest.load_samples(self.folder, self.manifest, self.url)
 
     @property
     def classes(self) -> list[str]:
@@ -323,20 +323,23 @@ class Reader:
     def _damaged(self, row: ShardRow, reason: str) -> DamagedShard:
         path = self._where(row.name)
         message = f"shard {path} is damaged: {reason}"
-        return DamagedShard(message, cache=self.name, path=path, reason=reason)
+        return DamagedShard(message, cache=self._cache, path=path, reason=reason)
 
     def _no_shard(self, what: str) -> DamagedCache:
         message = f"cache {self.name} lists no shard with {what}"
-        return DamagedCache(message, cache=self.name, path=self._where(manifest.NAME))
+        return DamagedCache(message, cache=self._cache, path=self._where(manifest.NAME))
 
     def _damaged_manifest(self, reason: str) -> DamagedCache:
         path = self._where(manifest.NAME)
         message = f"cache manifest {path} is damaged: {reason}"
-        return DamagedCache(message, cache=self.name, path=path)
+        return DamagedCache(message, cache=self._cache, path=path)
 
-    def _where(self, name: str) -> Any:
-        """A file of the cache, for messages: its path or its URL."""
-        return self.folder / name
+    @property
+    def _cache(self) -> Path | str:
+        return self.url or self.folder
+
+    def _where(self, name: str) -> Path | str:
+        return samples_file.located(self.folder, self.url, name)
 
     def close(self) -> None:
         """Close the open shards."""

@@ -54,12 +54,12 @@ class RemoteReader(Reader):
     """A Reader that downloads shards into a temporary folder, each once until it is dropped."""
 
     def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/")
+        url = url.rstrip("/")
         remove_orphans()
         folder = Path(tempfile.mkdtemp(prefix=f"{DOWNLOADS}{os.getpid()}-"))
         self._cleanup = weakref.finalize(self, shutil.rmtree, folder, True)
-        download(f"{self.url}/manifest.json", folder / "manifest.json")
-        super().__init__(folder, self.url)
+        download(f"{url}/manifest.json", folder / "manifest.json")
+        super().__init__(folder, url)
         self._pool = ThreadPoolExecutor(1)  # one at a time, in the order of their use
         self._coming: dict[str, Future[Path]] = {}
         self.fetched: list[str] = []  # names in the order of their download
@@ -103,9 +103,6 @@ class RemoteReader(Reader):
     def _train_samples(self) -> Samples:
         """Columns without images: the workers get those with each request."""
         return self._samples_at("train", [self.url] * len(self.samples["train"]))
-
-    def _where(self, name: str) -> str:
-        return f"{self.url}/{name}"
 
 
 def open_cache(where: str | Path) -> Reader:

@@ -44,24 +44,30 @@ def fingerprint(tables: SampleTables) -> str:
         return files.sha256(path)
 
 
-def load(path: Path, identity: Identity, where: str) -> SampleTables:
-    """The tables of the samples.h5 that an identity names. where: the cache, for errors.
+def located(folder: Path, where: str, name: str) -> Path | str:
+    """A file of a cache, for errors: its path, or its URL if the folder is a copy of `where`."""
+    return f"{where}/{name}" if where else folder / name
+
+
+def load(folder: Path, identity: Identity, where: str = "") -> SampleTables:
+    """The tables of the samples.h5 that an identity names. where: the URL of a remote cache.
 
     Raises: DamagedCache if the file is missing, another one, or damaged.
     """
-    what = f"{where}/{NAME}"
+    path, what = folder / NAME, located(folder, where, NAME)
+    cache = where or folder
     if not path.is_file():
-        raise DamagedCache(f"sample table {what} is missing", cache=where, path=what)
+        raise DamagedCache(f"sample table {what} is missing", cache=cache, path=what)
     if files.sha256(path) != identity.samples_sha256:
         message = f"sample table {what} is damaged: its sha256 is not the identity's"
-        raise DamagedCache(message, cache=where, path=what)
+        raise DamagedCache(message, cache=cache, path=what)
     try:
         tables = read(path)
         for table in tables.values():
             table.check(len(identity.dataset.classes), len(identity.dataset.domains))
     except ValueError as error:
         message = f"sample table {what} is damaged: {error}"
-        raise DamagedCache(message, cache=where, path=what) from None
+        raise DamagedCache(message, cache=cache, path=what) from None
     return tables
 
 

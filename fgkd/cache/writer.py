@@ -140,9 +140,8 @@ class Writer:
         found = comparison.differences(old, self.identity.to_json())
         if all(one.field != "samples_sha256" for one in found):
             return found
-        path = self.folder / samples_file.NAME
         with contextlib.suppress(DamagedCache, ValueError):  # then the two hashes must do
-            before = samples_file.load(path, Identity.from_json(old), str(self.folder))
+            before = samples_file.load(self.folder, Identity.from_json(old))
             rows = [
                 one
                 for split in SPLITS

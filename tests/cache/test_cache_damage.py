@@ -85,7 +85,7 @@ def test_a_damaged_shard_is_named(kind: str, name: str, cache: Path) -> None:
     damage(cache / name)
     error = error_of(cache)
     assert isinstance(error, DamagedShard)
-    assert (error.path, error.cache) == (cache / name, str(cache))
+    assert (error.path, error.cache) == (cache / name, cache)
     assert why in error.reason
     assert f"rm -f {cache / name} && fgkd cache-logits" in remedy(error)
 
