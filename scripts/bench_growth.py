@@ -20,7 +20,7 @@ from bench_common import (
 )
 
 from fgkd.cache.reader import Reader
-from fgkd.data import Dataset, Samples
+from fgkd.data import Samples
 from fgkd.loading import schedule
 from fgkd.loading.train_loader import TrainLoader
 from fgkd.views.rendering import KeyedView, Request, ViewRenderer
@@ -129,8 +129,6 @@ def peak_memory(plan: Plan, how: str, cache: str, num: str) -> float:
     """Peak resident MiB of the last batches of one epoch and the first of the next."""
     samples = samples_of(Path(cache).parent / "photos/tiny", int(num), 4, 48, 48)
     reader = Reader(Path(cache)) if how == "cache" else None
-    if reader:
-        reader.slim(Dataset("made up", [], [], {"train": samples}))  # as the stage does
     loader = loader_of(samples, reader, 2, 0)
     for _ in itertools.islice(loader.batches(max(0, loader.schedule.steps_per_epoch - 3)), 6):
         pass

@@ -280,7 +280,7 @@ def beside(name: str, pair: Pair, found: dict[str, np.ndarray]) -> Row:
 def peak_memory(plan: Plan, how: str, cache: str) -> float:
     """Peak MiB, of the GPU if there is one, in three steps: from the cache, or beside a teacher."""
     pair, folder = Pair(plan), Path(cache).parent / "photos/a"
-    num = len(Reader(Path(cache)).identity["train"]["keys"])
+    num = len(Reader(Path(cache)).samples["train"])
     samples = samples_of(folder, num, len(list(folder.glob("*.jpg"))))
     loop: Iterator[Any] = (
         fitting(pair, samples, Reader(Path(cache)))

@@ -170,7 +170,7 @@ def describe_identity(
         dtype=options.dtype,
         teachers=tuple(describe_teacher(model, path) for model, path in pairs),
         ensemble=options.ensemble if len(teachers.models) > 1 else None,
-        views=ViewIdentity.of(view, teachers.img_size),
+        views=ViewIdentity(view.recipe, view.seed, teachers.img_size, view.short_side),
         dataset=DatasetIdentity.of(dataset, val_fraction),
         samples_sha256=samples_file.fingerprint(tables),
     )

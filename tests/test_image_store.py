@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional
 
-from fgkd.cache import manifest
+from fgkd.cache.samples import describe
 from fgkd.data import Samples
 from fgkd.data.decoding import decode_rgb
 from fgkd.data.image_store import ImageStore, estimate_bytes
@@ -136,7 +136,7 @@ def test_a_stale_store_is_refused(built: ImageStore, tmp_path: Path) -> None:
         return caught.value.message
 
     samples = built.samples
-    hashes = manifest.describe_samples(samples)["hashes"]
+    hashes = describe(samples).hashes.astype(str).tolist()
     assert reopened(built, hashes=hashes).is_complete
     assert "short_side: 24 -> 25" in refused(short_side=25)
     assert "keys: 6 entries -> 5" in refused(samples=samples.take(np.arange(5)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -64,14 +65,14 @@ def student(run: Path, *source: object) -> Path:
 def test_identity(caches: dict[str, Path], tiny_cache: Path) -> None:
     """The side is of the identity and where images are kept is not; off, nothing is added."""
     whole, shrunk = Reader(tiny_cache), Reader(caches["hdf5"])
-    assert shrunk.identity["views"] == whole.identity["views"] | {"image_store": {"short_side": 24}}
-    assert "image_store" not in whole.identity["views"]
+    assert shrunk.identity.views == dataclasses.replace(whole.identity.views, short_side=24)
+    assert whole.identity.views.short_side is None
     assert not (shrunk.slab(0)["digests"] == whole.slab(0)["digests"]).any()
     whole.close()
     shrunk.close()
     assert (
-        Reader(caches["hdf5"]).manifest["identity_sha256"]
-        == Reader(caches["shrunk"]).manifest["identity_sha256"]
+        Reader(caches["hdf5"]).manifest.identity_sha256
+        == Reader(caches["shrunk"]).manifest.identity_sha256
     )
     for name in ("manifest.json", *(f"shards/{p.name}" for p in caches["hdf5"].glob("shards/*"))):
         assert (caches["hdf5"] / name).read_bytes() == (caches["shrunk"] / name).read_bytes()
@@ -255,7 +256,7 @@ def test_a_manifest_that_names_no_side_is_damaged(
 ) -> None:
     cache = copy_data(caches["hdf5"], tmp_path / "cache")
     held = json.loads((cache / "manifest.json").read_text())
-    held["identity"]["views"]["image_store"] = value
+    held["identity"]["views"]["short_side"] = value
     held["identity_sha256"] = fingerprint(held["identity"])
     (cache / "manifest.json").write_text(json.dumps(held))
     assert "its identity is not one" in fails("inspect", cache)

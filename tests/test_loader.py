@@ -15,8 +15,9 @@ from cache_miniatures import NO_VAL, encoding_of, image_of, make_identity
 from data_miniatures import write_image
 
 from fgkd import distributed, rng
-from fgkd.cache import manifest
+from fgkd.cache.identity import ViewIdentity
 from fgkd.cache.reader import Reader
+from fgkd.cache.samples import describe
 from fgkd.cache.writer import Writer
 from fgkd.data import Samples, content
 from fgkd.data.decoding import decode_rgb
@@ -59,13 +60,13 @@ def logits_by_hand(row: int, view: int) -> np.ndarray:
 def cache(samples: Samples, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache of these images by a made-up teacher; one of them could not be read."""
     folder = tmp_path_factory.mktemp("cache")
+    tables = {"train": describe(samples), "val": NO_VAL}
     identity = make_identity(
-        train=manifest.describe_samples(samples),
-        val=NO_VAL,
+        tables,
         encoding=encoding_of("dense32"),
-        views={"recipe": RECIPE.to_dict(), "seed": VIEW_SEED, "img_size": SIZE},
+        views=ViewIdentity(RECIPE, VIEW_SEED, SIZE),
     )
-    writer = Writer(folder, identity, 3, image_of)
+    writer = Writer(folder, identity, tables, 3, image_of)
     writer.begin()
     for job in writer.jobs():
         rows = writer.block_rows[job.block]
@@ -75,7 +76,7 @@ def cache(samples: Samples, tmp_path_factory: pytest.TempPathFactory) -> Path:
             for row in rows
         ]
         captured = writer.captured(job)
-        captured.bad |= {samples.keys[BAD]} if BAD in rows else set()
+        captured.unreadable |= {samples.keys[BAD]} if BAD in rows else set()
         captured.put(np.arange(len(rows)), range(3), logits, np.array(digests, np.uint64))
         writer.publish(captured)
     writer.finish()
@@ -217,7 +218,7 @@ def test_a_share_of_the_pixels_is_checked(samples: Samples, cache: Path) -> None
     with pytest.raises(FgkdError, match="not those the teacher saw"):
         next(loader.batches(0))
     reader = Reader(cache)
-    reader.manifest["libraries"]["pillow"] = "1.0"
+    reader.manifest.libraries["pillow"] = "1.0"
     loader = make_loader(samples, reader, view_seed=5)
     with pytest.raises(FgkdError, match=r"pillow: 1\.0 -> "):
         next(loader.batches(0))

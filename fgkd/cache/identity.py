@@ -13,7 +13,6 @@ from fgkd import files
 from fgkd.data import Dataset
 from fgkd.errors import FgkdError
 from fgkd.views.recipes import ViewRecipe
-from fgkd.views.rendering import KeyedView
 
 FORMAT_VERSION = 3
 MAX_SIZE = 8192  # pixels of a view's side
@@ -82,11 +81,6 @@ class ViewIdentity:
     seed: int
     img_size: int
     short_side: int | None = None
-
-    @staticmethod
-    def of(view: KeyedView, img_size: int) -> ViewIdentity:
-        """The identity of the views that `view` renders at this size."""
-        return ViewIdentity(view.recipe, view.seed, img_size, view.short_side)
 
     def to_json(self) -> dict[str, Any]:
         """As on disk."""

@@ -234,7 +234,7 @@ REFUSED = {
     "dkd": ("--kd-loss", "dkd"),
     "dist": ("--kd-loss", "dist"),
     "--logit-standardization": ("--logit-standardization",),
-    "--temperature 4": ("--temperature", 4),
+    "temperature 4": ("--temperature", 4),
 }
 
 
@@ -246,7 +246,7 @@ def test_train_student_refuses_what_a_tail_cannot_give(
     command: Any = ("train-student", "--cache", topk_cache, *STUDENT, "--output", tmp_path / "run")
     said = fails(*command, *REFUSED[wanted])
     assert wanted in said
-    assert "grid" in said if "--temperature " in wanted else "keeps the top 2 of 8" in said
+    assert "grid" in said if "temperature " in wanted else "keeps the top 2 of 8" in said
     assert not (tmp_path / "run").exists()
 
 
