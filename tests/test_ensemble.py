@@ -100,15 +100,15 @@ def test_the_identity_says_which(
     """Architecture, weights, size and normalisation of each, in order, and what was averaged."""
     both = capture(tmp_path / "both", tiny_teacher, other_teacher).identity
     swapped = capture(tmp_path / "swapped", other_teacher, tiny_teacher).identity
-    assert both["ensemble"] == "logits"
-    assert both["teachers"] == swapped["teachers"][::-1]
-    convnext, vit = both["teachers"]
-    assert (convnext["architecture"], convnext["img_size"]) == ("convnext_atto", 32)
-    assert (vit["architecture"], vit["img_size"]) == ("vit_tiny_patch16_224", 40)
-    assert vit["mean"] == vit["std"] == [0.5, 0.5, 0.5]
-    assert convnext["mean"] == [0.485, 0.456, 0.406]
+    assert both.ensemble == "logits"
+    assert both.teachers == swapped.teachers[::-1]
+    convnext, vit = both.teachers
+    assert (convnext.architecture, convnext.img_size) == ("convnext_atto", 32)
+    assert (vit.architecture, vit.img_size) == ("vit_tiny_patch16_224", 40)
+    assert vit.mean == vit.std == (0.5, 0.5, 0.5)
+    assert convnext.mean == (0.485, 0.456, 0.406)
     for teacher, run in ((convnext, tiny_teacher), (vit, other_teacher)):
-        assert teacher["weights_sha256"] == files.sha256(run / "model/model.safetensors")
+        assert teacher.weights_sha256 == files.sha256(run / "model/model.safetensors")
 
 
 def test_an_ensemble_of_one_is_that_teacher(

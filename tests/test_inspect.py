@@ -209,7 +209,7 @@ def test_a_shard_of_nothing_but_unreadable_images(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("labels", [[-1] * NUM_TRAIN, [0] * NUM_TRAIN])
 def test_no_labels_at_all_or_one(labels: list[int], tmp_path: Path) -> None:
-    report = inspect(write_cache(tmp_path / "cache", train__labels=labels))
+    report = inspect(write_cache(tmp_path / "cache", train__labels=np.array(labels)))
     numbers = report["teacher"]
     if labels[0] < 0:
         assert (numbers["top1_pct"], numbers["ece_pct"], numbers["suspects"]) == (0, 0, [])
@@ -222,9 +222,9 @@ def test_a_teacher_that_knows_nothing() -> None:
     arrays = codec.encode(zeros, np.zeros((2, 3, 1), np.int64))
     of_each = stats.of_targets(zeros, np.zeros((2, 3), np.int64), codec, arrays)
     found = stats.of_shard(of_each, np.zeros(3, np.int64), np.zeros(3, np.int64), list("abc"))
-    assert found["ratios"] == 0
-    assert found["entropy"] == pytest.approx(6 * np.log(4))
-    json.dumps(found, allow_nan=False)
+    assert found.ratios == 0
+    assert found.entropy == pytest.approx(6 * np.log(4))
+    json.dumps(found.to_json(), allow_nan=False)
 
 
 def test_torch_is_not_imported(tmp_path: Path) -> None:
