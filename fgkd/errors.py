@@ -232,10 +232,14 @@ class DamagedCache(CacheError):
 
 @dataclass(eq=False, kw_only=True)
 class DamagedShard(CacheError):
-    """A shard is missing, damaged or of another cache. path: of its file; reason: why."""
+    """A shard is missing, damaged or of another cache. path: of its file; reason: why.
+
+    rewritable: False for a cache of an earlier format version, to which nothing is added.
+    """
 
     path: Any
     reason: str
+    rewritable: bool = True
 
 
 @dataclass(eq=False, kw_only=True)

@@ -111,6 +111,8 @@ def _version(error: errors.FormatVersionMismatch) -> str:
 def _shard(error: errors.DamagedShard) -> str:
     if "://" in str(error.cache):
         return "upload the shard again; `fgkd inspect CACHE --verify` checks the original"
+    if not error.rewritable:
+        return f"restore it, or {_rewrite(error.cache)} --overwrite   # writes a new cache"
     return f"rm -f {quoted(error.path)} && {_rewrite(error.cache)}   # rewrites it alone"
 
 

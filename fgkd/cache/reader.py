@@ -15,7 +15,7 @@ import numpy as np
 from fgkd import files
 from fgkd.cache import manifest, samples_file, stats
 from fgkd.cache.encodings import Arrays, Codec
-from fgkd.cache.identity import Identity
+from fgkd.cache.identity import FORMAT_VERSION, Identity
 from fgkd.cache.samples import SampleTables, check_dataset
 from fgkd.cache.shards import ShardRow
 from fgkd.cache.writer import BACKENDS, stored_arrays, val_codec
@@ -323,7 +323,13 @@ class Reader:
     def _damaged(self, row: ShardRow, reason: str) -> DamagedShard:
         path = self._where(row.name)
         message = f"shard {path} is damaged: {reason}"
-        return DamagedShard(message, cache=self._cache, path=path, reason=reason)
+        return DamagedShard(
+            message,
+            cache=self._cache,
+            path=path,
+            reason=reason,
+            rewritable=self.identity.format_version == FORMAT_VERSION,
+        )
 
     def _no_shard(self, what: str) -> DamagedCache:
         message = f"cache {self.name} lists no shard with {what}"

@@ -102,12 +102,12 @@ def test_the_remedy_rewrites_the_shard_alone(name: str, cache: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in times} == times
 
 
-def test_other_shards_can_be_read_beside_a_damaged_one(cache: Path) -> None:
+def test_other_shards_can_be_read_when_one_is_damaged(cache: Path) -> None:
     write_cache(cache, views=5)
     (cache / "shards/shard-00000-v003-005.h5").unlink()
     reader = Reader(cache)
     assert len(reader.slab(2)["logits"]) == 23
-    with pytest.raises(FgkdError, match="v003-005"):
+    with pytest.raises(DamagedShard, match="v003-005"):
         reader.slab(3)
 
 
@@ -256,7 +256,7 @@ def test_another_format_version(cache: Path) -> None:
 def test_a_manifest_that_lists_too_few_shards(cache: Path) -> None:
     edit_manifest(cache, lambda value: value["shards"].pop(1))
     assert "no shard with view 0 of 8 images" in error_of(cache).message
-    with pytest.raises(FgkdError, match="no shard with view 7 of 23 images"):
+    with pytest.raises(DamagedCache, match="no shard with view 7 of 23 images"):
         Reader(cache).slab(7)
 
 

@@ -79,7 +79,7 @@ def test_a_range_that_was_cut_short_continues(tiny_cache: Path, tmp_path: Path) 
     assert product(cache) == product(tiny_cache)
 
 
-def test_the_validation_images_alone_are_left(tiny_cache: Path, tmp_path: Path) -> None:
+def test_only_the_validation_images_are_left(tiny_cache: Path, tmp_path: Path) -> None:
     """They belong to the range that begins at 0; the manifest waits for them."""
     cache = tmp_path / "cache"
     fgkd(*capture(tiny_cache, cache, "--shard-range", "0:5"))

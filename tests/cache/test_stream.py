@@ -207,7 +207,7 @@ def test_closing_early_leaves_no_downloads(caches: dict[str, Path]) -> None:
     assert not reader.folder.exists()
 
 
-def test_the_control_streams_images_alone(caches: dict[str, Path], tmp_path: Path) -> None:
+def test_the_baseline_downloads_images_only(caches: dict[str, Path], tmp_path: Path) -> None:
     """Labels only, from the same URL, at any temperature."""
     with serve(caches["webdataset"]) as (url, _):
         fgkd(*student(url, tmp_path / "url", "--distillation", "none"))

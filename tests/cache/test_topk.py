@@ -263,7 +263,7 @@ def test_train_student_takes_the_rest(
     assert rows(run)[0]["distill_loss"] > 1e-2
 
 
-def test_the_control_may_have_any_temperature(topk_cache: Path, tmp_path: Path) -> None:
+def test_the_baseline_may_have_any_temperature(topk_cache: Path, tmp_path: Path) -> None:
     """In the file of options that it shares with its student; typed, it is refused."""
     (tmp_path / "student.yaml").write_text("temperature: 7\nkd_loss: dkd\n")
     fgkd(
@@ -275,7 +275,7 @@ def test_the_control_may_have_any_temperature(topk_cache: Path, tmp_path: Path) 
 
 
 def test_the_argmax_of_a_stored_target_is_the_teacher_s(topk_cache: Path, tiny_cache: Path) -> None:
-    """The same views of the same teacher, stored whole and truncated."""
+    """The same views of the same teacher, stored in full and truncated."""
     topk, dense = Reader(topk_cache), Reader(tiny_cache)
     short = {name: array for name, array in topk.slab(1).items() if name != "digests"}
     full = dense.codec.decode(dense.slab(1))

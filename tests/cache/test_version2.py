@@ -18,7 +18,7 @@ from fgkd.cache.reader import Reader
 from fgkd.cache.samples import describe_splits
 from fgkd.cache.writer import Writer
 from fgkd.data import open_dataset
-from fgkd.errors import DamagedCache, DataMismatch, FormatVersionMismatch
+from fgkd.errors import DamagedCache, DamagedShard, DataMismatch, FormatVersionMismatch
 from fgkd.loading.schedule import Schedule
 from fgkd.loading.train_loader import TrainLoader
 from stages.remedies import remedy
@@ -123,6 +123,18 @@ def test_a_writer_refuses_to_add_to_it(name: str, tmp_path: Path) -> None:
     assert (caught.value.old, caught.value.new, caught.value.cache) == (2, 3, cache)
     again = f"fgkd cache-logits -c {cache}/args.yaml --output {cache} --overwrite"
     assert remedy(caught.value).startswith(again)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_damaged_shard_cannot_be_rewritten_alone(name: str, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    shutil.copytree(HERE / name, cache)
+    shard = next(cache.glob("shards/*"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(DamagedShard) as caught:
+        open_cache(cache).slab(0)
+    assert (caught.value.path, caught.value.rewritable) == (shard, False)
+    assert "--overwrite" in remedy(caught.value)
 
 
 def change(*path: Any, to: Any) -> tuple[tuple[Any, ...], Any]:

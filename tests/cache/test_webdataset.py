@@ -160,16 +160,16 @@ def test_the_folder_alone_is_enough(data: Path, teacher: Path, tmp_path: Path) -
         path.rename(hidden)
     try:
         fgkd(*student(moved, tmp_path / "after"))
-        fgkd(*student(moved, tmp_path / "control", "--distillation", "none"))
+        fgkd(*student(moved, tmp_path / "baseline", "--distillation", "none"))
     finally:
         for path, hidden in away:
             hidden.rename(path)
     assert_same_run(tmp_path / "after", tmp_path / "before")
     assert "val_agreement_pct" in rows(tmp_path / "after")[0]
-    assert "distill_loss" not in rows(tmp_path / "control")[0]
+    assert "distill_loss" not in rows(tmp_path / "baseline")[0]
 
 
-def test_a_dataset_given_beside_it_must_match(data: Path, caches: Caches, tmp_path: Path) -> None:
+def test_a_dataset_that_is_given_too_must_match(data: Path, caches: Caches, tmp_path: Path) -> None:
     """--data is taken where it is given; the student is the same."""
     cache = caches["webdataset", "dense"]
     fgkd(*student(cache, tmp_path / "tars"))
