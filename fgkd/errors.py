@@ -75,6 +75,14 @@ class TooFewViews(OptionError):
 
 
 @dataclass(eq=False, kw_only=True)
+class UnstoredTemperature(OptionError):
+    """A topk cache has no tail for a temperature. stored: the temperatures that it has."""
+
+    stored: Sequence[float]
+    option: str = "temperature"
+
+
+@dataclass(eq=False, kw_only=True)
 class UnusedOption(OptionError):
     """An option was given that would have no effect. reason: because of what."""
 
@@ -261,10 +269,14 @@ class DamagedCache(CacheError):
 
 @dataclass(eq=False, kw_only=True)
 class DamagedShard(CacheError):
-    """A shard is missing, damaged or of another cache. path: of its file; reason: why."""
+    """A shard is missing, damaged or of another cache. path: of its file; reason: why.
+
+    rewritable: False for a cache of an earlier format version, to which nothing is added.
+    """
 
     path: Any
     reason: str
+    rewritable: bool = True
 
 
 @dataclass(eq=False, kw_only=True)
@@ -291,6 +303,11 @@ class UnstorableLogits(FgkdError):
     """
 
     encoding: str = ""
+
+
+@dataclass(eq=False, kw_only=True)
+class DamagedTargets(FgkdError):
+    """Stored targets cannot be decoded."""
 
 
 # Models and training

@@ -1,22 +1,30 @@
-"""Files that are whole or absent: atomic writes, hashes, journals, sizes for people."""
+"""Atomic file writes, JSON and journals, hashes, and sizes and times in readable form."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fgkd.errors import FgkdError, quoted
+from fgkd.errors import (
+    MissingFile,
+    MissingOption,
+    OptionError,
+    OutputExists,
+    UnreadableFile,
+    WriteError,
+)
 
 PARTIAL = ".partial"
 PIECE = 4096  # entries of a list in JSON
-# How every --json of the stages begins, by its first key; or a file is empty.
+# How a file of results of fgkd begins, by its first key; or a file is empty.
 RESULTS = re.compile(rb'\s*(\[\s*)?\{\s*"(run|cache|image|samples|images)":|$')
 
 
@@ -31,9 +39,10 @@ def fsync_dir(path: Path) -> None:
 
 
 def claim(path: Path) -> None:
-    """Make sure, before any work, that a file can be written: its folder is there, it is no folder.
+    """Check before any work that a file can be written, and create its folder.
 
-    A device or a pipe is refused too: the rename would put a file in its place. Raises: OSError.
+    A folder is refused, and so is a device or a pipe, since the rename would replace it. Raises:
+    OSError.
     """
     for file in (path, path.with_name(path.name + PARTIAL)):
         if file.is_dir():
@@ -56,9 +65,9 @@ def free(path: Path) -> tuple[int, Path]:
 
 
 def claim_option(path: str | None, option: str) -> None:
-    """`claim` the file of results that an option names, if it does; only such a one is replaced.
+    """`claim` the file of results that an option names, if it is given.
 
-    Raises: FgkdError.
+    Only a file that holds results of fgkd may be overwritten. Raises: OptionError.
     """
     if not path:
         return
@@ -70,15 +79,19 @@ def claim_option(path: str | None, option: str) -> None:
             if not RESULTS.match(file.read(100)):
                 raise FileExistsError(17, "it is there, and holds no results of fgkd")
     except OSError as error:
-        what = f"{option} {path} cannot be written: {error.strerror}"
-        raise FgkdError(what, f"{option} runs/NAME.json") from None
+        raise OptionError(
+            f"{option} {path} cannot be written: {error.strerror}",
+            option=option,
+            value=path,
+            suggestion="runs/NAME.json",
+        ) from None
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a `*.partial` path to write; fsync and rename it to `path` if the body succeeds.
 
-    Raises: FgkdError naming the file when the folder is read-only or the disk is full.
+    Raises: WriteError, for example when the folder is read-only or the disk is full.
     """
     partial = path.with_name(path.name + PARTIAL)
     try:
@@ -101,23 +114,22 @@ def _discard(path: Path) -> None:
         path.unlink()
 
 
-def write_error(path: Path, error: OSError) -> FgkdError:
-    """The user's view of a failed write: which file, why, and what to do."""
-    folder = quoted(next(p for p in path.parents if os.path.isdir(p)))  # to look at, so one that is
-    remedy = f"df -h {folder}; ls -ld {folder}   # free space or permissions, then run again"
-    if isinstance(error, IsADirectoryError | NotADirectoryError | FileExistsError):
-        remedy = f"ls -la {folder}   # move away what is in the way, then run again"
-    return FgkdError(f"cannot write {path}: {error.strerror or error}", remedy)
+def write_error(path: Path, error: OSError) -> WriteError:
+    """The error for a failed write of a file."""
+    reason = str(error.strerror or error)
+    return WriteError(
+        f"cannot write {path}: {reason}", path=path, reason=reason, errno=error.errno or 0
+    )
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a whole file atomically."""
+    """Write a file atomically."""
     with replacing(path) as partial:
         partial.write_bytes(data)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole UTF-8 file atomically."""
+    """Write a UTF-8 file atomically."""
     write_bytes(path, text.encode())
 
 
@@ -126,9 +138,13 @@ def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
     if indent is not None:
         write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
         return
+    write_pieces(path, itertools.chain(_json_pieces(value), "\n"))
+
+
+def write_pieces(path: Path, pieces: Iterable[str]) -> None:
+    """Write a UTF-8 file atomically, from parts of its text that need not be in memory at once."""
     with replacing(path) as partial, open(partial, "w", encoding="utf-8") as file:
-        file.writelines(_json_pieces(value))
-        file.write("\n")
+        file.writelines(pieces)
 
 
 def fingerprint(value: Any) -> str:
@@ -160,19 +176,18 @@ def _json_pieces(value: Any, **how: Any) -> Iterator[str]:
 
 
 def read_json(path: Path, what: str) -> Any:
-    """Parse a JSON file. Raises: FgkdError naming the file when it is missing or not JSON."""
+    """Parse a JSON file. Raises: MissingFile, or UnreadableFile if it cannot be parsed."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
-        raise FgkdError(f"no {what} at {path}", f"ls {quoted(path.parent)}") from None
-    except (ValueError, OSError) as error:
-        raise FgkdError(
-            f"{what} {path} is damaged: {error}", f"head -c 300 {quoted(path)}"
-        ) from None
+        raise MissingFile(f"no {what} at {path}", path=path) from None
+    except (ValueError, OSError, RecursionError) as error:
+        message = f"{what} {path} is damaged: {error}"
+        raise UnreadableFile(message, path=path, reason=str(error)) from None
 
 
 def append_line(path: Path, row: dict[str, Any]) -> None:
-    """Append one JSON line and fsync it; a line is in the journal whole or not at all."""
+    """Append one JSON line and fsync it; a reader sees the full line or none of it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "ab+") as file:
@@ -189,13 +204,14 @@ def append_line(path: Path, row: dict[str, Any]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The journal's rows; a last line that a crash cut short is left out. Missing file: no rows."""
+    """The journal's rows, without a last line that a crash cut short; none if there is no file."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise FgkdError(f"cannot read {path}: {error.strerror}", f"ls -ld {quoted(path)}") from None
+        reason = str(error.strerror)
+        raise UnreadableFile(f"cannot read {path}: {reason}", path=path, reason=reason) from None
     rows = []
     for line in data.split(b"\n")[:-1]:
         with contextlib.suppress(ValueError):  # a line cut inside a character is not UTF-8 either
@@ -206,7 +222,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def read_numbers(path: Path) -> list[dict[str, float]]:
-    """The journal's rows without what is no number: another program's file has none to show."""
+    """The journal's rows, reduced to the values that are numbers."""
     return [
         {name: value for name, value in row.items() if isinstance(value, int | float)}
         for row in read_lines(path)
@@ -259,23 +275,23 @@ def matches(value: Any, parts: Any) -> bool:
 
 
 def claim_folder(path: Path, *, overwrite: bool, may_continue: bool, resume: bool = True) -> None:
-    """Make sure that an output folder may be written: absent, empty, ours to continue, or moved.
+    """Check that an output folder may be written, and create it.
 
-    resume: whether the command has --resume. Raises: FgkdError naming the remedies when the
-    folder exists and none was asked for.
+    It may be absent, empty, continued, or renamed if it may be overwritten. resume: whether what is
+    in it could be continued on request. Raises: MissingOption, OptionError, OutputExists,
+    WriteError.
     """
     if not str(path) or str(path) == ".":
-        raise FgkdError("no output folder given", "--output runs/NAME")
+        raise MissingOption("no output folder given", option="output", suggestion="runs/NAME")
     if path.exists() and not path.is_dir():
-        raise FgkdError(f"--output {path} is a file", "--output runs/NAME")
+        raise OptionError(
+            f"output {path} is a file", option="output", value=path, suggestion="runs/NAME"
+        )
     try:
         is_empty = not path.is_dir() or all(p.name.endswith(PARTIAL) for p in path.iterdir())
         if not (is_empty or may_continue or overwrite):
-            raise FgkdError(
-                f"--output {path} exists and is not empty",
-                "--resume to continue it, " * resume
-                + f"--overwrite to move it to {aside(path)}, or another --output",
-            )
+            message = f"output {path} exists and is not empty"
+            raise OutputExists(message, path=path, resumable=resume, renamed=aside(path))
         if overwrite and not is_empty:
             os.replace(path, aside(path))
         path.mkdir(parents=True, exist_ok=True)
@@ -286,7 +302,7 @@ def claim_folder(path: Path, *, overwrite: bool, may_continue: bool, resume: boo
 
 
 def aside(path: Path) -> Path:
-    """The first free `NAME.oldN` beside a path, for what --overwrite moves away."""
+    """The first free `NAME.oldN` next to a path: what it is renamed to when overwritten."""
     number = 1
     while (free := path.with_name(f"{path.name}.old{number}")).exists():
         number += 1

@@ -68,8 +68,8 @@ def capturing(
 
     def measure() -> float:
         folder = plan.folder / f"capture{id(samples)}-{options.views}-{next(numbers)}"
-        identity = identity_of(view, CLASSES, 1024, size)
-        writer = Writer(folder, identity, options.views, lambda split, i: b"")
+        identity, tables = identity_of(view, CLASSES, 1024, size)
+        writer = Writer(folder, identity, tables, options.views, lambda split, i: b"")
         writer.begin()
         with session.StopSignal(False) as stop, contextlib.redirect_stdout(io.StringIO()):
             clock = time.perf_counter()

@@ -20,8 +20,16 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from fgkd import files
-from fgkd.cache import encodings, hdf5, manifest
-from fgkd.cache.manifest import Shard, ShardJob
+from fgkd.cache import hdf5, samples_file
+from fgkd.cache.identity import (
+    DatasetIdentity,
+    EncodingIdentity,
+    Identity,
+    TeacherIdentity,
+    ViewIdentity,
+)
+from fgkd.cache.samples import HASH_TYPE, Keys, SampleTable, SampleTables
+from fgkd.cache.shards import Shard, ShardHeader, ShardJob, ShardRow
 from fgkd.cache.writer import Writer
 from fgkd.data import (
     Samples,
@@ -141,38 +149,36 @@ def samples_of(folder: Path, num: int, files: int, width: int = 500, height: int
     return Samples(keys, zeros, zeros, [str(paths[i % files]) for i in range(num)])
 
 
-def identity_of(view: KeyedView, num_classes: int, shard_size: int, size: int) -> dict[str, Any]:
-    """A cache's identity, as cache-logits describes these images and views."""
+def identity_of(
+    view: KeyedView, num_classes: int, shard_size: int, size: int
+) -> tuple[Identity, SampleTables]:
+    """A cache's identity and samples, as cache-logits describes these images and views."""
     samples = view.samples
     seen = {path: Path(path).read_bytes() for path in set(samples.paths)}
     sizes = {path: len(data) for path, data in seen.items()}
     hashes = {path: content.content_hash(data) for path, data in seen.items()}
-    column = {
-        "keys": list(samples.keys),
-        "labels": samples.labels.tolist(),
-        "domains": samples.domains.tolist(),
-        "sizes": [sizes[path] for path in samples.paths],
-        "hashes": [hashes[path] for path in samples.paths],
-    }
-    return {
-        "format_version": manifest.FORMAT_VERSION,
-        "format": "hdf5",
-        "encoding": encodings.describe("dense", 0, (), num_classes),
-        "shard_size": shard_size,
-        "dtype": "float32",
-        "teachers": [{"architecture": "made up", "weights_sha256": "", "img_size": size}],
-        "ensemble": None,
-        "views": view.describe(size),
-        "dataset": {
-            "name": "made up",
-            "classes": [str(i) for i in range(num_classes)],
-            "domains": ["made up"],
-            "chiral": False,
-            "val_fraction": 0.0,
-        },
-        "train": column,
-        "val": {"keys": [], "labels": [], "domains": [], "sizes": [], "hashes": []},
-    }
+    train = SampleTable(
+        Keys.of(samples.keys),
+        samples.labels,
+        samples.domains,
+        np.array([sizes[path] for path in samples.paths]),
+        np.array([hashes[path].encode() for path in samples.paths], HASH_TYPE),
+    )
+    tables = {"train": train, "val": SampleTable.empty()}
+    identity = Identity(
+        format="hdf5",
+        encoding=EncodingIdentity("dense"),
+        shard_size=shard_size,
+        dtype="float32",
+        teachers=(TeacherIdentity("made up", "", size),),
+        ensemble=None,
+        views=ViewIdentity(view.recipe, view.seed, size, view.short_side),
+        dataset=DatasetIdentity(
+            "made up", tuple(map(str, range(num_classes))), ("made up",), False, 0.0
+        ),
+        samples_sha256=samples_file.fingerprint(tables),
+    )
+    return identity, tables
 
 
 def write_cache(
@@ -186,8 +192,8 @@ def write_cache(
 ) -> Path:
     """A complete cache of random logits in shards of 1,024 samples; the same logits in each."""
     view = KeyedView(samples, LIGHT, 0, short_side)
-    identity = identity_of(view, num_classes, 1024, size)
-    writer = Writer(folder, identity, num_views, lambda split, row: b"")
+    identity, tables = identity_of(view, num_classes, 1024, size)
+    writer = Writer(folder, identity, tables, num_views, lambda split, row: b"")
     writer.begin()
     full = np.random.default_rng(0).normal(size=(num_views, 1024, num_classes)).astype(np.float16)
     renderer = ViewRenderer(view, [size])
@@ -204,15 +210,18 @@ def write_cache(
 def _publish(writer: Writer, job: ShardJob, arrays: dict[str, np.ndarray]) -> None:
     """What Writer.publish does, without the statistics of a teacher that there is not."""
     rows, path = writer.block_rows[job.block], writer.folder / "shards" / job.name
-    header = {"identity_sha256": writer.identity_sha256, "block": job.block}
-    keys = [writer.identity["train"]["keys"][i] for i in rows]
+    header = ShardHeader(writer.identity_sha256, job.block, job.start, job.stop)
+    keys = [writer.samples["train"].keys[i] for i in rows]
     labels = np.zeros(len(rows), np.int64)
     shard = Shard(header, keys, labels, rows, [], arrays, lambda i: b"")
     with files.replacing(path) as partial:
         hdf5.write(partial, shard)
-    row = {"name": f"shards/{job.name}", "block": job.block, "start": job.start, "stop": job.stop}
-    row |= {"samples": len(rows), "bytes": path.stat().st_size, "sha256": files.sha256(path)}
-    files.append_line(writer.folder / "shards.jsonl", row | {"bad": [], "stats": {}})
+    row = ShardRow(
+        *(f"shards/{job.name}", job.block, job.start, job.stop, len(rows)),
+        num_bytes=path.stat().st_size,
+        sha256=files.sha256(path),
+    )
+    files.append_line(writer.folder / "shards.jsonl", row.to_json())
 
 
 def peak_mib() -> float:

@@ -20,10 +20,11 @@ from bench_common import (
 )
 
 from fgkd.cache.reader import Reader
-from fgkd.data import Dataset, Samples
+from fgkd.data import Samples
 from fgkd.loading import schedule
 from fgkd.loading.train_loader import TrainLoader
 from fgkd.views.rendering import KeyedView, Request, ViewRenderer
+from fgkd.views.view_set import ViewSet
 
 CLASSES, VIEWS, SIZE, BATCH = 100, 2, 32, 256
 SLACK = 18  # MiB: HDF5 itself, one shard's piece of the slab, the manifest, a batch of targets
@@ -32,14 +33,9 @@ SLACK = 18  # MiB: HDF5 itself, one shard's piece of the slab, the manifest, a b
 def loader_of(samples: Samples, cache: Reader | None, epochs: int, workers: int) -> TrainLoader:
     """Stage two's batches; the made-up cache has no digests to compare pixels with."""
     loader = TrainLoader(
-        samples=samples,
-        schedule=schedule.Schedule(0, len(samples), BATCH, epochs, VIEWS),
-        recipe=LIGHT,
-        view_seed=0,
-        size=SIZE,
+        ViewSet(samples, LIGHT, 0, SIZE, 1024),
+        schedule.Schedule(0, len(samples), BATCH, epochs, VIEWS),
         workers=workers,
-        skip_bad=False,
-        block_size=1024,
         cache=cache,
     )
     loader.check_pixels = False
@@ -129,8 +125,6 @@ def peak_memory(plan: Plan, how: str, cache: str, num: str) -> float:
     """Peak resident MiB of the last batches of one epoch and the first of the next."""
     samples = samples_of(Path(cache).parent / "photos/tiny", int(num), 4, 48, 48)
     reader = Reader(Path(cache)) if how == "cache" else None
-    if reader:
-        reader.slim(Dataset("made up", [], [], {"train": samples}))  # as the stage does
     loader = loader_of(samples, reader, 2, 0)
     for _ in itertools.islice(loader.batches(max(0, loader.schedule.steps_per_epoch - 3)), 6):
         pass

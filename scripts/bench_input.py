@@ -15,6 +15,7 @@ from fgkd.data.image_store import ImageStore
 from fgkd.loading import schedule
 from fgkd.loading.train_loader import TrainLoader
 from fgkd.views import recipes
+from fgkd.views.view_set import ViewSet
 
 BATCH, SIZE, STORE_SIDE = 64, 224, 256
 
@@ -35,16 +36,10 @@ def ours(
 ) -> Iterable[Any]:
     """Batches of the project's own loader, from the files or from an image store."""
     loader = TrainLoader(
-        samples=samples,
-        schedule=schedule.Schedule(0, len(samples), BATCH, 1, 1),
-        recipe=recipe,
-        view_seed=0,
-        size=SIZE,
+        ViewSet(samples, recipe, 0, SIZE, len(samples), store.short_side if store else None),
+        schedule.Schedule(0, len(samples), BATCH, 1, 1),
         workers=workers,
-        skip_bad=False,
-        block_size=len(samples),
-        short_side=store.short_side if store else None,
-        image_store=store,
+        store=store,
     )
     return loader.batches(0)
 

@@ -31,6 +31,7 @@ from fgkd.loading import schedule
 from fgkd.loading.batch import to_device
 from fgkd.loading.train_loader import TrainLoader
 from fgkd.training import loop
+from fgkd.views.view_set import ViewSet
 from stages import assembly, train_student
 
 CLASSES, VIEWS, STORE_SIDE = 320, 2, 256
@@ -96,17 +97,11 @@ class Pair:
     def loader(self, samples: Samples, cache: Reader | None, stored: bool = True) -> TrainLoader:
         """Endless for our purposes; beside a CPU that computes, one worker renders the images."""
         return TrainLoader(
-            samples=samples,
-            schedule=schedule.Schedule(0, len(samples), self.batch, 10_000, VIEWS),
-            recipe=LIGHT,
-            view_seed=0,
-            size=self.size,
+            ViewSet(samples, LIGHT, 0, self.size, 1024, self.short_side),
+            schedule.Schedule(0, len(samples), self.batch, 10_000, VIEWS),
             workers=self.plan.workers if self.on_cuda else 1,
-            skip_bad=False,
-            block_size=1024,
             cache=cache,
-            short_side=self.short_side,
-            image_store=self.store(samples) if stored else None,
+            store=self.store(samples) if stored else None,
         )
 
 
@@ -280,7 +275,7 @@ def beside(name: str, pair: Pair, found: dict[str, np.ndarray]) -> Row:
 def peak_memory(plan: Plan, how: str, cache: str) -> float:
     """Peak MiB, of the GPU if there is one, in three steps: from the cache, or beside a teacher."""
     pair, folder = Pair(plan), Path(cache).parent / "photos/a"
-    num = len(Reader(Path(cache)).identity["train"]["keys"])
+    num = len(Reader(Path(cache)).samples["train"])
     samples = samples_of(folder, num, len(list(folder.glob("*.jpg"))))
     loop: Iterator[Any] = (
         fitting(pair, samples, Reader(Path(cache)))

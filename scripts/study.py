@@ -33,6 +33,7 @@ from fgkd.loading import train_loader
 from fgkd.loading.schedule import Schedule
 from fgkd.views import recipes
 from fgkd.views.rendering import clean_renderer
+from fgkd.views.view_set import ViewSet
 from stages import cli
 
 RECIPES = ROOT / "stages" / "recipes"
@@ -115,15 +116,11 @@ def train_timm(run: Path, base: Path, seed: int, epochs: int, data: str) -> None
         warmup_prefix=True,
         t_in_epochs=False,
     )
+    light = recipes.recipe_from("light", {}, dataset.chiral)
     batches = train_loader.TrainLoader(
-        samples=train,
-        schedule=schedule,
-        recipe=recipes.recipe_from("light", {}, dataset.chiral),
-        view_seed=0,
-        size=recipe["img_size"],
+        ViewSet(train, light, 0, recipe["img_size"], len(train)),
+        schedule,
         workers=2,
-        skip_bad=False,
-        block_size=len(train),
     )
     began, best = time.monotonic(), -math.inf
     for batch in batches.batches(0):

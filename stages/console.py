@@ -105,7 +105,7 @@ def check_json(run: config.RunSpec | config.CaptureSpec) -> None:
     """Check the --json of a command that has a dry run: only then, and writable."""
     if not run.dry_run:
         refuse_unused(run, ["json"], "without --dry-run", "add --dry-run")
-    files.claim_option(run.json, "--json")
+    files.claim_option(run.json, "json")
 
 
 def write_json(path: str | None, value: object) -> None:

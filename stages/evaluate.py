@@ -73,7 +73,7 @@ def check_options(options: EvaluateConfig) -> None:
     else:
         unused, where = ["top", "export_dir", "overwrite"], "without --predict or --export"
     session.refuse_unused(options, unused, where, "run evaluate once for each")
-    files.claim_option(options.json, "--json")
+    files.claim_option(options.json, "json")
 
 
 def check_runs(runs: list[str], described: bool) -> None:
@@ -203,10 +203,10 @@ def stored_targets(scored: dict[str, Any]) -> torch.Tensor | None:
     if not cache or not (Path(cache) / "manifest.json").exists():
         return None
     reader = Reader(Path(cache))
-    if reader.manifest["identity_sha256"] != scored["parents"]["identity_sha256"]:
+    if reader.manifest.identity_sha256 != scored["parents"]["identity_sha256"]:
         return None
     stored = reader.val_logits()
-    known = {key: i for i, key in enumerate(reader.identity["val"]["keys"])}
+    known = {key: i for i, key in enumerate(reader.samples["val"].keys)}
     if stored is None or any(key not in known for key in scored["keys"]):
         return None
     return torch.from_numpy(stored[np.array([known[key] for key in scored["keys"]])])
@@ -224,7 +224,7 @@ def footnotes(
         if cache and (Path(cache) / "manifest.json").exists():
             reader = Reader(Path(cache))
             took = tables.minutes(Path(cache))
-            num = len(reader.identity["train"]["keys"])
+            num = len(reader.samples["train"])
             lines.append(
                 f"cache {_shown(Path(cache))}: {reader.views} views x {num:,} images, "
                 f"{files.human_bytes(reader.num_bytes)}"

@@ -18,9 +18,8 @@ from fgkd.loading.workers import render
 from fgkd.report import page
 from fgkd.report.page import Card, Group, Line, Section, Table, number, text
 from fgkd.report.thumbnails import Thumbs
-from fgkd.views.rendering import Request
 
-from .verify import open_images, readable, sample_rows, view_fetcher
+from .verify import open_images, sample_rows, view_set
 
 NUM_IMAGES, NUM_VIEWS, TOP = 8, 8, 5
 
@@ -56,13 +55,12 @@ def as_note(line: str) -> str:
 def views_section(reader: Reader, samples: Samples, seed: int, thumbs: Thumbs) -> dict[str, Any]:
     """A keyed sample of images in some views each, rendered as training renders them."""
     draw = rng.stream("gallery", seed)
-    rows = sample_rows(reader, samples, NUM_IMAGES, draw)
+    cached = view_set(reader, samples)
+    rows = sample_rows(cached, NUM_IMAGES, draw)
     views = np.sort(draw.permutation(reader.views)[:NUM_VIEWS]).tolist()
-    renderer, partner_of = view_fetcher(reader, samples, [reader.identity["views"]["img_size"]])
-    found = [p for p in map(partner_of, views) if p is not None]
-    mates = [readable(reader, samples, partner)[rows] for partner in found]
-    partners = np.stack(mates, axis=1) if mates else None
-    answer = next(render(renderer, [Request(rows, views, partners, check_content=True)], 0))
+    renderer = cached.renderer(hashes=reader.samples["train"].hashes)
+    request = cached.request(rows, views, check_content=True)
+    answer = next(render(renderer, [request], 0))
     temperature = shown_temperature(reader.codec)
     cards: list[list[Card]] = [[original(samples, row, reader, thumbs)] for row in rows.tolist()]
     same = 0
@@ -72,8 +70,8 @@ def views_section(reader: Reader, samples: Samples, seed: int, thumbs: Thumbs) -
         arrays = {name: array[rows] for name, array in slab.items() if name != "digests"}
         log_p_BK = log_softmax(reader.codec.decode(arrays, temperature) / temperature)
         for i, row in enumerate(rows.tolist()):
-            partner = row if partners is None else int(partners[i, j])
-            lam = float(answer.lams_BV[i, j])
+            lam = float(answer.lams_BV[i, j])  # 1: not mixed
+            partner = row if request.partners is None or lam == 1 else int(request.partners[i, j])
             lines = mixed(reader, samples, row, partner, lam) if partner != row else []
             labels = {int(samples.labels[row]), int(samples.labels[partner])}
             lines += top_answers(reader, np.exp(log_p_BK[i]), labels)
@@ -102,7 +100,7 @@ def original(samples: Samples, row: int, reader: Reader, thumbs: Thumbs) -> Card
 def label_of(samples: Samples, row: int, reader: Reader) -> str:
     """The name of an image's class."""
     label = int(samples.labels[row])
-    return reader.identity["dataset"]["classes"][label] if label >= 0 else "none"
+    return reader.identity.dataset.classes[label] if label >= 0 else "none"
 
 
 def mixed(reader: Reader, samples: Samples, row: int, partner: int, lam: float) -> list[Line]:
@@ -116,7 +114,7 @@ def mixed(reader: Reader, samples: Samples, row: int, partner: int, lam: float) 
 
 def top_answers(reader: Reader, p_K: np.ndarray, labels: set[int]) -> list[Line]:
     """The classes of highest probability; of `topk`, those that are known for certain."""
-    classes, codec = reader.identity["dataset"]["classes"], reader.codec
+    classes, codec = reader.identity.dataset.classes, reader.codec
     most = min(TOP, codec.top_k if codec.name == "topk" else codec.num_classes)
     best = np.argsort(-p_K, kind="stable")[:most].tolist()
     return [Line("", classes[k], "right" if k in labels else "", float(p_K[k])) for k in best]

@@ -6,13 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fgkd import files
-from fgkd.cache import manifest, stats
+from fgkd.cache.reader import Reader
 from fgkd.config import InspectConfig
-from fgkd.data.image_store import shrunk_to
-from fgkd.errors import DamagedCache, WrongKind
+from fgkd.errors import WrongKind
 from fgkd.report import page
 
 from . import console
@@ -23,14 +20,13 @@ def inspect(options: InspectConfig, caches: list[str]) -> None:
     console.require(caches, "CACHE", "fgkd inspect runs/cache")
     if not options.verify:
         console.refuse_unused(options, ["teacher", "samples"], "without --verify", "add --verify")
-    files.claim_option(options.json, "--json")
+    files.claim_option(options.json, "json")
     if options.gallery:
         page.claim(Path(options.gallery), "--gallery")
     reports, failed = [], False
     for path in map(Path, caches):
         _refuse_run(path)
-        held = manifest.load(path)
-        report = describe(path, held)
+        report = describe(Reader(path))
         reports.append(report)
         for line in [*lines(report), *suspect_lines(report)]:
             console.echo(line)
@@ -64,36 +60,27 @@ def _refuse_run(path: Path) -> None:
     raise WrongKind(f"{path} is a run, not a cache", path=path, found="run", cache=cache)
 
 
-def describe(path: Path, held: dict[str, Any]) -> dict[str, Any]:
-    """The identity without its columns, the sizes, and the teacher's statistics."""
-    identity = held["identity"]
-    classes = identity["dataset"]["classes"]
-    try:
-        with np.errstate(over="raise", invalid="raise"):
-            summary = stats.summarize(held["shards"], identity["dataset"]["domains"], held["views"])
-        for suspect in summary["suspects"]:
-            suspect |= {name: classes[suspect[name]] for name in ("label", "answer")}
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        message = f"manifest of {path} is damaged: its statistics do not add up ({error!r})"
-        raise DamagedCache(message, cache=path, path=path / "manifest.json") from None
+def describe(reader: Reader) -> dict[str, Any]:
+    """The identity without its samples, the sizes, and the teacher's statistics."""
+    identity, held = reader.identity.to_json(), reader.manifest
+    summary = reader.summary.to_json()
+    for suspect in summary["suspects"]:
+        suspect |= {name: reader.classes[suspect[name]] for name in ("label", "answer")}
     return {
-        "cache": str(path),
-        "identity_sha256": held["identity_sha256"],
-        "format": identity["format"],
-        "encoding": identity["encoding"],
-        "dtype": identity["dtype"],
-        "teachers": identity["teachers"],
+        "cache": str(reader.folder),
+        "identity_sha256": held.identity_sha256,
+        **{name: identity[name] for name in ("format", "encoding", "dtype", "teachers")},
         "ensemble": identity["ensemble"],
         "view_recipe": identity["views"],
         "dataset": {k: v for k, v in identity["dataset"].items() if k != "classes"},
-        "num_classes": len(identity["dataset"]["classes"]),
-        "samples": len(identity["train"]["keys"]),
-        "val_samples": len(identity["val"]["keys"]),
-        "views": held["views"],
-        "shards": len(held["shards"]),
-        "bytes": sum(row["bytes"] for row in held["shards"]),
-        "bad_images": sorted({key for row in held["shards"] for key in row["bad"]}),
-        "libraries": held["libraries"],
+        "num_classes": len(reader.classes),
+        "samples": len(reader.samples["train"]),
+        "val_samples": len(reader.samples["val"]),
+        "views": reader.views,
+        "shards": len(held.shards),
+        "bytes": reader.num_bytes,
+        "bad_images": sorted(reader.unreadable_keys),
+        "libraries": held.libraries,
         "teacher": summary,
     }
 
@@ -113,7 +100,7 @@ def lines(report: dict[str, Any]) -> list[str]:
         f"({per_view:,.0f} bytes a view)",
         f"  views     {report['view_recipe']['img_size']} px, seed {report['view_recipe']['seed']}",
     ]
-    if side := shrunk_to(report["view_recipe"]):
+    if side := report["view_recipe"]["short_side"]:
         out[-1] += f", of images with a shorter side of {side} px"
     for one in report["teachers"]:
         out.append(

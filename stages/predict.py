@@ -83,7 +83,7 @@ def _answers(
     samples = Samples(paths, none, np.zeros_like(none), paths)
     rows, logits_NK, bad = inference.evaluate(
         model,
-        clean_renderer(samples, model.config, skip_bad=True, tta=options.tta),
+        clean_renderer(samples, model.config, skip_unreadable=True, tta=options.tta),
         batch_size=options.batch_size,
         workers=options.workers,
         device=device,

@@ -123,6 +123,11 @@ def _read(path: object) -> str:
     return f"{_look(path)}{begins}"
 
 
+def _temperature(error: errors.UnstoredTemperature) -> str:
+    grid = ",".join(f"{t:g}" for t in [*error.stored, error.value])
+    return f"--temperature {error.suggestion:g}, or write a cache with --temperatures {grid}"
+
+
 def _write(error: errors.WriteError) -> str:
     folder = quoted(_nearest(Path(str(error.path)).parent))
     if error.errno in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST):
@@ -190,9 +195,17 @@ def _rewrite(cache: object) -> str:
     return f"fgkd cache-logits -c {folder}/args.yaml --output {folder}"
 
 
+def _version(error: errors.FormatVersionMismatch) -> str:
+    if "://" in str(error.cache):
+        return "write the cache again with this version of fgkd, and upload it"
+    return f"{_rewrite(error.cache)} --overwrite   # writes a new one"
+
+
 def _shard(error: errors.DamagedShard) -> str:
     if _is_url(error.cache):
         return "upload the shard again; `fgkd inspect CACHE --verify` checks the original"
+    if not error.rewritable:
+        return f"restore it, or {_rewrite(error.cache)} --overwrite   # writes a new cache"
     return f"rm -f {quoted(error.path)} && {_rewrite(error.cache)}   # rewrites it alone"
 
 
@@ -230,6 +243,7 @@ def _device(error: errors.DeviceError) -> str:
 
 REMEDIES: dict[type, Callable[[Any], str]] = {
     errors.OptionError: _option,
+    errors.UnstoredTemperature: _temperature,
     errors.UnknownName: _unknown_name,
     errors.NoTargets: lambda e: (
         "--cache DIR, or --distillation none --data NAME:PATH for the baseline"
@@ -254,7 +268,8 @@ REMEDIES: dict[type, Callable[[Any], str]] = {
     errors.IncompleteCache: lambda e: f"{_rewrite(e.cache)}   # continues",
     errors.DamagedCache: _damaged,
     errors.DamagedShard: _shard,
-    errors.FormatVersionMismatch: lambda e: f"{_rewrite(e.cache)} --overwrite",
+    errors.FormatVersionMismatch: _version,
+    errors.DamagedTargets: lambda e: "fgkd inspect CACHE --verify   # which shards are damaged?",
     errors.DownloadError: _download,
     errors.UnstorableLogits: _unstorable,
     errors.WeightsError: _weights,

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from fgkd import comparison, files, models, rng
-from fgkd.cache import manifest
 from fgkd.cache.encodings import Arrays, Codec
+from fgkd.cache.identity import Identity
 from fgkd.cache.reader import Reader
 from fgkd.config import InspectConfig, args_file
 from fgkd.data import Dataset, Samples, open_dataset, with_boxes
-from fgkd.data.image_store import shrunk_to
 from fgkd.distillation.teachers import Teachers
 from fgkd.errors import FgkdError
 from fgkd.evaluation import inference
 from fgkd.loading.workers import render
-from fgkd.views import orders, recipes
-from fgkd.views.rendering import KeyedView, Request, ViewRenderer, clean_renderer
+from fgkd.views.rendering import clean_renderer
+from fgkd.views.view_set import ViewSet
 
 from . import session
 
@@ -32,7 +29,7 @@ def verify(folder: Path, options: InspectConfig) -> list[str]:
     """What is wrong with a cache, one line each; empty when all holds."""
     reader = Reader(folder)
     problems = []
-    rows = [*reader.manifest["shards"], *filter(None, [reader.manifest["val"]])]
+    rows = [*reader.manifest.shards, *filter(None, [reader.manifest.val])]
     for row in rows:
         try:
             reader.check(row)
@@ -53,29 +50,28 @@ def open_images(reader: Reader, options: InspectConfig) -> Dataset:
     if reader.holds_images and not options.data:
         return reader.dataset()
     specs = options.data or args_file.load_yaml(reader.folder / "args.yaml")["data"]
-    dataset = open_dataset(specs, reader.identity["dataset"]["val_fraction"])
-    if reader.identity["views"]["recipe"].get("bbox_crop"):
+    dataset = open_dataset(specs, reader.identity.dataset.val_fraction)
+    if reader.identity.views.recipe.bbox_crop:
         dataset = with_boxes(dataset)
-    manifest.check_dataset(reader.identity, dataset, str(reader.folder))
+    reader.check_dataset(dataset)
     return dataset
 
 
 def compare_sample(reader: Reader, dataset: Dataset, options: InspectConfig) -> list[str]:
     """Render a keyed sample of views again and compare; ask the teacher too where it is given."""
     identity = reader.identity
-    described = identity["views"]
     samples = dataset.splits["train"]
     draw = rng.stream("verify", options.seed)
-    rows = sample_rows(reader, samples, options.samples, draw)
+    views = view_set(reader, samples)
+    rows = sample_rows(views, options.samples, draw)
     chosen = np.sort(draw.permutation(reader.views)[:VIEWS_CHECKED]).tolist()
     teachers = open_teachers(identity, options)
-    sizes = teachers.sizes if teachers else [described["img_size"]]
-    renderer, partner_of = view_fetcher(reader, samples, sizes)
+    sizes = teachers.sizes if teachers else [identity.views.img_size]
+    renderer = views.renderer(sizes, hashes=reader.samples["train"].hashes)
     problems = []
     for view in chosen:
-        partner = partner_of(view)
-        partners = None if partner is None else readable(reader, samples, partner)[rows][:, None]
-        request = Request(rows, [view], partners, check_content=True)
+        partner = views.partners(view)
+        request = views.request(rows, [view], check_content=True)
         answer = next(render(renderer, [request], 0))
         slab = reader.slab(view)
         wrong = answer.digests_BV[:, 0] != slab["digests"][rows]
@@ -95,39 +91,19 @@ def compare_sample(reader: Reader, dataset: Dataset, options: InspectConfig) -> 
     return problems
 
 
-def has_target(reader: Reader, samples: Samples) -> np.ndarray:
-    """bool [N]: capture could read the image."""
-    bad = reader.bad_keys
-    return np.array([key not in bad for key in samples.keys], bool)
+def view_set(reader: Reader, samples: Samples) -> ViewSet:
+    """The views that a cache holds targets of."""
+    identity = reader.identity
+    return ViewSet.of(identity.views, samples, identity.shard_size, reader.unreadable_keys)
 
 
-def sample_rows(reader: Reader, samples: Samples, count: int, draw: rng.Stream) -> np.ndarray:
+def sample_rows(views: ViewSet, count: int, draw: rng.Stream) -> np.ndarray:
     """At most `count` training rows that have a target, drawn by a keyed stream."""
-    usable = np.flatnonzero(has_target(reader, samples))
+    usable = np.flatnonzero(views.has_views)
     return usable[draw.permutation(len(usable))[:count]]
 
 
-def readable(reader: Reader, samples: Samples, partner_N: np.ndarray) -> np.ndarray:
-    """The partner that each row is mixed with: itself where its own could not be read."""
-    return np.where(has_target(reader, samples)[partner_N], partner_N, np.arange(len(partner_N)))
-
-
-def view_fetcher(
-    reader: Reader, samples: Samples, sizes: Sequence[int]
-) -> tuple[ViewRenderer, Callable[[int], np.ndarray | None]]:
-    """What renders a cache's views again, and whom each row is mixed with in a view, if at all."""
-    described = reader.identity["views"]
-    recipe = recipes.ViewRecipe.from_dict(described["recipe"])
-    keyed = KeyedView(samples, recipe, described["seed"], shrunk_to(described))
-    blocks = orders.blocks(described["seed"], len(samples), reader.identity["shard_size"])
-
-    def partner_of(view: int) -> np.ndarray | None:
-        return orders.partners(described["seed"], view, blocks) if recipe.mixes else None
-
-    return ViewRenderer(keyed, sizes, reader.identity["train"]["hashes"]), partner_of
-
-
-def open_teachers(identity: dict[str, Any], options: InspectConfig) -> Teachers | None:
+def open_teachers(identity: Identity, options: InspectConfig) -> Teachers | None:
     """The teachers of --teacher, which must be those of the identity."""
     if not options.teacher:
         return None
@@ -138,13 +114,13 @@ def open_teachers(identity: dict[str, Any], options: InspectConfig) -> Teachers 
     comparison.refuse(
         "--teacher is not the cache's teacher",
         comparison.differences(
-            [one["weights_sha256"] for one in identity["teachers"]], hashes, "weights_sha256"
+            [one.weights_sha256 for one in identity.teachers], hashes, "weights_sha256"
         ),
         "teacher",
     )
-    size = identity["views"]["img_size"]
-    ensemble = identity["ensemble"] or "logits"
-    teachers = Teachers(known, folders, ensemble, size, device, identity["dtype"], 64)
+    size = identity.views.img_size
+    ensemble = identity.ensemble or "logits"
+    teachers = Teachers(known, folders, ensemble, size, device, identity.dtype, 64)
     teachers.to_device()
     return teachers
 
@@ -182,9 +158,9 @@ def compare_val(
 ) -> list[str]:
     """Compare stored clean logits of some validation images with the teacher's answers now."""
     stored = reader.val_logits()
-    if stored is None:
+    if stored is None or reader.manifest.val is None:
         return []
-    samples, bad = dataset.splits["val"], set(reader.manifest["val"]["bad"])
+    samples, bad = dataset.splits["val"], set(reader.manifest.val.unreadable)
     usable = np.array([i for i, key in enumerate(samples.keys) if key not in bad], np.int64)
     rows = usable[rng.stream("verify val", options.seed).permutation(len(usable))]
     rows = rows[: options.samples]

@@ -1,4 +1,4 @@
-"""Readers fed with files from strangers: an explained error or an answer, and little memory."""
+"""Feeding readers with files from strangers: an explained error or a result, in little memory."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from fgkd.cache import hdf5, wds
 from fgkd.errors import FgkdError
+from stages.remedies import remedy
 
 SHARD = "shards/shard-00001-v000-002"
 SUFFIXES = {"hdf5": ".h5", "webdataset": ".tar"}
@@ -26,7 +27,7 @@ FUZZ = settings(max_examples=150, deadline=None, derandomize=True)
 
 @functools.cache
 def valid(name: str) -> dict[str, bytes]:
-    """The files of a whole cache of a format."""
+    """The files of a complete cache of a format."""
     with tempfile.TemporaryDirectory() as folder:
         cache = write_cache(Path(folder) / "cache", views=2, format=name)
         return {
@@ -50,11 +51,11 @@ def frugal() -> Iterator[None]:
 def explained(error: FgkdError, where: str) -> None:
     """An error that says where and what to do."""
     assert where in str(error)
-    assert error.hint
+    assert remedy(error)
 
 
 def consume(name: str, path: Path) -> dict[str, np.ndarray] | None:
-    """All that a format's reader offers; None when it was refused, as it must be if at all."""
+    """All that a format's reader gives; None when it refused the file with an explained error."""
     with frugal():
         try:
             reader = BACKENDS[name].Reader(path)

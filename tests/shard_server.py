@@ -1,4 +1,4 @@
-"""A cache behind a URL on this machine: what was asked of it, and how much was held at once."""
+"""A folder behind a URL on this machine, which counts the requests for each file."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Any
 
 
 class Handler(SimpleHTTPRequestHandler):
-    """Files of a folder; counts what was got, and says nothing."""
+    """Serves the files of a folder; counts the requests and logs nothing."""
 
-    def __init__(self, *args: Any, asked: Counter[str], **kwargs: Any) -> None:
-        self.asked = asked
+    def __init__(self, *args: Any, requested: Counter[str], **kwargs: Any) -> None:
+        self.requested = requested
         super().__init__(*args, **kwargs)
 
     def do_GET(self) -> None:
-        self.asked[self.path.lstrip("/")] += 1
+        self.requested[self.path.lstrip("/")] += 1
         super().do_GET()
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -30,18 +30,18 @@ class Handler(SimpleHTTPRequestHandler):
 @contextmanager
 def serve(folder: Path) -> Iterator[tuple[str, Counter[str]]]:
     """The folder's URL, and the GET requests for each of its files so far."""
-    asked: Counter[str] = Counter()
-    handler = functools.partial(Handler, directory=str(folder), asked=asked)
+    requested: Counter[str] = Counter()
+    handler = functools.partial(Handler, directory=str(folder), requested=requested)
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:
-            yield f"http://127.0.0.1:{server.server_port}", asked
+            yield f"http://127.0.0.1:{server.server_port}", requested
         finally:
             server.shutdown()
             thread.join()
 
 
-def shards_of(asked: Counter[str]) -> Counter[str]:
-    """The training shards among what was asked for."""
-    return Counter({name: n for name, n in asked.items() if name.startswith("shards/")})
+def shards_of(requested: Counter[str]) -> Counter[str]:
+    """The training shards among the requests."""
+    return Counter({name: n for name, n in requested.items() if name.startswith("shards/")})

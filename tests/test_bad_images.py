@@ -46,7 +46,7 @@ def test_beside_one_a_view_stays_unmixed(
     given = ("--data", f"folder:{data}", "--skip-bad-images", *MIX)
     command = ("cache-logits", "--teacher", tiny_teacher, "--output", cache, "--views", 2, *EXACT)
     fgkd(*command, *given, "--format", name)
-    assert Reader(cache).bad_keys == {key}
+    assert Reader(cache).unreadable_keys == {key}
     fgkd("inspect", cache, "--verify", "--samples", 97, "--teacher", tiny_teacher)
     offline = train(tmp_path / "offline", "--cache", cache)
     live = ("--teacher", tiny_teacher, "--views", 2, "--dtype", "float64", "--shard-size", 20)
@@ -64,7 +64,7 @@ def test_tars_hold_what_there_is_of_one(
     command = (*command, "--data", f"folder:{data}", "--format", "webdataset")
     assert "cannot read" in make_fails(capsys)(*command)
     assert exit_code(*command, "--skip-bad-images") == 0
-    assert Reader(cache).bad_keys == {key}
+    assert Reader(cache).unreadable_keys == {key}
     train(tmp_path / "student", "--cache", cache)
 
 
@@ -74,7 +74,7 @@ def test_a_cache_of_more_shards_than_may_be_open(
     """Each shard holds a descriptor: those opened first are closed, and read again when needed."""
     whole = Reader(tiny_cache)
     expected = [whole.slab(view) for view in (0, 1)]
-    assert len(whole.manifest["shards"]) > 1
+    assert len(whole.manifest.shards) > 1
     monkeypatch.setattr(reader, "MAX_OPEN", 1)
     few = Reader(tiny_cache)
     for view in (0, 1):

@@ -61,21 +61,23 @@ def student(cache: object, run: Path, *more: object) -> Path:
 def test_identity(caches: dict[str, Path], data: Path) -> None:
     """The option and the boxes themselves are of a cache's identity; off, no box is."""
     on, off = (Reader(caches[name]) for name in ("hdf5", "off"))
-    assert on.manifest["identity_sha256"] != off.manifest["identity_sha256"]
-    recipes = [reader.identity["views"]["recipe"]["bbox_crop"] for reader in (on, off)]
+    assert on.manifest.identity_sha256 != off.manifest.identity_sha256
+    recipes = [reader.identity.views.recipe.bbox_crop for reader in (on, off)]
     assert recipes == [True, False]
     train = with_boxes(open_dataset([f"cub:{data}"])).splits["train"]
     assert train.boxes is not None
-    assert on.identity["train"]["boxes"] == train.boxes.tolist()
-    assert not any("boxes" in column for column in (on.identity["val"], off.identity["train"]))
+    assert np.array_equal(on.samples["train"].boxes, train.boxes)
+    assert on.samples["val"].boxes is None
+    assert off.samples["train"].boxes is None
     assert not np.array_equal(on.slab(0)["digests"], off.slab(0)["digests"])
     on.close()
     off.close()
 
 
 def test_a_tar_tells_each_box(caches: dict[str, Path]) -> None:
-    column = Reader(caches["webdataset"]).identity["train"]
-    want = dict(zip(column["keys"], column["boxes"], strict=True))
+    column = Reader(caches["webdataset"]).samples["train"]
+    assert column.boxes is not None
+    want = dict(zip(column.keys, column.boxes.tolist(), strict=True))
     found = {}
     for path in (caches["webdataset"] / "shards").iterdir():
         with tarfile.open(path) as tar:

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import functools
 import io
-import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from cache_miniatures import NUM_TRAIN, write_cache
 from data_miniatures import LISTED_WRITERS, edit, write_cub, write_dogs, write_folder
 from numpy.lib.recfunctions import repack_fields
 from official_miniatures import FOLDERS, OFFICIAL_WRITERS
 from PIL import Image
 from scipy.io import loadmat, savemat
 
-from fgkd.cache.reader import Reader
 from fgkd.data import DATASETS, Dataset, Samples, open_dataset, union, with_boxes
 from fgkd.data.boxes import checked, in_pixels
 from fgkd.errors import FgkdError
-from fgkd.files import fingerprint
 from fgkd.views.recipes import ViewRecipe
 from fgkd.views.rendering import KeyedView
 from fgkd.views.transforms import params, pixel_digest, render
@@ -198,24 +194,3 @@ def test_a_recipe_with_boxes_needs_them() -> None:
     outside = KeyedView(one_sample(image, [20, 20, 5, 5]), RECIPE, 0)
     with pytest.raises(FgkdError, match="no pixel of its 8 x 8 image"):
         outside.one(functools.partial(lambda row: image), 0, 0, 8)
-
-
-@pytest.mark.parametrize(
-    "boxes",
-    [
-        [],
-        [[1.0, 2, 3, 4]],
-        [[1, 2, 3]] * NUM_TRAIN,
-        ["1234"] * NUM_TRAIN,
-        4,
-        [[1e9] * 4] * NUM_TRAIN,
-    ],
-)
-def test_boxes_of_a_manifest_are_not_trusted(boxes: object, tmp_path: Path) -> None:
-    cache = write_cache(tmp_path / "cache", format="webdataset")
-    manifest = json.loads((cache / "manifest.json").read_text())
-    manifest["identity"]["train"]["boxes"] = boxes
-    manifest["identity_sha256"] = fingerprint(manifest["identity"])
-    (cache / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(FgkdError, match=r"identity is not one|the bounding box of"):
-        Reader(cache)._columns("train", [""] * NUM_TRAIN)

@@ -26,6 +26,7 @@ from fgkd.loading.train_loader import TrainLoader
 from fgkd.loading.workers import render
 from fgkd.training import loop, optim
 from fgkd.views.rendering import KeyedView, Request, ViewRenderer
+from fgkd.views.view_set import ViewSet
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 GPU = torch.device("cuda")
@@ -132,13 +133,13 @@ def test_logits_asked_for_ahead_are_those_of_their_images(renderer: ViewRenderer
     asked: deque[Callable[[], Tensor]] = deque()
     found = []
     for answer in render(renderer, requests, 2):
-        asked.append(inference.ask(model, answer.images[0], device=GPU, max_batch=3))
+        asked.append(inference.forward_async(model, answer.images[0], device=GPU, max_batch=3))
         if len(asked) > 2:
             found.append(asked.popleft()())
     found += [wait() for wait in asked]
     for request, logits in zip(requests, found, strict=True):
         images = renderer[request].images[0]
-        want = inference.logits_of(model, images, device=GPU, max_batch=3)
+        want = inference.logits(model, images, device=GPU, max_batch=3)
         torch.testing.assert_close(logits, want)
 
 
@@ -151,14 +152,9 @@ def test_trainings_from_worker_memory_repeat_bit_for_bit(name: str, renderer: Vi
         device.set_up_gpu(True)
         for workers in (2, 2, 0):
             loader = TrainLoader(
-                samples=renderer.samples,
-                schedule=schedule,
-                recipe=RECIPE,
-                view_seed=0,
-                size=32,
+                ViewSet(renderer.samples, RECIPE, 0, 32, 64),
+                schedule,
                 workers=workers,
-                skip_bad=False,
-                block_size=64,
             )
             state = make_state(name=name)
             assert len(fit(state, loader.batches(0))) == schedule.total_steps

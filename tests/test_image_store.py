@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional
 
-from fgkd.cache import manifest
+from fgkd.cache.samples import describe
 from fgkd.data import Samples
 from fgkd.data.decoding import decode_rgb
 from fgkd.data.image_store import ImageStore, estimate_bytes
@@ -136,7 +136,7 @@ def test_a_stale_store_is_refused(built: ImageStore, tmp_path: Path) -> None:
         return caught.value.message
 
     samples = built.samples
-    hashes = manifest.describe_samples(samples)["hashes"]
+    hashes = describe(samples).hashes.astype(str).tolist()
     assert reopened(built, hashes=hashes).is_complete
     assert "short_side: 24 -> 25" in refused(short_side=25)
     assert "keys: 6 entries -> 5" in refused(samples=samples.take(np.arange(5)))
@@ -227,12 +227,12 @@ def test_unreadable_images(samples: Samples, tmp_path: Path) -> None:
         ImageStore(tmp_path / "strict", samples, SIDE).build(2)
     assert list((tmp_path / "strict").iterdir()) == []
     store = ImageStore(tmp_path / "store", samples, SIDE)
-    store.build(2, skip_bad=True)
-    assert set(reopened(store).bad) == {"1.jpg", "4.jpg"}
+    store.build(2, skip_unreadable=True)
+    assert set(reopened(store).unreadable) == {"1.jpg", "4.jpg"}
     renderer = ViewRenderer(KeyedView(samples, ViewRecipe(), 0, SIDE), [16], None, True, store)
     answer = next(render(renderer, [Request(np.arange(6), [0])], 0))
     assert answer.rows.tolist() == [0, 2, 3, 5]
-    assert [key for key, _ in answer.bad] == ["1.jpg", "4.jpg"]
+    assert [key for key, _ in answer.unreadable] == ["1.jpg", "4.jpg"]
     with pytest.raises(FgkdError, match="cannot read image"):
         store[4]
 
@@ -242,7 +242,7 @@ def test_other_content_is_found_while_building(samples: Samples, tmp_path: Path)
     hashes = ["0" * 32] * len(samples)
     store = ImageStore(tmp_path / "store", samples, SIDE, hashes)
     with pytest.raises(FgkdError, match=r"content of 0\.jpg"):
-        store.build(1, skip_bad=True)
+        store.build(1, skip_unreadable=True)
     assert not ImageStore(store.folder, samples, SIDE).is_complete
 
 

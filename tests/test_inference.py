@@ -20,8 +20,8 @@ def test_logits_are_asked_for_max_batch_views_at_a_time() -> None:
     model, sizes = build().train(), []
     model.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
     views = images(15).view(5, 3, 32, 32, 3)
-    logits = inference.logits_of(model, views, device=CPU, max_batch=4)
-    none = inference.logits_of(model, views[:0], device=CPU, max_batch=4)
+    logits = inference.logits(model, views, device=CPU, max_batch=4)
+    none = inference.logits(model, views[:0], device=CPU, max_batch=4)
     assert sizes == [4, 4, 4, 3]
     assert logits.shape == (15, 3)
     assert none.shape == (0, 3)

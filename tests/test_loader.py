@@ -15,8 +15,9 @@ from cache_miniatures import NO_VAL, encoding_of, image_of, make_identity
 from data_miniatures import write_image
 
 from fgkd import distributed, rng
-from fgkd.cache import manifest
+from fgkd.cache.identity import ViewIdentity
 from fgkd.cache.reader import Reader
+from fgkd.cache.samples import describe
 from fgkd.cache.writer import Writer
 from fgkd.data import Samples, content
 from fgkd.data.decoding import decode_rgb
@@ -25,6 +26,7 @@ from fgkd.loading.schedule import Schedule
 from fgkd.loading.train_loader import CHECK_EVERY, Batch, TrainLoader
 from fgkd.views import transforms
 from fgkd.views.recipes import ViewRecipe
+from fgkd.views.view_set import ViewSet
 
 SIZE, NUM, NUM_CLASSES, VIEW_SEED = 16, 19, 6, 4
 RECIPE = ViewRecipe(crop_scale=(0.3, 1.0), hflip=0.5, rand_aug_ops=1, erasing=0.3)
@@ -59,13 +61,13 @@ def logits_by_hand(row: int, view: int) -> np.ndarray:
 def cache(samples: Samples, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache of these images by a made-up teacher; one of them could not be read."""
     folder = tmp_path_factory.mktemp("cache")
+    tables = {"train": describe(samples), "val": NO_VAL}
     identity = make_identity(
-        train=manifest.describe_samples(samples),
-        val=NO_VAL,
+        tables,
         encoding=encoding_of("dense32"),
-        views={"recipe": RECIPE.to_dict(), "seed": VIEW_SEED, "img_size": SIZE},
+        views=ViewIdentity(RECIPE, VIEW_SEED, SIZE),
     )
-    writer = Writer(folder, identity, 3, image_of)
+    writer = Writer(folder, identity, tables, 3, image_of)
     writer.begin()
     for job in writer.jobs():
         rows = writer.block_rows[job.block]
@@ -75,7 +77,7 @@ def cache(samples: Samples, tmp_path_factory: pytest.TempPathFactory) -> Path:
             for row in rows
         ]
         captured = writer.captured(job)
-        captured.bad |= {samples.keys[BAD]} if BAD in rows else set()
+        captured.unreadable |= {samples.keys[BAD]} if BAD in rows else set()
         captured.put(np.arange(len(rows)), range(3), logits, np.array(digests, np.uint64))
         writer.publish(captured)
     writer.finish()
@@ -85,18 +87,12 @@ def cache(samples: Samples, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_loader(
     samples: Samples, cache: Path | Reader | None = None, **options: Any
 ) -> TrainLoader:
-    given: dict[str, Any] = {
-        "samples": samples,
-        "schedule": SCHEDULE,
-        "recipe": RECIPE,
-        "view_seed": VIEW_SEED,
-        "size": SIZE,
-        "workers": 0,
-        "skip_bad": False,
-        "block_size": 8,
-        "cache": Reader(cache) if isinstance(cache, Path) else cache,
-    }
-    return TrainLoader(**given | options)
+    reader = Reader(cache) if isinstance(cache, Path) else cache
+    views = {"recipe": RECIPE, "seed": VIEW_SEED, "size": SIZE, "block_size": 8}
+    views |= {name: options.pop(name) for name in list(options) if name in ("seed", "size")}
+    unreadable = reader.unreadable_keys if reader else ()
+    made = ViewSet(samples, **views, unreadable=unreadable)
+    return TrainLoader(made, **{"schedule": SCHEDULE, "cache": reader} | options)
 
 
 def assert_equal_batches(a: Batch, b: Batch) -> None:
@@ -107,7 +103,7 @@ def assert_equal_batches(a: Batch, b: Batch) -> None:
     assert torch.equal(a.labels_B, b.labels_B)
     assert (a.teacher_BK is None) == (b.teacher_BK is None)
     assert a.teacher_BK is None or torch.equal(a.teacher_BK, b.teacher_BK)
-    assert a.bad == b.bad
+    assert a.unreadable == b.unreadable
 
 
 # ---- content -------------------------------------------------------------------------------
@@ -180,7 +176,7 @@ def test_a_rank_without_a_share_stands_in_with_a_usable_image(
 ) -> None:
     loader = make_loader(samples, cache)
     spec = SCHEDULE.epoch_specs(0)[0]
-    loader.usable[spec.rows[0]] = False
+    loader.views.has_views[spec.rows[0]] = False
     monkeypatch.setenv("WORLD_SIZE", "9")  # 8 images: rank 0 gets none
     monkeypatch.setenv("RANK", "0")
     batch = next(loader.batches(0))
@@ -213,12 +209,12 @@ def test_a_digest_mismatch_stops_the_run(samples: Samples, cache: Path) -> None:
 
 def test_a_share_of_the_pixels_is_checked(samples: Samples, cache: Path) -> None:
     """Another view seed changes every pixel: the first batch of a cache notices."""
-    loader = make_loader(samples, cache, view_seed=VIEW_SEED + 1)
+    loader = make_loader(samples, cache, seed=VIEW_SEED + 1)
     with pytest.raises(FgkdError, match="not those the teacher saw"):
         next(loader.batches(0))
     reader = Reader(cache)
-    reader.manifest["libraries"]["pillow"] = "1.0"
-    loader = make_loader(samples, reader, view_seed=5)
+    reader.manifest.libraries["pillow"] = "1.0"
+    loader = make_loader(samples, reader, seed=5)
     with pytest.raises(FgkdError, match=r"pillow: 1\.0 -> "):
         next(loader.batches(0))
 
@@ -272,11 +268,11 @@ def test_bad_images_are_left_out_and_listed(samples: Samples, tmp_path: Path) ->
     )
     with pytest.raises(FgkdError, match=re.escape(str(path))):
         list(make_loader(broken).batches(0))
-    for batch in make_loader(broken, skip_bad=True).batches(0):
+    for batch in make_loader(broken, skip_unreadable=True).batches(0):
         rows = [r for r in batch.spec.rows if r != row]
         assert batch.count == len(rows) == len(batch.labels_B)
         assert batch.labels_B.tolist() == samples.labels[rows].tolist()
-        keys = [key for key, _ in batch.bad]
+        keys = [key for key, _ in batch.unreadable]
         assert keys == ([samples.keys[row]] if row in batch.spec.rows else [])
         assert np.array_equal(
             batch.image_u8_BHW3[-1].numpy(), view_by_hand(samples, rows[-1], batch.spec.view)

@@ -89,7 +89,7 @@ def test_bad_images(workers: int, samples: Samples, tmp_path: Path) -> None:
     lenient = list(render(clean_renderer(damaged, config, True), requests, workers))
     assert [answer.rows.tolist() for answer in lenient] == [[1, 3], []]
     assert [len(answer.images[0]) for answer in lenient] == [2, 0]
-    bad = [key for answer in lenient for key, _ in answer.bad]
+    bad = [key for answer in lenient for key, _ in answer.unreadable]
     assert bad == [samples.keys[2], samples.keys[4]]
     whole = clean_renderer(samples, config, False)[Request(np.array([1, 3]), [0])]
     assert torch.equal(lenient[0].images[0], whole.images[0])

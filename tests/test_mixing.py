@@ -32,7 +32,8 @@ from fgkd.loading import schedule
 from fgkd.loading.batch import Batch
 from fgkd.loading.train_loader import TrainLoader
 from fgkd.models import Logits
-from fgkd.views import mixing, orders, recipes, transforms
+from fgkd.views import mixing, orders, transforms
+from fgkd.views.view_set import ViewSet
 
 MIX = ("--mixup", 0.8, "--cutmix", 1.0)
 BLOCK, SIZE = 20, 32  # 97 images: four blocks of 20 and one of 17, whose last has no partner
@@ -59,18 +60,9 @@ def train(output: Path, *more: object) -> Path:
 def make_loader(cache: Path, tiny_data: Path, batch_size: int, **more: Any) -> TrainLoader:
     reader = Reader(cache)
     samples = open_dataset([f"folder:{tiny_data}"], 0.1).splits["train"]
-    given: dict[str, Any] = {
-        "samples": samples,
-        "schedule": schedule.Schedule(0, len(samples), batch_size, 2, 2),
-        "recipe": recipes.ViewRecipe.from_dict(reader.identity["views"]["recipe"]),
-        "view_seed": reader.identity["views"]["seed"],
-        "size": SIZE,
-        "workers": 0,
-        "skip_bad": False,
-        "block_size": reader.identity["shard_size"],
-        "cache": reader,
-    }
-    return TrainLoader(**given | more)
+    views = ViewSet.of(reader.identity.views, samples, BLOCK, reader.unreadable_keys)
+    steps = schedule.Schedule(0, len(samples), batch_size, 2, 2)
+    return TrainLoader(views, steps, **{"cache": reader} | more)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +95,7 @@ def test_a_teacher_s_own_mixing_is_inherited(tiny_data: Path, tmp_path: Path) ->
         *("--epochs", 1, "--lr", 1e-2, "--batch-size", 16, "--workers", 0),
     )
     fgkd("cache-logits", "--teacher", teacher, "--output", cache, "--views", 2, *EXACT)
-    recipe = Reader(cache).identity["views"]["recipe"]
+    recipe = Reader(cache).identity.views.recipe.to_dict()
     assert (recipe["mixup"], recipe["cutmix"]) == (0.8, 1.0)
     offline = train(tmp_path / "offline", "--cache", cache, "--kd-loss", "dkd")
     online = train(
@@ -131,8 +123,8 @@ def test_two_formats_and_shard_order_hold_for_pairs(
 
 def mixed_by_hand(reader: Reader, data: Path, row: int, view: int) -> tuple[np.ndarray, Any]:
     """The pixels of a view from the plan, the views and the files alone; and how it was mixed."""
-    recipe = recipes.ViewRecipe.from_dict(reader.identity["views"]["recipe"])
-    seed, keys = reader.identity["views"]["seed"], reader.identity["train"]["keys"]
+    recipe = reader.identity.views.recipe
+    seed, keys = reader.identity.views.seed, reader.samples["train"].keys
     partner = int(orders.partners(seed, view, orders.blocks(seed, len(keys), BLOCK))[row])
 
     def one(i: int) -> np.ndarray:
@@ -153,7 +145,7 @@ def test_the_cache_holds_the_digests_of_independently_mixed_pixels(
 ) -> None:
     """And partner, share and box of each; and the teacher's answers are to these pixels."""
     reader = Reader(cache)
-    row_of = {key: i for i, key in enumerate(reader.identity["train"]["keys"])}
+    row_of = {key: i for i, key in enumerate(reader.samples["train"].keys)}
     loners, pasted = 0, 0
     for path in sorted(cache.glob("shards/*.h5")):
         with h5py.File(path) as file:
@@ -214,11 +206,11 @@ def test_any_even_batch_size_replays_the_same_views(
 
 def test_pairs_are_side_by_side_in_a_batch(cache: Path, batches: list[Batch]) -> None:
     reader = Reader(cache)
-    blocks = orders.blocks(reader.identity["views"]["seed"], 97, BLOCK)
+    blocks = orders.blocks(reader.identity.views.seed, 97, BLOCK)
     block_of = {int(row): i for i, rows in enumerate(blocks) for row in rows}
-    labels = reader.identity["train"]["labels"]
+    labels = reader.samples["train"].labels
     for batch in batches:
-        partner = orders.partners(reader.identity["views"]["seed"], batch.spec.view, blocks)
+        partner = orders.partners(reader.identity.views.seed, batch.spec.view, blocks)
         assert np.array_equal(partner[partner], np.arange(97))
         order = batch.spec.rows
         assert set(partner[order].tolist()) == set(order.tolist())

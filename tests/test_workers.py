@@ -34,7 +34,7 @@ def renderer(tmp_path_factory: pytest.TempPathFactory) -> ViewRenderer:
     paths[7].write_bytes(b"no image")
     zeros = np.zeros(10, np.int64)
     samples = Samples([path.name for path in paths], zeros, zeros, [str(path) for path in paths])
-    return ViewRenderer(KeyedView(samples, RECIPE, 0), [16, 24], skip_bad=True)
+    return ViewRenderer(KeyedView(samples, RECIPE, 0), [16, 24], skip_unreadable=True)
 
 
 def requests() -> list[Request]:
@@ -54,7 +54,7 @@ def test_the_images_are_those_of_one_process(
     for answer, want in zip(render(renderer, requests(), workers), expected, strict=True):
         assert answer.at.tolist() == want.at.tolist()
         assert answer.digests_BV.tolist() == want.digests_BV.tolist()
-        assert [key for key, _ in answer.bad] == [key for key, _ in want.bad]
+        assert [key for key, _ in answer.unreadable] == [key for key, _ in want.unreadable]
         assert all(map(torch.equal, answer.images, want.images))
         if kept != "none":
             held.append(answer.images if kept == "all" else tuple(i[:, 1:] for i in answer.images))

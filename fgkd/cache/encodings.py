@@ -1,26 +1,28 @@
-"""Teacher logits as stored arrays and back.
+"""Encodings of teacher logits: how a row of logits is stored, and how it is read back.
 
 Shape legend: N rows (any leading shape), C classes, L labels a row, K kept classes, T temperatures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from fgkd.errors import FgkdError
+from fgkd.cache.identity import EncodingIdentity
+from fgkd.errors import DamagedTargets, UnstorableLogits, UnstoredTemperature
 
 Arrays = dict[str, np.ndarray]
+Shapes = dict[str, tuple[str, tuple[int, ...]]]  # array name -> (dtype, trailing shape)
 
 
 @dataclass(frozen=True)
 class Codec:
     """How a row of C float32 logits is stored: an entry of `ENCODINGS` and its parameters.
 
-    top_k, temperatures: of `topk` alone. num_labels: true classes a row, 2 where views are mixed.
+    top_k, temperatures: only `topk` has them. num_labels: true classes per row, 2 where views are
+    mixed.
     """
 
     name: str
@@ -30,30 +32,23 @@ class Codec:
     num_labels: int = 1
 
     @staticmethod
-    def of(identity: dict[str, Any]) -> Codec:
-        """The codec of a cache's identity."""
-        encoding, recipe = identity["encoding"], identity["views"]["recipe"]
-        num_classes = len(identity["dataset"]["classes"])
-        fits = encoding["name"] != "topk" or 0 < encoding["top_k"] < num_classes - 2
-        if encoding["name"] not in ENCODINGS or not fits:
-            raise FgkdError(
-                f"a cache of {num_classes} classes cannot have the encoding {encoding}",
-                "restore manifest.json, or write the cache anew (cache-logits --overwrite)",
-            )
-        return Codec(
-            encoding["name"],
-            num_classes,
-            encoding["top_k"],
-            tuple(encoding["temperatures"]),
-            2 if recipe["mixup"] or recipe["cutmix"] else 1,
-        )
+    def of(encoding: EncodingIdentity, num_classes: int, mixes: bool) -> Codec:
+        """The codec of a cache. mixes: its views are mixed in pairs.
+
+        Raises: ValueError for an unknown encoding, or a top k that does not fit the classes.
+        """
+        fits = encoding.name != "topk" or 0 < encoding.top_k < num_classes - 2
+        if encoding.name not in ENCODINGS or not fits:
+            raise ValueError(f"{num_classes} classes cannot have the encoding {encoding}")
+        labels = 2 if mixes else 1
+        return Codec(encoding.name, num_classes, encoding.top_k, encoding.temperatures, labels)
 
     @property
     def num_kept(self) -> int:
         """Classes a `topk` row keeps: the top K and the labels, or as many runners-up."""
         return self.top_k + self.num_labels
 
-    def arrays(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+    def arrays(self) -> Shapes:
         """Stored array name -> (dtype, trailing shape)."""
         return ENCODINGS[self.name].arrays(self)
 
@@ -65,55 +60,56 @@ class Codec:
     def encode(self, logits_NC: np.ndarray, labels_NL: np.ndarray) -> Arrays:
         """The arrays to store for float32 logits [..., C] and int labels [..., L] (-1: none).
 
-        Raises: FgkdError for a logit that is not finite or does not fit float16 (beyond +-65504).
+        Raises: UnstorableLogits for a logit that is not finite or does not fit float16 (beyond
+        +-65504).
         """
         if not np.isfinite(logits_NC).all():
-            raise FgkdError(
-                "the teacher's logits are not finite (nan or inf)",
-                "fgkd evaluate TEACHER_RUN --split val   # does the teacher itself work?",
-            )
+            raise UnstorableLogits("the teacher's logits are not finite (nan or inf)")
         largest = np.abs(logits_NC).max(initial=0.0)
         if self.name in ("dense", "topk") and largest > 65504:
-            raise FgkdError(
-                f"a teacher logit of {largest:.3g} does not fit float16", "--encoding dense32"
-            )
+            message = f"a teacher logit of {largest:.3g} does not fit float16"
+            raise UnstorableLogits(message, encoding="dense32")
         return ENCODINGS[self.name].encode(self, logits_NC.astype(np.float32), labels_NL)
 
     def decode(self, arrays: Arrays, temperature: float | None = None) -> np.ndarray:
         """float32 logits [..., C] whose softmax at `temperature` is the stored target.
 
-        Only `topk` needs the temperature (None: any of the grid, for the argmax alone).
+        Only `topk` depends on the temperature: there the classes that were not kept share the
+        stored tail evenly, so a loss on softmax(logits / temperature) sees the exact tail mass.
+        None: the first stored temperature, which is enough for the argmax. Raises:
+        UnstoredTemperature, and DamagedTargets for a class that does not exist.
         """
         return ENCODINGS[self.name].decode(self, arrays, temperature)
 
     def refuse_temperature(self, temperature: float) -> None:
-        """Raise FgkdError when `topk` has no tail for this temperature."""
+        """Raise UnstoredTemperature when `topk` has no tail for this temperature."""
         if self.name == "topk" and temperature not in self.temperatures:
             grid = ",".join(f"{t:g}" for t in self.temperatures)
-            raise FgkdError(
-                f"--temperature {temperature:g} is not on the grid of this topk cache ({grid})",
-                f"--temperature {self.temperatures[-1]:g}, or write a cache with "
-                f"--temperatures {grid},{temperature:g}",
+            raise UnstoredTemperature(
+                f"temperature {temperature:g} is not on the grid of this topk cache ({grid})",
+                value=temperature,
+                suggestion=self.temperatures[-1],
+                stored=self.temperatures,
             )
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """The three functions of an encoding, and what decode promises."""
+    """The three functions of an encoding. exactness: how near decoded logits are, in words."""
 
-    arrays: Callable[[Codec], dict[str, tuple[str, tuple[int, ...]]]]
+    arrays: Callable[[Codec], Shapes]
     encode: Callable[[Codec, np.ndarray, np.ndarray], Arrays]
     decode: Callable[[Codec, Arrays, float | None], np.ndarray]
     exactness: str
 
 
 def _widen(half: np.ndarray) -> np.ndarray:
-    """float16 to float32, exactly, in a twenty-fifth of NumPy's time."""
+    """float16 to float32, exactly; 25 times as fast as NumPy."""
     import torch
 
     flat = torch.from_numpy(np.require(half, requirements=["C", "W"])).view(-1)
     wide = torch.empty(flat.shape)
-    # Pieces that torch converts in this thread: waiting for others costs more than they save.
+    # Pieces so small that torch converts them in this thread: waiting for others would cost more.
     for to, piece in zip(wide.split(1 << 15), flat.split(1 << 15), strict=True):
         to.copy_(piece)
     return wide.view(half.shape).numpy()
@@ -131,7 +127,7 @@ def _decode_int8(codec: Codec, arrays: Arrays, temperature: float | None) -> np.
     return scaled + arrays["low"][..., None]
 
 
-def _topk_arrays(codec: Codec) -> dict[str, tuple[str, tuple[int, ...]]]:
+def _topk_arrays(codec: Codec) -> Shapes:
     return {
         "values": ("float16", (codec.num_kept,)),
         "indices": ("uint16" if codec.num_classes <= 65536 else "uint32", (codec.num_kept,)),
@@ -172,10 +168,7 @@ def _decode_topk(codec: Codec, arrays: Arrays, temperature: float | None) -> np.
     logits = np.broadcast_to(each[..., None], shape).astype(np.float32)
     index = arrays["indices"].astype(np.int64)
     if index.size and index.max() >= codec.num_classes:
-        raise FgkdError(
-            f"a stored class index {index.max()} is not below {codec.num_classes}",
-            "fgkd inspect CACHE --verify   # which shards are damaged?",
-        )
+        raise DamagedTargets(f"a stored class index {index.max()} is not below {codec.num_classes}")
     np.put_along_axis(logits, index, arrays["values"].astype(np.float32), -1)
     return logits
 
@@ -212,10 +205,12 @@ ENCODINGS: dict[str, Encoding] = {
 }
 
 
-def describe(name: str, top_k: int, temperatures: tuple[float, ...], num_classes: int) -> Any:
+def describe(
+    name: str, top_k: int, temperatures: Sequence[float], num_classes: int
+) -> EncodingIdentity:
     """The encoding's part of the identity; a `topk` that would keep every class becomes `dense`."""
     if name == "topk" and top_k + 2 >= num_classes:
         name = "dense"
     if name != "topk":
-        return {"name": name, "top_k": 0, "temperatures": []}
-    return {"name": name, "top_k": top_k, "temperatures": sorted(set(temperatures))}
+        return EncodingIdentity(name)
+    return EncodingIdentity(name, top_k, tuple(sorted(set(temperatures))))

@@ -1,21 +1,27 @@
-"""Reading a complete cache: whole views as slabs, and the images where the format holds them."""
+"""Reading a complete cache: its identity, its samples, and the targets of each view.
+
+Shape legend: N training samples, B some of them, C classes.
+"""
 
 from __future__ import annotations
 
+import functools
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fgkd import device, files
-from fgkd.cache import manifest
-from fgkd.cache.encodings import Codec
-from fgkd.cache.writer import BACKENDS, val_codec
-from fgkd.data import Dataset, Samples, content
-from fgkd.data.boxes import checked
+from fgkd import files
+from fgkd.cache import manifest, samples_file, stats
+from fgkd.cache.encodings import Arrays, Codec
+from fgkd.cache.identity import FORMAT_VERSION, Identity
+from fgkd.cache.samples import SampleTables, check_dataset
+from fgkd.cache.shards import ShardRow
+from fgkd.cache.writer import BACKENDS, stored_arrays, val_codec
+from fgkd.data import Dataset, Samples
 from fgkd.data.samples import Place
-from fgkd.errors import FgkdError, quoted
+from fgkd.errors import DamagedCache, DamagedShard
 from fgkd.views import orders
 
 HASHERS = 4  # threads
@@ -23,25 +29,53 @@ MAX_OPEN = 512  # shards: each holds a file descriptor, of which a process may h
 
 
 class Reader:
-    """A complete cache. Each shard's sha256 is checked whole when it is first opened."""
+    """A complete cache; get one with `open_cache`.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.name = folder, str(folder)
-        self.manifest = manifest.load(folder)
-        self.identity: dict[str, Any] = self.manifest["identity"]
-        self.views: int = self.manifest["views"]
-        self.codec = Codec.of(self.identity)
-        views, self._num = self.identity["views"], len(self.identity["train"]["keys"])
-        self._blocks = orders.blocks(views["seed"], self._num, self.identity["shard_size"])
-        if self.identity["format"] not in BACKENDS:
-            raise FgkdError(
-                f"cache {folder} is of an unknown format, {self.identity['format']!r}",
-                manifest.RESTORE,
-            )
-        self._backend = BACKENDS[self.identity["format"]]
+    name: its folder or URL. identity: what it was made of. samples: the tables of its "train" and
+    "val" samples; row i of a view is training sample i. views: how many each image has. codec: how
+    its logits are stored. The sha256 of each shard is checked when it is first opened.
+
+    Raises: DamagedCache, IncompleteCache, FormatVersionMismatch, MissingFile.
+    """
+
+    def __init__(self, folder: Path, url: str = "") -> None:
+        self.folder, self.url, self.name = folder, url, url or str(folder)
+        self.manifest = manifest.load(folder, url)
+        self.identity: Identity = self.manifest.identity
+        self.views: int = self.manifest.views
+        self.samples: SampleTables = self._load_samples()
+        identity, self._num = self.identity, len(self.samples["train"])
+        try:
+            mixes = identity.views.recipe.mixes
+            self.codec = Codec.of(identity.encoding, len(self.classes), mixes)
+        except ValueError as error:
+            raise self._damaged_manifest(str(error)) from None
+        if identity.format not in BACKENDS:
+            raise self._damaged_manifest(f"unknown shard format {identity.format!r}")
+        self._backend = BACKENDS[identity.format]
+        self._blocks = orders.blocks(identity.views.seed, self._num, identity.shard_size)
         self._open: dict[str, tuple[Any, np.ndarray]] = {}
-        self._whole: set[str] = set()  # shards whose sha256 was checked
-        self._hashes: dict[str, str] = {}  # sha256 found ahead of a shard's check
+        self._checked_names: set[str] = set()  # shards whose sha256 was checked
+        self._hashes: dict[str, str] = {}  # sha256 that was computed before a shard is checked
+
+    def _load_samples(self) -> SampleTables:
+        return manifest.load_samples(self.folder, self.manifest, self.url)
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names; label i is classes[i]."""
+        return list(self.identity.dataset.classes)
+
+    @functools.cached_property
+    def summary(self) -> stats.Summary:
+        """The teacher's statistics on all training views."""
+        return stats.summarize(self.manifest.shards, self.identity.dataset.domains, self.views)
+
+    @property
+    def teacher_top1(self) -> float | None:
+        """The teacher's top-1 accuracy on the training views, in percent; None without labels."""
+        labelled = any(one.images for one in self.summary.domains.values())
+        return self.summary.top1_pct if labelled else None
 
     @property
     def holds_images(self) -> bool:
@@ -49,139 +83,199 @@ class Reader:
         return bool(self._backend.HOLDS_IMAGES)
 
     @property
-    def bad_keys(self) -> set[str]:
-        """Training images that capture could not read; they have no target."""
-        return {key for row in self.manifest["shards"] for key in row["bad"]}
+    def unreadable_keys(self) -> set[str]:
+        """Training images that could not be read when the cache was written: without targets."""
+        return {key for row in self.manifest.shards for key in row.unreadable}
 
     @property
     def num_bytes(self) -> int:
         """Bytes of all training shards."""
-        return sum(row["bytes"] for row in self.manifest["shards"])
+        return sum(row.num_bytes for row in self.manifest.shards)
 
-    def slab(self, view: int, out: dict[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
-        """One view of the whole training split: the encoding's arrays and `digests`, [N, ...].
+    def check_dataset(self, dataset: Dataset) -> None:
+        """Raise DataMismatch unless a dataset is the one that the cache was made of."""
+        check_dataset(self.identity, self.samples, dataset, self.name)
 
-        Row i is training sample i. out: the slab of another view, to be written over, so that a
-        run holds one. Raises: FgkdError for a missing, damaged or foreign shard.
+    # Targets
+
+    def targets(self, rows: np.ndarray, view: int, temperature: float | None = None) -> np.ndarray:
+        """float32 [B, C]: the teacher's logits of a view of these training samples.
+
+        softmax(targets / temperature) is the stored target; only the `topk` encoding needs the
+        temperature (see `Codec.decode`). An unreadable image has zeros. Reads one view of each
+        block that the rows are in.
         """
-        out = out or self.empty_slab()
-        missing = np.ones(self._num, bool)
-        rows = [r for r in self.manifest["shards"] if r["start"] <= view < r["stop"]]
-        self._hash_ahead([row["name"] for row in rows])
-        for row in rows:
-            missing[self.read_into(out, row, view)] = False
-        if missing.any():
-            raise FgkdError(
-                f"cache {self.name} lists no shard with view {view} of {missing.sum()} images",
-                f"ls {quoted(self.name)}/shards   # restore manifest.json, or write the cache anew",
-            )
+        rows = np.asarray(rows, np.int64)
+        if len(rows) and not 0 <= rows.min() <= rows.max() < self._num:
+            raise IndexError(f"rows are from 0 to {self._num - 1}")
+        out = np.empty((len(rows), self.codec.num_classes), np.float32)
+        block_of, place_of = self._places_of_rows
+        names = list(self.codec.arrays())
+        for block in np.unique(block_of[rows]).tolist():
+            at = np.flatnonzero(block_of[rows] == block)
+            row = self.shard_of(block, view)
+            arrays = self._arrays(row, view, names)
+            part = {name: array[place_of[rows[at]]] for name, array in arrays.items()}
+            out[at] = self.decode(part, temperature)
         return out
 
-    def _hash_ahead(self, names: list[str]) -> None:
-        """Hash the shards not checked yet in a few threads: at first, this is all of a cache."""
-        paths = {name: self.folder / name for name in names if name not in self._whole}
-        todo = {name: path for name, path in paths.items() if path.is_file()}
-        with ThreadPoolExecutor(HASHERS) as pool:
-            self._hashes |= dict(zip(todo, pool.map(files.sha256, todo.values()), strict=True))
+    def decode(self, arrays: Arrays, temperature: float | None = None) -> np.ndarray:
+        """float32 logits [..., C] of stored arrays, such as rows of `slab`: `Codec.decode`."""
+        return self.codec.decode(arrays, temperature)
 
-    def empty_slab(self) -> dict[str, np.ndarray]:
+    def slab(self, view: int, out: Arrays | None = None) -> Arrays:
+        """One view of the full training split: the encoding's arrays and `digests`, [N, ...].
+
+        Row i is training sample i. out: the result of an earlier call, to be overwritten instead
+        of allocating another. Raises: DamagedShard, DamagedCache.
+        """
+        out = out or self.empty_slab()
+        absent = np.ones(self._num, bool)
+        rows = [row for row in self.manifest.shards if row.start <= view < row.stop]
+        self._hash_ahead([row.name for row in rows])
+        for row in rows:
+            absent[self.read_into(out, row, view)] = False
+        if absent.any():
+            raise self._no_shard(f"view {view} of {absent.sum()} images")
+        return out
+
+    def empty_slab(self) -> Arrays:
         """Uninitialised arrays for one view of the training split."""
         n = self._num
         shapes = self.codec.arrays().items()
         out = {name: np.empty((n, *shape), dtype) for name, (dtype, shape) in shapes}
         return out | {"digests": np.empty(n, np.uint64)}
 
-    def read_into(self, slab: dict[str, np.ndarray], row: dict[str, Any], view: int) -> np.ndarray:
+    def read_into(self, slab: Arrays, row: ShardRow, view: int) -> np.ndarray:
         """Copy one shard's part of a view to its samples' rows of the slab; returns those rows."""
-        shard, rows = self._shard(row)
-        for name, array in shard.slab(view - row["start"], list(slab)).items():
-            self._check_array(row, name, array, (len(rows), *slab[name].shape[1:]))
-            if array.dtype != slab[name].dtype:
-                raise self._damaged(row, f"{name} is of type {array.dtype}")
+        rows = self._shard(row)[1]
+        for name, array in self._arrays(row, view, list(slab)).items():
             slab[name][rows] = array
         return rows
 
+    def shard_of(self, block: int, view: int) -> ShardRow:
+        """The shard that holds a view of a block. Raises: DamagedCache if there is none."""
+        for row in self._rows_of_block.get(block, ()):
+            if row.start <= view < row.stop:
+                return row
+        raise self._no_shard(f"view {view} of block {block}")
+
+    @functools.cached_property
+    def _rows_of_block(self) -> dict[int, list[ShardRow]]:
+        found: dict[int, list[ShardRow]] = {}
+        for row in self.manifest.shards:
+            found.setdefault(row.block, []).append(row)
+        return found
+
+    @functools.cached_property
+    def _places_of_rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """int64 [N] each: the block of a training sample, and its place in the block."""
+        block_of, place_of = np.empty(self._num, np.int64), np.empty(self._num, np.int64)
+        for block, rows in enumerate(self._blocks):
+            block_of[rows], place_of[rows] = block, np.arange(len(rows))
+        return block_of, place_of
+
     def val_logits(self) -> np.ndarray | None:
-        """float32 [N_val, C]: the teacher's clean logits of the val split; None without one."""
-        row = self.manifest["val"]
+        """float32 [N_val, C]: the teacher's logits of the validation images, not augmented.
+
+        Row i is validation sample i; None without a val split.
+        """
+        row = self.manifest.val
         if row is None:
             return None
-        shard, _ = self._shard(row)
         codec = val_codec(self.codec.num_classes)
-        arrays = shard.slab(0, list(codec.arrays()))
-        shape = (len(self.identity["val"]["keys"]), self.codec.num_classes)
+        arrays = self._slab_of(row, 0, list(codec.arrays()))
+        shape = (len(self.samples["val"]), self.codec.num_classes)
         self._check_array(row, "logits", arrays["logits"], shape)
         return codec.decode(arrays)
 
+    def _arrays(self, row: ShardRow, view: int, names: list[str]) -> Arrays:
+        """A view's arrays of a shard, of the right type and shape."""
+        rows = self._shard(row)[1]
+        shapes = stored_arrays(self.codec)
+        arrays = self._slab_of(row, view - row.start, names)
+        for name, array in arrays.items():
+            dtype, shape = shapes[name]
+            self._check_array(row, name, array, (len(rows), *shape))
+            if array.dtype != dtype:
+                raise self._damaged(row, f"{name} is of type {array.dtype}")
+        return arrays
+
+    # Images
+
     def dataset(self) -> Dataset:
         """The dataset as the shards hold it (WebDataset): train and val, without a test split."""
-        described = self.identity["dataset"]
+        described = self.identity.dataset
         splits = {"train": self._train_samples()}
-        if self.manifest["val"]:
-            splits["val"] = self._samples("val", [self.manifest["val"]])
+        if self.manifest.val:
+            splits["val"] = self._samples_in("val", [self.manifest.val])
         return Dataset(
-            name=described["name"],
-            classes=described["classes"],
-            domains=described["domains"],
+            name=described.name,
+            classes=self.classes,
+            domains=list(described.domains),
             splits=splits,
-            chiral=described["chiral"],
+            chiral=described.chiral,
         )
-
-    def slim(self, dataset: Dataset) -> None:
-        """Keep of the identity's columns what training needs: the keys, held once, and the hashes.
-
-        To be called when the dataset is known to be the cache's; 100 bytes an image less.
-        """
-        for split in {"train", "val"} & set(dataset.splits):
-            hashes = self.identity[split]["hashes"]
-            packed = np.array([one.encode() for one in hashes], f"S{content.HASH_HEX}")
-            self.identity[split] = {"keys": dataset.splits[split].keys, "hashes": packed}
-        device.give_memory_back()
 
     def _train_samples(self) -> Samples:
-        return self._samples("train", self.manifest["shards"])
+        return self._samples_in("train", [row for row in self.manifest.shards if row.start == 0])
 
-    def _samples(self, split: str, shards: list[dict[str, Any]]) -> Samples:
-        column = self.identity[split]
-        row_of = {key: i for i, key in enumerate(column["keys"])}
-        places: list[Place] = [("", 0, 0)] * len(row_of)
+    def _samples_in(self, split: str, shards: list[ShardRow]) -> Samples:
+        places: list[Place | None] = [None] * len(self.samples[split])
         for row in shards:
-            if row["start"] == 0:
-                shard, _ = self._shard(row)
-                for i, key in enumerate(shard.sample_keys()):
-                    places[row_of[key]] = (str(shard.path), *shard.image_place(i))
-        return self._columns(split, [path for path, _, _ in places], list(places))
+            for i, place in self.places(row).items():
+                places[i] = place
+        if None in places:
+            raise self._no_shard(f"the images of {places.count(None)} samples")
+        return self._samples_at(split, [place[0] for place in places if place], places)
 
-    def _columns(
+    def _samples_at(
         self, split: str, where: list[str], places: list[Place | None] | None = None
     ) -> Samples:
-        column = self.identity[split]
-        boxes = checked(column["keys"], column["boxes"]) if "boxes" in column else None
-        return Samples(
-            column["keys"],
-            np.array(column["labels"], np.int64),
-            np.array(column["domains"], np.int64),
-            [f"{path}:{key}" for path, key in zip(where, column["keys"], strict=True)],
-            places=places,
-            boxes=boxes,
-        )
+        table = self.samples[split]
+        keys = list(table.keys)
+        paths = [f"{path}:{key}" for path, key in zip(where, keys, strict=True)]
+        return Samples(keys, table.labels, table.domains, paths, places=places, boxes=table.boxes)
 
-    def check(self, row: dict[str, Any]) -> None:
-        """Raise FgkdError unless a shard of the manifest is whole, ours, and of the right shape."""
-        shard, _ = self._shard(row)
-        codec = self.codec if row["block"] >= 0 else val_codec(self.codec.num_classes)
+    def places(self, row: ShardRow) -> dict[int, Place]:
+        """Sample's row -> (file, offset, size) of its image, for a shard that holds images."""
+        shard, rows = self._shard(row)
+        try:
+            return {int(r): (str(shard.path), *shard.image_place(i)) for i, r in enumerate(rows)}
+        except DamagedShard as error:
+            raise self._damaged(row, error.reason) from None
+
+    # Shards
+
+    def check(self, row: ShardRow) -> None:
+        """Raise DamagedShard unless a shard is undamaged, of this cache and of the right shape."""
+        codec = self.codec if row.block >= 0 else val_codec(self.codec.num_classes)
         for name, (_, shape) in codec.arrays().items():
-            for index in range(row["stop"] - row["start"]):
-                array = shard.slab(index, [name])[name]
-                self._check_array(row, name, array, (row["samples"], *shape))
+            for index in range(row.stop - row.start):
+                array = self._slab_of(row, index, [name])[name]
+                self._check_array(row, name, array, (row.samples, *shape))
 
-    def _shard(self, row: dict[str, Any]) -> tuple[Any, np.ndarray]:
-        name = row["name"]
-        if name not in self._open:
+    def _slab_of(self, row: ShardRow, index: int, names: list[str]) -> Arrays:
+        try:
+            found: Arrays = self._shard(row)[0].slab(index, names)
+            return found
+        except DamagedShard as error:
+            raise self._damaged(row, error.reason) from None
+
+    def _hash_ahead(self, names: list[str]) -> None:
+        """Hash shards that are not checked yet in a few threads; at first that is all of them."""
+        paths = {name: self.folder / name for name in names if name not in self._checked_names}
+        todo = {name: path for name, path in paths.items() if path.is_file()}
+        with ThreadPoolExecutor(HASHERS) as pool:
+            self._hashes |= dict(zip(todo, pool.map(files.sha256, todo.values()), strict=True))
+
+    def _shard(self, row: ShardRow) -> tuple[Any, np.ndarray]:
+        """An open shard, and which rows of the split its samples are."""
+        if row.name not in self._open:
             if len(self._open) >= MAX_OPEN:
                 self._open.pop(next(iter(self._open)))[0].close()  # the one opened first
-            self._open[name] = self._checked(row, self._local(name))
-        return self._open[name]
+            self._open[row.name] = self._checked(row, self._local(row.name))
+        return self._open[row.name]
 
     def _local(self, name: str) -> Path:
         return self.folder / name
@@ -191,50 +285,67 @@ class Reader:
         if name in self._open:
             self._open.pop(name)[0].close()
 
-    def places(self, row: dict[str, Any]) -> dict[int, Place]:
-        """Training row -> (file, offset, size) of its image, for a shard that holds images."""
-        shard, rows = self._shard(row)
-        path = str(shard.path)
-        return {int(r): (path, *shard.image_place(i)) for i, r in enumerate(rows)}
-
-    def _checked(self, row: dict[str, Any], path: Path) -> tuple[Any, np.ndarray]:
+    def _checked(self, row: ShardRow, path: Path) -> tuple[Any, np.ndarray]:
         if not path.is_file():
             raise self._damaged(row, "it is missing")
-        if (size := path.stat().st_size) != row["bytes"]:
-            raise self._damaged(row, f"it has {size} bytes, not {row['bytes']}")
-        if row["name"] not in self._whole:
-            found = self._hashes.pop(row["name"], None) or files.sha256(path)
-            if found != row["sha256"]:
+        if (size := path.stat().st_size) != row.num_bytes:
+            raise self._damaged(row, f"it has {size} bytes, not {row.num_bytes}")
+        if row.name not in self._checked_names:
+            found = self._hashes.pop(row.name, None) or files.sha256(path)
+            if found != row.sha256:
                 raise self._damaged(row, "its sha256 is not the manifest's")
-        self._whole.add(row["name"])
-        shard = self._backend.Reader(path)
-        if shard.header.get("identity_sha256") != self.manifest["identity_sha256"]:
+        self._checked_names.add(row.name)
+        try:
+            shard = self._backend.Reader(path)
+        except DamagedShard as error:
+            raise self._damaged(row, error.reason) from None
+        if shard.header.identity_sha256 != self.manifest.identity_sha256:
             raise self._damaged(row, "it is of another cache's identity")
-        if row["block"] < 0:
-            if shard.sample_keys() != self.identity["val"]["keys"]:
+        keys = shard.sample_keys()
+        if row.block < 0:
+            if self.samples["val"].keys != keys:
                 raise self._damaged(row, "its samples are not the validation images")
-            return shard, np.zeros(0, np.int64)
-        if row["block"] >= len(self._blocks):
-            raise self._damaged(row, f"there is no block {row['block']}")
-        rows, known = self._blocks[row["block"]], self.identity["train"]["keys"]
-        if shard.sample_keys() != [known[i] for i in rows]:
-            raise self._damaged(row, f"its samples are not those of block {row['block']}")
+            return shard, np.arange(len(keys))
+        if row.block >= len(self._blocks):
+            raise self._damaged(row, f"there is no block {row.block}")
+        rows, known = self._blocks[row.block], self.samples["train"].keys
+        if keys != [known[i] for i in rows]:
+            raise self._damaged(row, f"its samples are not those of block {row.block}")
         return shard, rows
 
     def _check_array(
-        self, row: dict[str, Any], name: str, array: np.ndarray, shape: tuple[int, ...]
+        self, row: ShardRow, name: str, array: np.ndarray, shape: tuple[int, ...]
     ) -> None:
         if array.shape != shape or array.dtype.hasobject:
             what = f"{name} is {array.dtype} of shape {array.shape}, expected {shape}"
             raise self._damaged(row, what)
 
-    def _damaged(self, row: dict[str, Any], why: str) -> FgkdError:
-        path, folder = self.folder / row["name"], quoted(self.folder)
-        return FgkdError(
-            f"shard {path} is damaged: {why}",
-            f"rm -f {quoted(path)} && fgkd cache-logits -c {folder}/args.yaml --output {folder}"
-            "   # rewrites it alone",
+    def _damaged(self, row: ShardRow, reason: str) -> DamagedShard:
+        path = self._where(row.name)
+        message = f"shard {path} is damaged: {reason}"
+        return DamagedShard(
+            message,
+            cache=self._cache,
+            path=path,
+            reason=reason,
+            rewritable=self.identity.format_version == FORMAT_VERSION,
         )
+
+    def _no_shard(self, what: str) -> DamagedCache:
+        message = f"cache {self.name} lists no shard with {what}"
+        return DamagedCache(message, cache=self._cache, path=self._where(manifest.NAME))
+
+    def _damaged_manifest(self, reason: str) -> DamagedCache:
+        path = self._where(manifest.NAME)
+        message = f"cache manifest {path} is damaged: {reason}"
+        return DamagedCache(message, cache=self._cache, path=path)
+
+    @property
+    def _cache(self) -> Path | str:
+        return self.url or self.folder
+
+    def _where(self, name: str) -> Path | str:
+        return samples_file.located(self.folder, self.url, name)
 
     def close(self) -> None:
         """Close the open shards."""

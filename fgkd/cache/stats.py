@@ -1,4 +1,4 @@
-"""What a cache knows of its teacher: sums per shard at capture, and their summary for `inspect`.
+"""Statistics of the teacher on a cache's views: sums for each shard, and their summary.
 
 Shape legend: V views, S samples, C classes.
 """
@@ -6,14 +6,21 @@ Shape legend: V views, S samples, C classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from fgkd.cache.encodings import Codec
+from fgkd.cache.shards import (
+    LOSS_TEMPERATURES,
+    NUM_BINS,
+    DomainCounts,
+    ShardRow,
+    ShardStats,
+    Suspect,
+)
 
-NUM_BINS = 15  # of confidence, as in `metrics.ece_pct`
-LOSS_TEMPERATURES = (1.0, 2.0, 4.0)
 MAX_SUSPECTS = 20
 
 
@@ -23,15 +30,15 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
-# What is known of one target; the figures of a shard are sums over its [V, S] of these.
+# Statistics of one target; those of a shard are sums over its [V, S] of these.
 TARGET = np.dtype(
     [
-        ("top", np.int32),  # the teacher's answer
+        ("top", np.int32),  # the class that the teacher predicts
         ("rank", np.int32),  # classes above the label: a tie counts for the label
         ("confidence", np.float64),
         ("entropy", np.float64),  # nats
         ("ratio", np.float64),  # the largest logit over the second; nan where that is 0
-        ("encoding_kl", np.float64, len(LOSS_TEMPERATURES)),  # nan: not of this encoding
+        ("encoding_kl", np.float64, len(LOSS_TEMPERATURES)),  # nan: the encoding does not have it
     ]
 )
 
@@ -60,8 +67,8 @@ def of_shard(
     domains_S: np.ndarray,
     keys: Sequence[str],
     partner_labels_VS: np.ndarray | None = None,
-) -> dict[str, Any]:
-    """JSON sums over a shard's TARGETs; accuracy counts labelled samples.
+) -> ShardStats:
+    """Sums over a shard's TARGETs; accuracy counts labelled samples.
 
     partner_labels_VS: the labels that views were mixed with, if they were.
     """
@@ -69,30 +76,30 @@ def of_shard(
     inner_edges = np.linspace(0, 1, NUM_BINS + 1)[1:-1]
     bins_VS = np.searchsorted(inner_edges, confidence_VS)  # (low, high]
     domains = [
-        {
-            "images": int((known & (domains_S == d)).sum()),
-            "top1": (rank_VS[:, known & (domains_S == d)] < 1).sum(1).tolist(),
-            "top5": (rank_VS[:, known & (domains_S == d)] < 5).sum(1).tolist(),
-        }
+        DomainCounts(
+            images=int((known & (domains_S == d)).sum()),
+            top1=tuple((rank_VS[:, known & (domains_S == d)] < 1).sum(1).tolist()),
+            top5=tuple((rank_VS[:, known & (domains_S == d)] < 5).sum(1).tolist()),
+        )
         for d in range(int(domains_S.max(initial=0)) + 1)
     ]
 
-    def binned(weights_VS: np.ndarray) -> list[float]:
+    def binned(weights_VS: np.ndarray) -> tuple[float, ...]:
         flat = bins_VS[:, known].ravel()
-        return np.bincount(flat, weights_VS[:, known].ravel(), NUM_BINS).tolist()
+        return tuple(np.bincount(flat, weights_VS[:, known].ravel(), NUM_BINS).tolist())
 
     ratios = targets_VS["ratio"][np.isfinite(targets_VS["ratio"])]
     kls = targets_VS["encoding_kl"].sum((0, 1)).tolist()
-    return {
-        "domains": domains,
-        "targets": int(targets_VS.size),
-        "entropy": float(targets_VS["entropy"].sum()),
-        "ratios": float(np.median(ratios)) if ratios.size else 0.0,
-        "bin_hits": binned((rank_VS < 1).astype(float)),
-        "bin_confidence": binned(confidence_VS),
-        "encoding_kl": [None if np.isnan(kl) else kl for kl in kls],
-        "suspects": suspects(labels_S, targets_VS["top"], confidence_VS, keys, partner_labels_VS),
-    }
+    return ShardStats(
+        domains=tuple(domains),
+        targets=int(targets_VS.size),
+        entropy=float(targets_VS["entropy"].sum()),
+        ratios=float(np.median(ratios)) if ratios.size else 0.0,
+        bin_hits=binned((rank_VS < 1).astype(float)),
+        bin_confidence=binned(confidence_VS),
+        encoding_kl=tuple(None if np.isnan(kl) else kl for kl in kls),
+        suspects=suspects(labels_S, targets_VS["top"], confidence_VS, keys, partner_labels_VS),
+    )
 
 
 def encoding_kl(
@@ -112,10 +119,10 @@ def suspects(
     confidence_VS: np.ndarray,
     keys: Sequence[str],
     partner_labels_VS: np.ndarray | None = None,
-) -> list[dict[str, Any]]:
-    """The samples whose label every view denies, by the least confidence of those denials.
+) -> tuple[Suspect, ...]:
+    """The samples for which the teacher predicts another class in every view, most certain first.
 
-    A mixed view that shows its partner's class denies nothing.
+    A mixed view for which it predicts the partner's class does not count against the label.
     """
     denied_VS = top_VS != labels_S
     if partner_labels_VS is not None:
@@ -123,74 +130,105 @@ def suspects(
     denied_S = (labels_S >= 0) & denied_VS.all(0)
     score_S = np.where(denied_S, confidence_VS.min(0), -1.0)
     worst = np.argsort(-score_S, kind="stable")[:MAX_SUSPECTS]
-    return [
-        {
-            "key": keys[i],
-            "label": int(labels_S[i]),
-            "answer": int(np.bincount(top_VS[:, i]).argmax()),
-            "confidence": float(score_S[i]),
-        }
+    return tuple(
+        Suspect(
+            key=keys[i],
+            label=int(labels_S[i]),
+            answer=int(np.bincount(top_VS[:, i]).argmax()),
+            confidence=float(score_S[i]),
+        )
         for i in worst
         if score_S[i] > 0
-    ]
+    )
 
 
-def summarize(
-    shards: Sequence[dict[str, Any]], domains: Sequence[str], views: int
-) -> dict[str, Any]:
-    """All shards' sums as percentages and means. shards: rows of the manifest's shard table."""
+@dataclass(frozen=True)
+class DomainSummary:
+    """One domain's labelled images, and the teacher's accuracy on all their views."""
+
+    images: int
+    top1_pct: float
+    top5_pct: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The teacher on all views of a cache: percentages of labelled targets, and means.
+
+    encoding_kl: KL(teacher || stored) in nats, by temperature as text.
+    """
+
+    top1_pct: float
+    top5_pct: float
+    domains: dict[str, DomainSummary]
+    views_top1_pct: list[float]
+    views_top5_pct: list[float]
+    entropy: float
+    ece_pct: float
+    top1_top2_ratio: float
+    encoding_kl: dict[str, float]
+    suspects: list[Suspect]
+
+    def to_json(self) -> dict[str, Any]:
+        """As in the report of `inspect`."""
+        return asdict(self)
+
+
+def summarize(rows: Sequence[ShardRow], domains: Sequence[str], views: int) -> Summary:
+    """The summary of all shards of training views that have statistics."""
+    parts = [(row.start, row.stop, row.stats) for row in rows if row.stats]
     images = np.zeros(len(domains))
     top1, top5 = np.zeros((len(domains), views)), np.zeros((len(domains), views))
-    for row in shards:
-        span = slice(row["start"], row["stop"])
-        for d, part in enumerate(row["stats"]["domains"]):
-            images[d] += part["images"] if row["start"] == 0 else 0
-            top1[d, span] += part["top1"]
-            top5[d, span] += part["top5"]
-    stats = [row["stats"] for row in shards]
-    total = sum(s["targets"] for s in stats) or 1
-    hits = np.sum([s["bin_hits"] for s in stats], axis=0)
-    confidence = np.sum([s["bin_confidence"] for s in stats], axis=0)
+    for start, stop, stats in parts:
+        for d, counts in enumerate(stats.domains):
+            images[d] += counts.images if start == 0 else 0
+            top1[d, start:stop] += counts.top1
+            top5[d, start:stop] += counts.top5
+    found = [stats for _, _, stats in parts]
+    total = sum(one.targets for one in found) or 1
+    hits = np.sum([one.bin_hits for one in found], axis=0)
+    confidence = np.sum([one.bin_confidence for one in found], axis=0)
     labelled = max(float(images.sum()) * views, 1.0)
 
     def pct(count: Any, of: Any) -> Any:
         return (100 * np.asarray(count) / np.maximum(of, 1)).tolist()
 
-    kls = {
-        f"{t:g}": sum(s["encoding_kl"][i] for s in stats) / total
-        for i, t in enumerate(LOSS_TEMPERATURES)
-        if all(s["encoding_kl"][i] is not None for s in stats)
-    }
-    return {
-        "top1_pct": pct(top1.sum(), labelled),
-        "top5_pct": pct(top5.sum(), labelled),
-        "domains": {
-            name: {
-                "images": int(images[d]),
-                "top1_pct": pct(top1[d].sum(), images[d] * views),
-                "top5_pct": pct(top5[d].sum(), images[d] * views),
-            }
+    def kl_at(i: int) -> float | None:
+        values = [one.encoding_kl[i] for one in found]
+        known = [kl for kl in values if kl is not None]
+        return sum(known) / total if len(known) == len(values) else None
+
+    kls = {f"{t:g}": kl_at(i) for i, t in enumerate(LOSS_TEMPERATURES)}
+    return Summary(
+        top1_pct=pct(top1.sum(), labelled),
+        top5_pct=pct(top5.sum(), labelled),
+        domains={
+            name: DomainSummary(
+                int(images[d]),
+                pct(top1[d].sum(), images[d] * views),
+                pct(top5[d].sum(), images[d] * views),
+            )
             for d, name in enumerate(domains)
         },
-        "views_top1_pct": pct(top1.sum(0), images.sum()),
-        "views_top5_pct": pct(top5.sum(0), images.sum()),
-        "entropy": sum(s["entropy"] for s in stats) / total,
-        "ece_pct": 100 * float(np.abs(hits - confidence).sum()) / labelled,
-        "top1_top2_ratio": float(np.median([s["ratios"] for s in stats])) if stats else 0.0,
-        "encoding_kl": kls,
-        "suspects": _denied_everywhere(shards, views),
-    }
+        views_top1_pct=pct(top1.sum(0), images.sum()),
+        views_top5_pct=pct(top5.sum(0), images.sum()),
+        entropy=sum(one.entropy for one in found) / total,
+        ece_pct=100 * float(np.abs(hits - confidence).sum()) / labelled,
+        top1_top2_ratio=float(np.median([one.ratios for one in found])) if found else 0.0,
+        encoding_kl={t: kl for t, kl in kls.items() if kl is not None},
+        suspects=_suspects_of_every_range(rows, views),
+    )
 
 
-def _denied_everywhere(shards: Sequence[dict[str, Any]], views: int) -> list[dict[str, Any]]:
-    """Suspects of every view range of their block, by their least confident denial."""
-    found: dict[str, dict[str, Any]] = {}
+def _suspects_of_every_range(rows: Sequence[ShardRow], views: int) -> list[Suspect]:
+    """Suspects of every view range of their block, by their lowest confidence."""
+    found: dict[str, Suspect] = {}
     covered: dict[str, int] = {}
-    for row in shards:
-        for suspect in row["stats"]["suspects"]:
-            key = suspect["key"]
-            covered[key] = covered.get(key, 0) + row["stop"] - row["start"]
-            if key not in found or suspect["confidence"] < found[key]["confidence"]:
+    for row in rows:
+        for suspect in row.stats.suspects if row.stats else ():
+            key = suspect.key
+            covered[key] = covered.get(key, 0) + row.stop - row.start
+            if key not in found or suspect.confidence < found[key].confidence:
                 found[key] = suspect
-    whole = [found[key] for key in found if covered[key] == views]
-    return sorted(whole, key=lambda s: (-s["confidence"], s["key"]))[:MAX_SUSPECTS]
+    everywhere = [found[key] for key in found if covered[key] == views]
+    return sorted(everywhere, key=lambda s: (-s.confidence, s.key))[:MAX_SUSPECTS]

@@ -1,9 +1,9 @@
-"""The WebDataset shard: a plain tar that holds the images too, readable by any WebDataset pipeline.
+"""The WebDataset shard: a tar of images and targets that any WebDataset pipeline can read.
 
-Per sample, named by its row in the training split (keys may hold dots):
+Its members are named by the sample's row in the training split (keys may hold dots):
 `00000042.jpg` (the original bytes), `.cls`, `.json`, and one `.NAME.npy` of shape [V, ...] for each
-target array. First comes `__header__` (JSON), which WebDataset readers skip. Times are zero, so
-equal content gives equal bytes. Tars are read as streams of bytes and never extracted.
+target array. The first member is `__header__` (JSON), which WebDataset readers skip. Times are
+zero, so equal content gives equal bytes. Tars are read as streams of bytes and never extracted.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from fgkd.cache.manifest import Shard
-from fgkd.errors import FgkdError, quoted
+from fgkd.cache.shards import Shard, ShardHeader, damaged
 
 SUFFIX = ".tar"
 HEADER = "__header__"
@@ -28,7 +27,7 @@ BLOCK = 512  # bytes of a tar header, and what members are padded to
 
 
 def write(path: Path, shard: Shard) -> None:
-    """Write a whole shard; `shard.read(i)` gives the encoded image of its sample i."""
+    """Write a shard; equal content gives equal bytes."""
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
 
         def add(name: str, data: bytes) -> None:
@@ -37,13 +36,16 @@ def write(path: Path, shard: Shard) -> None:
             tar.addfile(info, io.BytesIO(data))
 
         columns = {"keys": shard.keys, "labels": shard.labels.tolist(), "rows": shard.rows.tolist()}
-        add(HEADER, json.dumps({"header": shard.header, **columns}, sort_keys=True).encode())
+        add(
+            HEADER,
+            json.dumps({"header": shard.header.to_json(), **columns}, sort_keys=True).encode(),
+        )
         for i, (row, key) in enumerate(zip(shard.rows.tolist(), shard.keys, strict=True)):
             label = int(shard.labels[i])
             class_name = shard.classes[label] if label >= 0 else None
             facts = {"key": key, "label": label, "class_name": class_name}
-            if shard.boxes:
-                facts["box"] = shard.boxes[i]
+            if shard.boxes is not None:
+                facts["box"] = shard.boxes[i].tolist()
             suffix = PurePosixPath(key).suffix.lower() or ".jpg"
             data = shard.read(i)
             add(f"{row:08d}{suffix}", data)
@@ -89,14 +91,14 @@ class Reader:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             self._members = _members(self._map)
             facts = json.loads(self._bytes(*self._members[HEADER]))
-            self.header: dict[str, object] = facts["header"]
+            self.header = ShardHeader.from_json(facts["header"])
             self.labels = np.array(facts["labels"], np.int64)
             self._keys: list[str] = list(map(str, facts["keys"]))
             self._names = [f"{row:08d}" for row in facts["rows"]]
             if not len(self._keys) == len(self._names) == self.labels.size:
                 raise ValueError("its columns are not of one length")
         except Exception as error:  # of a file that may be anything
-            raise FgkdError(f"shard {path} cannot be read: {error}", f"rm {quoted(path)}") from None
+            raise damaged(path, f"it cannot be read: {error}") from None
 
     def _bytes(self, offset: int, size: int) -> bytes:
         return self._map[offset : offset + size]
@@ -109,7 +111,7 @@ class Reader:
         """(offset, size) in the tar of sample i's encoded image."""
         name = self._names[i] + (PurePosixPath(self._keys[i]).suffix.lower() or ".jpg")
         if name not in self._members:
-            raise FgkdError(f"shard {self.path} has no member {name}", f"rm {quoted(self.path)}")
+            raise damaged(self.path, f"it has no member {name}")
         return self._members[name]
 
     def slab(self, index: int, names: list[str]) -> dict[str, np.ndarray]:
@@ -117,7 +119,7 @@ class Reader:
         try:
             return {name: self._column(index, name) for name in names}
         except Exception as error:
-            raise FgkdError(f"shard {self.path}: {error}", f"rm {quoted(self.path)}") from None
+            raise damaged(self.path, str(error)) from None
 
     def _column(self, index: int, name: str) -> np.ndarray:
         places = [self._members[f"{sample}.{name}.npy"] for sample in self._names]
@@ -141,4 +143,5 @@ class Reader:
         return out
 
     def close(self) -> None:
+        """Unmap the file."""
         self._map.close()

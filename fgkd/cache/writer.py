@@ -1,7 +1,8 @@
-"""The cache folder: a Writer that can be killed at any moment, and a Reader by epoch slab."""
+"""Writing a cache: shards are published one by one, and a writer may be killed at any moment."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import math
 from collections.abc import Callable, Sequence
@@ -11,43 +12,54 @@ from typing import Any
 import numpy as np
 
 from fgkd import comparison, files
-from fgkd.cache import hdf5, manifest, stats, wds
+from fgkd.cache import encodings, hdf5, samples, samples_file, shards, stats, wds
 from fgkd.cache.encodings import Codec
-from fgkd.cache.manifest import Shard, ShardJob
-from fgkd.errors import FgkdError
+from fgkd.cache.identity import FORMAT_VERSION, Identity
+from fgkd.cache.manifest import Manifest, check_version
+from fgkd.cache.samples import SPLITS, SampleTables
+from fgkd.cache.shards import Shard, ShardHeader, ShardJob, ShardRow
+from fgkd.errors import DamagedCache, Difference, FgkdError, OutputExists
 from fgkd.views import orders
 
 BACKENDS: dict[str, Any] = {"hdf5": hdf5, "webdataset": wds}
-MIXING = {"partners": ("int64", ()), "lams": ("float32", ()), "boxes": ("int16", (4,))}
+MIXING: encodings.Shapes = {
+    "partners": ("int64", ()),
+    "lams": ("float32", ()),
+    "boxes": ("int16", (4,)),
+}
 LIBRARIES = ("torch", "torchvision", "timm", "pillow", "simplejpeg", "numpy", "h5py")
 
 
 def library_versions() -> dict[str, str]:
-    """Versions that stand beside the identity: drift is a warning while digests match."""
+    """Installed versions, stored in the manifest: other ones are fine while digests match."""
     return {name: importlib.metadata.version(name) for name in LIBRARIES}
 
 
 def val_codec(num_classes: int) -> Codec:
-    """How clean validation logits are stored: few, so exactly."""
+    """How clean validation logits are stored: there are few of them, so as float32."""
     return Codec("dense32", num_classes)
 
 
-class Captured:
-    """One shard's targets as they come in, encoded at once: no shard is held in float32.
+def stored_arrays(codec: Codec) -> encodings.Shapes:
+    """Every array of a training shard: the encoding's, the digests, and how views were mixed."""
+    mixing = MIXING if codec.num_labels == 2 else {}
+    return {**codec.arrays(), "digests": ("uint64", ()), **mixing}
 
-    arrays: what is stored, [V, S, ...]. left: how many (sample, view) are missing. bad: keys of
-    images that could not be read; their targets are zeros.
+
+class Captured:
+    """One shard's targets while the teacher computes them; each is encoded when it comes.
+
+    arrays: what is stored, [V, S, ...]. left: how many (sample, view) pairs are missing.
+    unreadable: keys of images that could not be read; their targets are zeros.
     """
 
     def __init__(self, job: ShardJob, rows_S: np.ndarray, labels: np.ndarray, codec: Codec) -> None:
         self.job, self.rows_S, self.labels, self.codec = job, rows_S, labels, codec
         shape = (job.stop - job.start, len(rows_S))
-        arrays = {**codec.arrays(), "digests": ("uint64", ())}
-        if codec.num_labels == 2:
-            arrays |= MIXING
-        self.arrays = {n: np.zeros((*shape, *more), kind) for n, (kind, more) in arrays.items()}
+        shapes = stored_arrays(codec).items()
+        self.arrays = {name: np.zeros((*shape, *more), kind) for name, (kind, more) in shapes}
         self.targets_VS = np.zeros(shape, stats.TARGET)
-        self.bad: set[str] = set()
+        self.unreadable: set[str] = set()
         self.left = math.prod(shape)
 
     def put(
@@ -63,7 +75,7 @@ class Captured:
         """Encode float32 logits of views of the samples at these places of the shard.
 
         partners (rows of the split), lams, boxes: how views were mixed, if they were.
-        Raises: FgkdError for logits that cannot be stored.
+        Raises: UnstorableLogits.
         """
         label_BV = np.broadcast_to(self.labels[self.rows_S[at_B], None], digests_BV.shape)
         both = [label_BV] if partners_BV is None else [label_BV, self.labels[partners_BV]]
@@ -79,69 +91,105 @@ class Captured:
 
 
 class Writer:
-    """Publishes shards one by one: partial file, fsync, rename, journal line.
+    """Publishes the shards of a cache: partial file, fsync, rename, journal line.
 
-    What is journalled and on disk is done; `jobs()` is what is left. Several writers may share the
-    folder, each with blocks and a journal of its own. `read(split, row)` gives an encoded image.
-    Raises: FgkdError when the folder holds a cache of another identity.
+    A shard that is in a journal and on disk is done; `jobs()` is what is left. Several writers may
+    share the folder, each with blocks and a journal of its own. read(split, row): an encoded image.
+    Raises: DataMismatch when the folder holds a cache of another identity, and
+    FormatVersionMismatch when it is of another format version.
     """
 
     def __init__(
         self,
         folder: Path,
-        identity: dict[str, Any],
+        identity: Identity,
+        tables: SampleTables,
         views: int,
         read: Callable[[str, int], bytes],
         journal: str = "shards.jsonl",
     ) -> None:
-        self.folder, self.identity, self.views, self.read = folder, identity, views, read
-        self.identity_sha256 = files.fingerprint(identity)
-        self.backend = BACKENDS[identity["format"]]
-        self.codec = Codec.of(identity)
-        self.block_rows = orders.blocks(
-            identity["views"]["seed"], len(identity["train"]["keys"]), identity["shard_size"]
+        self.folder, self.identity, self.samples = folder, identity, tables
+        self.views, self.read = views, read
+        self.identity_sha256 = identity.sha256
+        self.backend = BACKENDS[identity.format]
+        self.codec = Codec.of(
+            identity.encoding, len(identity.dataset.classes), identity.views.recipe.mixes
         )
-        self._labels = np.array(identity["train"]["labels"], np.int64)
+        self.block_rows = orders.blocks(
+            identity.views.seed, len(tables["train"]), identity.shard_size
+        )
         self._journal = folder / journal
         self._check_identity()
 
     def _check_identity(self) -> None:
         path = self.folder / "identity.json"
         if path.exists():
-            comparison.refuse(
-                f"{self.folder} holds a cache of another identity",
-                comparison.differences(files.read_json(path, "cache identity"), self.identity),
-                "cache",
-                self.folder,
-            )
+            old = files.read_json(path, "cache identity")
+            check_version(old, self.folder, readable=(FORMAT_VERSION,))
+            what = f"{self.folder} holds a cache of another identity"
+            comparison.refuse(what, self._differences(old), "cache", self.folder)
         elif any(self.folder.glob("shards/*")):
-            raise FgkdError(f"{self.folder} holds shards but no identity.json", "--overwrite")
+            raise OutputExists(
+                f"{self.folder} holds shards but no identity.json",
+                path=self.folder,
+                renamed=files.aside(self.folder),
+            )
+
+    def _differences(self, old: dict[str, Any]) -> list[Difference]:
+        """Field by field, down to the sample, how the folder's identity differs from this one."""
+        found = comparison.differences(old, self.identity.to_json())
+        if all(one.field != "samples_sha256" for one in found):
+            return found
+        with contextlib.suppress(DamagedCache, ValueError):  # then the two hashes must do
+            before = samples_file.load(self.folder, Identity.from_json(old))
+            rows = [
+                one
+                for split in SPLITS
+                for one in samples.differences(before[split], self.samples[split], split)
+            ]
+            if rows:
+                return [one for one in found if one.field != "samples_sha256"] + rows
+        return found
 
     def begin(self) -> None:
-        """Make the folder this identity's, before the first shard."""
-        if not (self.folder / "identity.json").exists():
-            files.write_json(self.folder / "identity.json", self.identity, indent=None)
+        """Write samples.h5 and then identity.json, which make the folder this identity's.
 
-    def published(self) -> list[dict[str, Any]]:
+        A samples.h5 that is missing or damaged is written again. Raises: ValueError if the tables
+        are not those of the identity.
+        """
+        path = self.folder / samples_file.NAME
+        if not path.is_file() or files.sha256(path) != self.identity.samples_sha256:
+            with files.replacing(path) as partial:
+                samples_file.write(partial, self.samples)
+                if files.sha256(partial) != self.identity.samples_sha256:
+                    raise ValueError("the samples are not those of the identity")
+        if not (self.folder / "identity.json").exists():
+            files.write_json(self.folder / "identity.json", self.identity.to_json())
+
+    def published(self) -> list[ShardRow]:
         """Journal rows of every writer whose shard is on disk in full."""
-        journals = sorted(self.folder.glob("shards*.jsonl"))
-        rows = {row["name"]: row for path in journals for row in files.read_lines(path)}
+        rows: dict[str, ShardRow] = {}
+        for path in sorted(self.folder.glob("shards*.jsonl")):
+            for value in files.read_lines(path):
+                with contextlib.suppress(ValueError):  # a damaged line: the shard is written again
+                    row = ShardRow.from_json(value)
+                    rows[row.name] = row
         return [row for row in rows.values() if self._on_disk(row)]
 
-    def _on_disk(self, row: dict[str, Any]) -> bool:
-        path = self.folder / row["name"]
-        return path.is_file() and path.stat().st_size == row["bytes"]
+    def _on_disk(self, row: ShardRow) -> bool:
+        path = self.folder / row.name
+        return path.is_file() and path.stat().st_size == row.num_bytes
 
     def jobs(self) -> list[ShardJob]:
         """The shards still to write so that every block has all the views."""
-        rows = [row for row in self.published() if row["block"] >= 0]
-        gaps = manifest.missing(rows, len(self.block_rows), self.views)
+        spans = [(row.block, row.start, row.stop) for row in self.published() if row.block >= 0]
+        gaps = shards.missing(spans, len(self.block_rows), self.views)
         return [ShardJob(block, start, stop, self.backend.SUFFIX) for block, start, stop in gaps]
 
     def needs_val(self) -> bool:
         """Whether the validation images' clean logits are still to be written."""
-        done = {row["block"] for row in self.published()}
-        return bool(self.identity["val"]["keys"]) and -1 not in done
+        done = {row.block for row in self.published()}
+        return len(self.samples["val"]) > 0 and -1 not in done
 
     def is_complete(self) -> bool:
         """Whether every shard is there and the manifest says so."""
@@ -149,32 +197,33 @@ class Writer:
         return has_manifest and not self.jobs() and not self.needs_val()
 
     def captured(self, job: ShardJob) -> Captured:
-        """An empty shard, for the answers to be put into."""
-        return Captured(job, self.block_rows[job.block], self._labels, self.codec)
+        """An empty shard to collect the teacher's logits in."""
+        labels = self.samples["train"].labels
+        return Captured(job, self.block_rows[job.block], labels, self.codec)
 
     def publish(self, captured: Captured) -> None:
         """Write one shard of training targets."""
-        rows, column = captured.rows_S, self.identity["train"]
-        good: Any = np.array([column["keys"][i] not in captured.bad for i in rows], bool)
-        good = slice(None) if good.all() else good  # which copies nothing
+        table, rows = self.samples["train"], captured.rows_S
+        readable: Any = np.array([table.keys[i] not in captured.unreadable for i in rows], bool)
+        readable = slice(None) if readable.all() else readable  # a slice copies nothing
         partners_VS = captured.arrays.get("partners")
         found = stats.of_shard(
-            captured.targets_VS[:, good],
-            self._labels[rows[good]],
-            np.array([column["domains"][i] for i in rows[good]], np.int64),
-            [column["keys"][i] for i in rows[good]],
-            None if partners_VS is None else self._labels[partners_VS][:, good],
+            captured.targets_VS[:, readable],
+            table.labels[rows[readable]],
+            table.domains[rows[readable]],
+            [table.keys[i] for i in rows[readable]],
+            None if partners_VS is None else table.labels[partners_VS][:, readable],
         )
-        job, bad = captured.job, sorted(captured.bad)
-        self._write(f"shards/{job.name}", job, "train", rows, captured.arrays, bad, found)
+        job, unreadable = captured.job, sorted(captured.unreadable)
+        self._write(f"shards/{job.name}", job, "train", rows, captured.arrays, unreadable, found)
 
-    def publish_val(self, logits_NC: np.ndarray, bad: list[str]) -> None:
+    def publish_val(self, logits_NC: np.ndarray, unreadable: list[str]) -> None:
         """Write the validation images' clean teacher logits [N, C], as one float32 view."""
         job = ShardJob(-1, 0, 1, self.backend.SUFFIX)
         codec = val_codec(self.codec.num_classes)
         arrays = codec.encode(logits_NC[None], np.full((1, len(logits_NC), 1), -1))
         rows = np.arange(len(logits_NC))
-        self._write(f"val/clean{job.suffix}", job, "val", rows, arrays, sorted(bad), {})
+        self._write(f"val/clean{job.suffix}", job, "val", rows, arrays, sorted(unreadable), None)
 
     def _write(
         self,
@@ -183,57 +232,60 @@ class Writer:
         split: str,
         rows: np.ndarray,
         arrays: dict[str, np.ndarray],
-        bad: list[str],
-        found: dict[str, Any],
+        unreadable: list[str],
+        found: shards.ShardStats | None,
     ) -> None:
-        column = self.identity[split]
-        header = {
-            "format_version": manifest.FORMAT_VERSION,
-            "identity_sha256": self.identity_sha256,
-            "block": job.block,
-            "start": job.start,
-            "stop": job.stop,
-        }
+        table = self.samples[split]
         shard = Shard(
-            header=header,
-            keys=[column["keys"][i] for i in rows],
-            labels=np.array([column["labels"][i] for i in rows], np.int64),
+            header=ShardHeader(self.identity_sha256, job.block, job.start, job.stop),
+            keys=[table.keys[i] for i in rows],
+            labels=table.labels[rows],
             rows=rows,
-            classes=self.identity["dataset"]["classes"],
+            classes=self.identity.dataset.classes,
             arrays=arrays,
-            read=lambda i: self._image(split, int(rows[i]), bad),
-            boxes=[column["boxes"][i] for i in rows] if "boxes" in column else None,
+            read=lambda i: self._image(split, int(rows[i]), unreadable),
+            boxes=None if table.boxes is None else table.boxes[rows],
         )
         path = self.folder / name
         with files.replacing(path) as partial:
             self.backend.write(partial, shard)
-        row = {"name": name, "block": job.block, "start": job.start, "stop": job.stop}
-        row |= {"samples": len(rows), "bytes": path.stat().st_size, "sha256": files.sha256(path)}
-        files.append_line(self._journal, row | {"bad": bad, "stats": found})
+        row = ShardRow(
+            name=name,
+            block=job.block,
+            start=job.start,
+            stop=job.stop,
+            samples=len(rows),
+            num_bytes=path.stat().st_size,
+            sha256=files.sha256(path),
+            unreadable=tuple(unreadable),
+            stats=found,
+        )
+        files.append_line(self._journal, row.to_json())
 
-    def _image(self, split: str, row: int, bad: list[str]) -> bytes:
-        """The encoded image; of a quarantined one what there is, which may be nothing."""
+    def _image(self, split: str, row: int, unreadable: list[str]) -> bytes:
+        """The encoded image; of an unreadable one the bytes that there are, perhaps none."""
         try:
             return self.read(split, row)
         except FgkdError:
-            if self.identity[split]["keys"][row] not in bad:
+            if self.samples[split].keys[row] not in unreadable:
                 raise
             return b""
 
-    def finish(self) -> dict[str, Any] | None:
+    def finish(self) -> Manifest | None:
         """Write the manifest, which declares the cache complete; None while shards are missing."""
         if self.jobs() or self.needs_val():
             return None
-        rows = sorted(self.published(), key=lambda row: (row["block"], row["start"]))
-        value = {
-            "identity_sha256": self.identity_sha256,
-            "views": max([row["stop"] for row in rows if row["block"] >= 0], default=self.views),
-            "libraries": library_versions(),
-            "shards": [row for row in rows if row["block"] >= 0],
-            "val": next((row for row in rows if row["block"] < 0), None),
-            "identity": self.identity,
-        }
+        rows = sorted(self.published(), key=lambda row: (row.block, row.start))
+        training = tuple(row for row in rows if row.block >= 0)
+        held = Manifest(
+            identity=self.identity,
+            identity_sha256=self.identity_sha256,
+            views=max([row.stop for row in training], default=self.views),
+            libraries=library_versions(),
+            shards=training,
+            val=next((row for row in rows if row.block < 0), None),
+        )
         for partial in self.folder.glob(f"*/*{files.PARTIAL}"):
             partial.unlink(missing_ok=True)  # of writers that were killed
-        files.write_json(self.folder / "manifest.json", value, indent=None)
-        return value
+        held.save(self.folder)
+        return held

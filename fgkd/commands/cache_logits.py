@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from fgkd import comparison, config, device, distributed, files, models
-from fgkd.cache import encodings, manifest
-from fgkd.cache.manifest import ShardJob
+from fgkd.cache import encodings, manifest, samples_file
+from fgkd.cache.identity import DatasetIdentity, Identity, TeacherIdentity
+from fgkd.cache.samples import SampleTables, describe_splits
+from fgkd.cache.shards import ShardJob
 from fgkd.cache.writer import Writer
 from fgkd.commands import banner, image_stores
 from fgkd.config import CacheLogitsConfig, args_file
@@ -25,9 +27,7 @@ from fgkd.progress import SILENT, Progress
 from fgkd.training import run_folder
 from fgkd.training.run_folder import RunFacts
 from fgkd.views import recipes
-from fgkd.views.rendering import KeyedView
-
-EMPTY: dict[str, list[Any]] = {"keys": [], "labels": [], "domains": [], "sizes": [], "hashes": []}
+from fgkd.views.view_set import ViewSet
 
 
 @dataclass(frozen=True)
@@ -80,12 +80,13 @@ def run(options: CacheLogitsConfig, progress: Progress = SILENT) -> CapturedCach
     dataset = open_dataset(specs, fraction)
     for path, model in zip(paths, known, strict=True):
         check_classes(model, dataset, path)
-    own_recipe = recipes.ViewRecipe.from_dict(own.views["recipe"]) if own else None
+    own_recipe = own.views.recipe if own else None
     recipe = recipes.resolve(options.view, own_recipe, dataset.chiral)
     if recipe.bbox_crop:
         dataset = with_boxes(dataset)
-    view = KeyedView(dataset.splits["train"], recipe, cache.seed, data.image_store_side)
+    samples, side = dataset.splits["train"], data.image_store_side
     size = cache.img_size or known[0].config["input_size"][-1]
+    views = ViewSet(samples, recipe, cache.seed, size, cache.shard_size, side)
     teachers = Teachers(
         *(known, paths, teacher_spec.ensemble, size, hardware),
         *(teacher_spec.dtype, teacher_spec.batch_size),
@@ -98,17 +99,17 @@ def run(options: CacheLogitsConfig, progress: Progress = SILENT) -> CapturedCach
         )
     distributed.barrier()
     progress.message(f"hashing the images of {banner.describe_data(dataset)}")
-    identity = describe_identity(options, teachers, dataset, view, fraction, progress)
-    writer = Writer(folder, identity, cache.views, image_reader(dataset), journal_name(spec))
+    tables = describe_splits(dataset, lambda num: image_stores.Counter(num, progress))
+    identity = describe_identity(options, teachers, dataset, views, fraction, tables)
+    read = image_reader(dataset)
+    writer = Writer(folder, identity, tables, cache.views, read, journal_name(spec))
     jobs = own_jobs(writer, spec.shard_range)
-    store = image_stores.open_store(
-        data, view.samples, view.short_side, identity["train"]["hashes"]
-    )
+    store = image_stores.open_store(data, samples, side, tables["train"].hashes)
     if writer.is_complete() and not spec.dry_run:
         held = manifest.load(folder)
-        progress.message(f"cache {folder} is complete with {held['views']} views; nothing to do")
-        sizes = [row["bytes"] for row in held["shards"]]
-        return CapturedCache(folder, True, True, held["views"], len(sizes), sum(sizes))
+        progress.message(f"cache {folder} is complete with {held.views} views; nothing to do")
+        sizes = [row.num_bytes for row in held.shards]
+        return CapturedCache(folder, True, True, held.views, len(sizes), sum(sizes))
     for line in banner.banner(
         "fgkd cache-logits",
         {
@@ -116,7 +117,7 @@ def run(options: CacheLogitsConfig, progress: Progress = SILENT) -> CapturedCach
             "teacher": describe_teachers(identity, teachers),
             "views": f"{cache.views} of each image at {size} px: "
             + banner.describe_recipe(recipe)
-            + banner.describe_images(store, view.short_side),
+            + banner.describe_images(store, side),
             "plan": describe_plan(writer, jobs),
             "device": f"{device_line}; {spec.workers} workers",
             "output": str(folder),
@@ -125,13 +126,13 @@ def run(options: CacheLogitsConfig, progress: Progress = SILENT) -> CapturedCach
         progress.message(line)
     teachers.to_device()
     capture = Capture(
-        *(writer, teachers, dataset, view),
+        *(writer, teachers, dataset, views),
         workers=spec.workers,
         skip_unreadable=data.skip_bad_images,
         images=store,
     )
     if spec.dry_run:
-        store_estimate = estimate_store(store, view.samples, view.short_side)
+        store_estimate = estimate_store(store, samples, side)
         setup_s = time.monotonic() - started
         return estimate_capture(capture, jobs, cache, store_estimate, setup_s)
     if distributed.rank() == 0:
@@ -162,7 +163,7 @@ def close(writer: Writer, seconds: float, shards_written: int) -> CapturedCache:
     files.append_line(folder / "timings.jsonl", {"stage": "cache-logits", "train_s": seconds})
     done = writer.finish()
     left = len(writer.jobs()) if done is None else 0
-    sizes = [row["bytes"] for row in done["shards"]] if done else []
+    sizes = [row.num_bytes for row in done.shards] if done else []
     return CapturedCache(
         path=folder,
         complete=done is not None,
@@ -199,44 +200,36 @@ def describe_identity(
     options: CacheLogitsConfig,
     teachers: Teachers,
     dataset: Dataset,
-    view: KeyedView,
+    views: ViewSet,
     val_fraction: float,
-    progress: Progress,
-) -> dict[str, Any]:
+    tables: SampleTables,
+) -> Identity:
     """Everything that decides a cache's content, but the number of views."""
     spec, num_classes = options.cache, len(dataset.classes)
-    columns = dict.fromkeys(("train", "val"), EMPTY)
-    for split in {"train", "val"} & set(dataset.splits):
-        samples = dataset.splits[split]
-        counter = image_stores.Counter(len(samples), progress)
-        columns[split] = manifest.describe_samples(samples, counter)
-    return {
-        "format_version": manifest.FORMAT_VERSION,
-        "format": spec.format,
-        "encoding": encodings.describe(spec.encoding, spec.top_k, spec.temperatures, num_classes),
-        "shard_size": spec.shard_size,
-        "dtype": options.teacher.dtype,
-        "teachers": [
-            describe_teacher(model, path)
-            for model, path in zip(teachers.models, teachers.paths, strict=True)
-        ],
-        "ensemble": options.teacher.ensemble if len(teachers.models) > 1 else None,
-        "views": view.describe(teachers.img_size),
-        "dataset": manifest.describe_dataset(dataset, val_fraction),
-        **columns,
-    }
+    pairs = zip(teachers.models, teachers.paths, strict=True)
+    return Identity(
+        format=spec.format,
+        encoding=encodings.describe(spec.encoding, spec.top_k, spec.temperatures, num_classes),
+        shard_size=views.block_size,
+        dtype=options.teacher.dtype,
+        teachers=tuple(describe_teacher(model, path) for model, path in pairs),
+        ensemble=options.teacher.ensemble if len(teachers.models) > 1 else None,
+        views=views.identity,
+        dataset=DatasetIdentity.of(dataset, val_fraction),
+        samples_sha256=samples_file.fingerprint(tables),
+    )
 
 
-def describe_teacher(model: models.Classifier, path: Path) -> dict[str, Any]:
+def describe_teacher(model: models.Classifier, path: Path) -> TeacherIdentity:
     """One teacher's part of the identity."""
-    described = model.config
-    return {
-        "architecture": described["architecture"],
-        "weights_sha256": files.sha256(model_folder(path) / "model.safetensors"),
-        "img_size": described["input_size"][-1],
-        "mean": list(described["mean"]),
-        "std": list(described["std"]),
-    }
+    config = model.config
+    return TeacherIdentity(
+        architecture=config["architecture"],
+        weights_sha256=files.sha256(model_folder(path) / "model.safetensors"),
+        img_size=config["input_size"][-1],
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+    )
 
 
 def check_classes(model: models.Classifier, dataset: Dataset, path: Path) -> None:
@@ -281,12 +274,12 @@ def journal_name(spec: config.CaptureSpec) -> str:
     return "-".join(["shards", *parts]) + ".jsonl"
 
 
-def describe_teachers(identity: dict[str, Any], teachers: Teachers) -> str:
+def describe_teachers(identity: Identity, teachers: Teachers) -> str:
     """Architectures and folders on one line."""
-    pairs = zip(identity["teachers"], teachers.paths, strict=True)
-    names = [f"{teacher['architecture']} of {path}" for teacher, path in pairs]
-    how = f", mean of {identity['ensemble']}" if identity["ensemble"] else ""
-    return f"{' and '.join(names)}{how}; {identity['dtype']}"
+    pairs = zip(identity.teachers, teachers.paths, strict=True)
+    names = [f"{teacher.architecture} of {path}" for teacher, path in pairs]
+    how = f", mean of {identity.ensemble}" if identity.ensemble else ""
+    return f"{' and '.join(names)}{how}; {identity.dtype}"
 
 
 def describe_plan(writer: Writer, jobs: list[ShardJob]) -> str:

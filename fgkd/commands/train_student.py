@@ -91,20 +91,15 @@ def _train_from(
     check_live_size(source, size)
     store = image_stores.open_store(data, samples, source.short_side, source.hashes)
     loader = TrainLoader(
-        samples=samples,
-        schedule=schedule,
-        recipe=source.recipe,
-        view_seed=source.view_seed,
-        size=size,
+        source.view_set(size),
+        schedule,
         workers=spec.workers,
-        skip_bad=data.skip_bad_images,
-        block_size=source.block_size,
+        skip_unreadable=data.skip_bad_images,
         # A baseline takes only the images from a cache, which behind a URL come with the shards.
         cache=source.cache if learns or is_url(targets.cache or "") else None,
         shard_buffer=targets.shard_buffer if targets.order == "shard" else 0,
         temperature=options.loss.temperature if learns and options.loss.kd_loss != "hard" else None,
-        short_side=source.short_side,
-        image_store=store,
+        store=store,
     )
     lines = _banner(source, options, model, notes, loader, lr, device_line)
     teacher = _ready(source.teacher, targets.dtype, hardware) if learns else None
@@ -137,7 +132,7 @@ def _train_from(
         device=device_line,
         data=tuple(source.specs),
         val_fraction=source.val_fraction,
-        views=loader.view.describe(size),
+        views=loader.views.identity,
         parents=source.parents,
     )
     resume = folder.begin(options, spec, facts)

@@ -28,6 +28,7 @@ from fgkd.training import setup, trackers
 from fgkd.training.run_folder import RunFacts, RunFolder
 from fgkd.training.train import TrainedRun, Validation, finished_run, train
 from fgkd.views import recipes
+from fgkd.views.view_set import ViewSet
 
 
 def train_teacher(*, progress: Progress = SILENT, **options: Any) -> TrainedRun | TrainingEstimate:
@@ -66,18 +67,15 @@ def run(options: TrainTeacherConfig, progress: Progress = SILENT) -> TrainedRun 
     lr = setup.peak_lr(optim, model_spec)
     lr_at = setup.lr_schedule(optim, lr, schedule.steps_per_epoch)
     store = image_stores.open_store(data, samples, data.image_store_side)
+    # Not the views that a cache holds: a teacher is overconfident on those it was trained on.
+    view_seed = rng.hash64("teacher", spec.seed)
+    views = ViewSet(samples, recipe, view_seed, size, len(samples), data.image_store_side)
     loader = TrainLoader(
-        samples=samples,
-        schedule=schedule,
-        recipe=recipe,
-        # Not the views that a cache holds: a teacher is overconfident on those it was trained on.
-        view_seed=rng.hash64("teacher", spec.seed),
-        size=size,
+        views,
+        schedule,
         workers=spec.workers,
-        skip_bad=data.skip_bad_images,
-        block_size=len(samples),
-        short_side=data.image_store_side,
-        image_store=store,
+        skip_unreadable=data.skip_bad_images,
+        store=store,
     )
     lines = banner.banner(
         "fgkd train-teacher",
@@ -117,7 +115,7 @@ def run(options: TrainTeacherConfig, progress: Progress = SILENT) -> TrainedRun 
         device=device_line,
         data=tuple(absolute_specs(data.data)),
         val_fraction=fraction,
-        views=loader.view.describe(size),
+        views=views.identity,
     )
     resume = folder.begin(options, spec, facts)
     if resume and (finished := finished_run(folder, schedule.total_steps)):

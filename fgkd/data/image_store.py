@@ -32,11 +32,6 @@ HEADERS = 256  # images by which the bytes of a store are estimated
 AHEAD = 64  # decoded images that may wait to be written
 
 
-def shrunk_to(described: dict[str, Any]) -> int | None:
-    """The side that images of an identity's `views` are shrunk to; None: they are whole."""
-    return (described.get("image_store") or {}).get("short_side")
-
-
 def estimate_bytes(samples: Samples, short_side: int) -> int:
     """About how many bytes the pixels of a store take, by the headers of `HEADERS` images at most.
 
@@ -64,7 +59,7 @@ class ImageStore:
         self.hashes = hashes
         self.is_complete = False
         self.pixels_bytes = 0
-        self.bad: dict[str, str] = {}  # key -> why it could not be decoded
+        self.unreadable: dict[str, str] = {}  # key -> why it could not be decoded
         self._pixels: np.ndarray | None = None
         self.open()
 
@@ -99,7 +94,7 @@ class ImageStore:
                 f"of {self.offsets[-1]:,}",
                 remedy,
             )
-        self.pixels_bytes, self.bad = there, index["bad"]
+        self.pixels_bytes, self.unreadable = there, index["bad"]
         self.is_complete = True
 
     def _described(self) -> dict[str, Any]:
@@ -116,7 +111,7 @@ class ImageStore:
 
         Raises: FgkdError for an image that could not be decoded when the store was written.
         """
-        if reason := self.bad.get(self.samples.keys[row]):
+        if reason := self.unreadable.get(self.samples.keys[row]):
             raise FgkdError(reason, f"rm -r {quoted(self.folder)}   # once the file is replaced")
         if self._pixels is None:
             self._pixels = np.asarray(np.memmap(self.folder / "pixels.u8", mode="r"))
@@ -126,20 +121,20 @@ class ImageStore:
     def build(
         self,
         threads: int,
-        skip_bad: bool = False,
+        skip_unreadable: bool = False,
         progress: Callable[[int], None] = lambda done: None,
     ) -> None:
         """Write the store, unless it is there; another process that writes it is waited for.
 
-        skip_bad: list unreadable images, which are then errors when they are asked for, and not
-        now. Raises: FgkdError, also when the disk has too few bytes left.
+        skip_unreadable: list the images that cannot be read, instead of raising for the first.
+        Raises: FgkdError, also when the disk has too few bytes left.
         """
         if self.is_complete:
             return
         with self._locked():
             self.open()
             if not self.is_complete:
-                self._write(threads, skip_bad, progress)
+                self._write(threads, skip_unreadable, progress)
                 self.open()
 
     @contextlib.contextmanager
@@ -162,7 +157,7 @@ class ImageStore:
         finally:
             os.close(file)  # and the lock with it, as when the process is killed
 
-    def _write(self, threads: int, skip_bad: bool, progress: Callable[[int], None]) -> None:
+    def _write(self, threads: int, skip_unreadable: bool, progress: Callable[[int], None]) -> None:
         needed, free = estimate_bytes(self.samples, self.short_side), files.free(self.folder)[0]
         if needed > free:
             raise FgkdError(
@@ -175,7 +170,9 @@ class ImageStore:
         path = self.folder / "pixels.u8"
         with files.replacing(path) as partial, open(partial, "wb") as file:
             for row, (pixels_HWC, content, error) in enumerate(self._decoded(threads)):
-                if error is not None and (not skip_bad or isinstance(error, ContentMismatch)):
+                if error is not None and (
+                    not skip_unreadable or isinstance(error, ContentMismatch)
+                ):
                     raise error
                 if error is not None:
                     index["bad"][self.samples.keys[row]] = error.message

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from fgkd import distributed
-from fgkd.cache.manifest import ShardJob
+from fgkd.cache.shards import ShardJob
 from fgkd.cache.writer import Captured, Writer
 from fgkd.data import Dataset
 from fgkd.data.image_store import ImageStore
@@ -23,8 +23,8 @@ from fgkd.distillation.teachers import Teachers
 from fgkd.evaluation import inference
 from fgkd.loading.workers import render
 from fgkd.progress import SILENT, Pace, Progress
-from fgkd.views import orders
-from fgkd.views.rendering import KeyedView, RenderedViews, Request, ViewRenderer, clean_renderer
+from fgkd.views.rendering import RenderedViews, Request, Unreadable, clean_renderer
+from fgkd.views.view_set import ViewSet
 
 KEPT_AHEAD = 2  # batches that may wait to be encoded while the teacher continues
 
@@ -41,49 +41,29 @@ class Capture:
         writer: Writer,
         teachers: Teachers,
         dataset: Dataset,
-        view: KeyedView,
+        views: ViewSet,
         *,
         workers: int = 0,
         skip_unreadable: bool = False,
         images: ImageStore | None = None,
     ) -> None:
         self.writer, self.teachers, self.dataset = writer, teachers, dataset
-        self.view, self.recipe, self.images = view, view.recipe, images
+        self.views, self.images = views, images
         self.workers, self.skip_unreadable = workers, skip_unreadable
         self._open: Captured | None = None
 
     def requests(self, job: ShardJob) -> Iterator[tuple[Request, np.ndarray]]:
-        """The shard's views in teacher batches, with each row's place in the shard.
-
-        An image is decoded once for all its views; mixed views go pair by pair, view by view.
-        Batches depend on the plan and the batch size alone.
-        """
-        rows, batch = self.writer.block_rows[job.block], self.teachers.max_batch
-        if not self.recipe.mixes:
-            chunk = max(1, batch // (job.stop - job.start))
-            for i in range(0, len(rows), chunk):
-                places = np.arange(i, min(i + chunk, len(rows)))
-                yield Request(rows[places], range(job.start, job.stop), check_content=True), places
-            return
-        place_of = np.empty(int(rows.max()) + 1, np.int64)
-        place_of[rows] = np.arange(len(rows))
-        for view in range(job.start, job.stop):
-            partner = orders.partners(self.view.seed, view, self.writer.block_rows)
-            first, alone = rows[rows < partner[rows]], rows[rows == partner[rows]]
-            paired = np.concatenate([np.stack([first, partner[first]], 1).reshape(-1), alone])
-            for i in range(0, len(paired), max(2, batch // 2 * 2)):
-                part = paired[i : i + max(2, batch // 2 * 2)]
-                request = Request(part, [view], partner[part][:, None], check_content=True)
-                yield request, place_of[part]
+        """The shard's views in teacher batches, with each row's place in the shard."""
+        views = range(job.start, job.stop)
+        return self.views.block_requests(job.block, views, self.teachers.max_batch)
 
     def write_train(self, jobs: list[ShardJob], progress: Progress = SILENT) -> bool:
         """Write these shards; False if `progress` asked to stop before the last."""
-        renderer = ViewRenderer(
-            self.view,
+        renderer = self.views.renderer(
             self.teachers.sizes,
-            self.writer.identity["train"]["hashes"],
-            self.skip_unreadable,
-            self.images,
+            hashes=self.writer.samples["train"].hashes,
+            skip_unreadable=self.skip_unreadable,
+            store=self.images,
         )
         sent: deque[tuple[ShardJob, Request, np.ndarray]] = deque()
 
@@ -136,7 +116,7 @@ class Capture:
         partners_BV = None if request.partners is None else request.partners[answer.at]
         mixing = (partners_BV, answer.lams_BV, answer.boxes_BV4)
         held.put(places[answer.at], request.views, logits_BVK, answer.digests_BV, *mixing)
-        held.bad |= {key for key, _ in answer.bad}
+        held.unreadable |= {one.key for one in answer.unreadable}
         held.left -= len(request.rows) * len(request.views)
         if not held.left:
             self._open = None
@@ -146,10 +126,10 @@ class Capture:
         """Write the clean logits of the validation images."""
         samples = self.dataset.splits["val"]
         answers: list[torch.Tensor] = []
-        bad: list[tuple[str, str]] = []
+        unreadable: list[Unreadable] = []
         for model in self.teachers.models:
             renderer = clean_renderer(samples, model.config, self.skip_unreadable)
-            rows, logits_NK, bad = inference.evaluate(
+            rows, logits_NK, unreadable = inference.evaluate(
                 model,
                 renderer,
                 batch_size=self.teachers.max_batch,
@@ -160,7 +140,7 @@ class Capture:
         full_NK = np.zeros((len(samples), len(self.dataset.classes)), np.float32)
         full_NK[rows] = self.teachers.average(answers)
         if distributed.rank() == 0:
-            self.writer.publish_val(full_NK, [key for key, _ in bad])
+            self.writer.publish_val(full_NK, [one.key for one in unreadable])
 
 
 def image_reader(dataset: Dataset) -> Callable[[str, int], bytes]:

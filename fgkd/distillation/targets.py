@@ -10,18 +10,17 @@ import numpy as np
 import torch
 
 from fgkd import comparison, files, losses, models
-from fgkd.cache import manifest
 from fgkd.cache.reader import Reader
 from fgkd.cache.remote import is_url, open_cache
 from fgkd.config import DataSpec, LossSpec, RunSpec, TargetSpec, ViewSpec, args_file
 from fgkd.data import Dataset, absolute_specs, open_dataset, with_boxes
-from fgkd.data.image_store import shrunk_to
 from fgkd.errors import MissingOption, NoTargets, OptionError, TooFewViews
 from fgkd.evaluation import inference
 from fgkd.training import run_folder
 from fgkd.training.run_folder import Parents
 from fgkd.views import recipes
 from fgkd.views.rendering import clean_renderer
+from fgkd.views.view_set import ViewSet
 
 DEFAULT_VAL_FRACTION = 0.1
 
@@ -50,9 +49,16 @@ class TargetSource:
     teacher: models.Classifier | None = None
 
     @property
-    def hashes(self) -> list[str] | np.ndarray | None:
+    def hashes(self) -> np.ndarray | None:
         """Content hashes of the training images, where the cache records them."""
-        return self.cache.identity["train"]["hashes"] if self.cache else None
+        return self.cache.samples["train"].hashes if self.cache else None
+
+    def view_set(self, size: int) -> ViewSet:
+        """The views of the training images at this size."""
+        samples = self.dataset.splits["train"]
+        unreadable = self.cache.unreadable_keys if self.cache else ()
+        views = (self.recipe, self.view_seed, size, self.block_size, self.short_side)
+        return ViewSet(samples, *views, unreadable)
 
     def close(self) -> None:
         """Close the cache's shards, and stop downloads."""
@@ -114,18 +120,18 @@ class _Opener:
         return TargetSource(
             dataset=dataset,
             specs=specs,
-            val_fraction=identity["dataset"]["val_fraction"],
-            recipe=recipes.ViewRecipe.from_dict(identity["views"]["recipe"]),
-            view_seed=identity["views"]["seed"],
+            val_fraction=identity.dataset.val_fraction,
+            recipe=identity.views.recipe,
+            view_seed=identity.views.seed,
             num_views=self.targets.views or reader.views,
-            block_size=identity["shard_size"],
-            img_size=identity["views"]["img_size"],
-            short_side=shrunk_to(identity["views"]),
+            block_size=identity.shard_size,
+            img_size=identity.views.img_size,
+            short_side=identity.views.short_side,
             text=f"cache {folder}: {reader.codec.name} logits, {reader.views} views",
             parents=Parents(
                 cache=folder if is_url(folder) else str(Path(folder).resolve()),
-                identity_sha256=reader.manifest["identity_sha256"],
-                teachers=tuple(t["weights_sha256"] for t in identity["teachers"]),
+                identity_sha256=reader.manifest.identity_sha256,
+                teachers=tuple(t.weights_sha256 for t in identity.teachers),
             ),
             cache=reader,
         )
@@ -136,23 +142,21 @@ class _Opener:
         args = folder / "args.yaml"
         if reader.holds_images and not self.data.data:
             dataset = reader.dataset()
-            reader.slim(dataset)
             return (list(args_file.load_yaml(args)["data"]) if args.exists() else []), dataset
         if is_url(reader.name) and not self.data.data:
             message = "data is required: the shards of this cache hold no images"
             raise MissingOption(message, option="data", suggestion="NAME:PATH")
         specs = absolute_specs(self.data.data or args_file.load_yaml(args)["data"])
-        dataset = open_dataset(specs, identity["dataset"]["val_fraction"])
-        if identity["views"]["recipe"].get("bbox_crop"):
+        dataset = open_dataset(specs, identity.dataset.val_fraction)
+        if identity.views.recipe.bbox_crop:
             dataset = with_boxes(dataset)
-        manifest.check_dataset(identity, dataset, str(folder))
-        reader.slim(dataset)
+        reader.check_dataset(dataset)
         return specs, dataset
 
     def _check_options(self, reader: Reader) -> None:
         """Refuse options that contradict the cache."""
         name, identity, targets = reader.name, reader.identity, self.targets
-        fraction, seed = identity["dataset"]["val_fraction"], identity["views"]["seed"]
+        fraction, seed = identity.dataset.val_fraction, identity.views.seed
         if (targets.views or 1) > reader.views:
             message = f"views {targets.views}: cache {name} has {reader.views}"
             there = reader.views
@@ -187,7 +191,7 @@ class _Opener:
 
     def _check_images(self, reader: Reader) -> None:
         """Refuse an image store whose images are not those that the views were cropped from."""
-        side, spec = shrunk_to(reader.identity["views"]), self.data
+        side, spec = reader.identity.views.short_side, self.data
         full_size = "were cropped from full-size images"
         if spec.image_store_side not in (None, side):
             how = full_size if side is None else f"were made with {side}"
@@ -206,7 +210,7 @@ class _Opener:
         teacher = models.load(path / "model")
         fraction = run.val_fraction if self.data.val_fraction is None else self.data.val_fraction
         text = f"live teacher {path}, {self.targets.dtype}"
-        recipe = recipes.ViewRecipe.from_dict(run.views["recipe"])
+        recipe = run.views.recipe
         source = self._from_data(self.data.data or run.data, fraction, recipe, text)
         known = list(teacher.config.get("label_names") or [])
         what = f"the data's classes are not those of {path}"

@@ -66,7 +66,7 @@ class Teachers:
         amp = torch.bfloat16 if self.dtype == "bfloat16" else None
         of_size = dict(zip(self.sizes, images, strict=True))
         pending = [
-            inference.ask(
+            inference.forward_async(
                 model,
                 of_size[model.config["input_size"][-1]],
                 device=self.device,

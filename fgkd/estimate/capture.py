@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from fgkd import files, models
-from fgkd.cache import encodings, manifest
-from fgkd.cache.manifest import Shard, ShardJob
-from fgkd.cache.writer import Writer
+from fgkd.cache import encodings
+from fgkd.cache.shards import Shard, ShardHeader, ShardJob
+from fgkd.cache.writer import Writer, stored_arrays
 from fgkd.config import CacheSpec
 from fgkd.config.specs import ENCODING_NAMES
 from fgkd.distillation.capture import Capture
@@ -131,8 +131,8 @@ def capture_seconds(capture: Capture, jobs: Sequence[ShardJob]) -> tuple[float, 
     if not jobs:
         return 0.0, 0.0
     teachers, writer = capture.teachers, capture.writer
-    renderer = ViewRenderer(
-        capture.view, teachers.sizes, None, capture.skip_unreadable, capture.images
+    renderer = capture.views.renderer(
+        teachers.sizes, skip_unreadable=capture.skip_unreadable, store=capture.images
     )
     logits: deque[np.ndarray] = deque(maxlen=64)
     requests = (request for job in jobs for request, _ in capture.requests(job))
@@ -148,7 +148,7 @@ def time_publish(capture: Capture, job: ShardJob, logits_NK: np.ndarray) -> floa
     """Seconds to encode, sum up, write and hash a shard of such logits, in a temporary folder."""
     own, num_classes = capture.writer, logits_NK.shape[1]
     with tempfile.TemporaryDirectory(prefix="fgkd-plan-") as folder:
-        writer = Writer(Path(folder), own.identity, own.views, own.read)
+        writer = Writer(Path(folder), own.identity, own.samples, own.views, own.read)
         began = time.perf_counter()
         captured = writer.captured(job)
         for request, places in capture.requests(job):
@@ -171,7 +171,7 @@ def val_seconds(capture: Capture) -> float:
         requests = inference.clean_requests(np.arange(len(samples)), teachers.max_batch)
 
         def forward(answer: RenderedViews, model: models.Classifier = model) -> None:
-            inference.logits_of(
+            inference.logits(
                 model, answer.images[0], device=teachers.device, max_batch=teachers.max_batch
             )
 
@@ -185,44 +185,33 @@ def encoding_bytes(writer: Writer, spec: CacheSpec, name: str) -> int:
     Measured on shards of zeros in the system's temporary folder.
     """
     identity, block_rows = writer.identity, writer.block_rows
-    num_classes = len(identity["dataset"]["classes"])
+    num_classes = len(identity.dataset.classes)
     encoding = encodings.describe(name, spec.top_k, spec.temperatures, num_classes)
-    codec = encodings.Codec.of({**identity, "encoding": encoding})
+    codec = encodings.Codec.of(encoding, num_classes, identity.views.recipe.mixes)
     spans = [(job.block, job.stop - job.start) for job in writer.jobs()]
-    there = [row for row in writer.published() if row["block"] >= 0]
-    spans += [(row["block"], row["stop"] - row["start"]) for row in there]
+    there = [row for row in writer.published() if row.block >= 0]
+    spans += [(row.block, row.stop - row.start) for row in there]
     total = 0
     with tempfile.TemporaryDirectory(prefix="fgkd-plan-") as folder:
         blank = Path(folder) / "shard"
         for (length, views), count in Counter((len(block_rows[b]), v) for b, v in spans).items():
             rows = next(rows for rows in block_rows if len(rows) == length)
-            writer.backend.write(blank, _blank_shard(identity, codec, views, rows))
+            writer.backend.write(blank, _blank_shard(writer, codec, views, rows))
             total += count * blank.stat().st_size
     if writer.backend.HOLDS_IMAGES:
-        padded = -(-np.maximum(identity["train"]["sizes"], 0) // 512) * 512
+        padded = -(-np.maximum(writer.samples["train"].sizes, 0) // 512) * 512
         total += sum(int(padded[block_rows[block]].sum()) for block, _ in spans)
     return total
 
 
-def _blank_shard(
-    identity: dict[str, Any], codec: encodings.Codec, views: int, rows: np.ndarray
-) -> Shard:
-    shapes = {**codec.arrays(), "digests": ("uint64", ())}
-    if codec.num_labels == 2:
-        shapes |= {"partners": ("int64", ()), "lams": ("float32", ()), "boxes": ("int16", (4,))}
-    train = identity["train"]
+def _blank_shard(writer: Writer, codec: encodings.Codec, views: int, rows: np.ndarray) -> Shard:
+    shapes, train = stored_arrays(codec), writer.samples["train"]
     return Shard(
-        header={
-            "format_version": manifest.FORMAT_VERSION,
-            "identity_sha256": "0" * 64,
-            "block": 0,
-            "start": 0,
-            "stop": views,
-        },
-        keys=[train["keys"][i] for i in rows],
-        labels=np.array([train["labels"][i] for i in rows], np.int64),
+        header=ShardHeader("0" * 64, 0, 0, views),
+        keys=[train.keys[i] for i in rows],
+        labels=train.labels[rows],
         rows=rows,
-        classes=identity["dataset"]["classes"],
+        classes=writer.identity.dataset.classes,
         arrays={n: np.zeros((views, len(rows), *s), d) for n, (d, s) in shapes.items()},
         read=lambda i: b"",
     )
@@ -246,7 +235,7 @@ def estimate_capture(
     memory, flops = teacher_cost(capture)
     free, folder = files.free(writer.folder)
     return CaptureEstimate(
-        samples=len(writer.identity["train"]["keys"]),
+        samples=len(writer.samples["train"]),
         views=spec.views,
         targets=sum(len(writer.block_rows[j.block]) * (j.stop - j.start) for j in jobs),
         encodings={name: encoding_bytes(writer, spec, name) for name in ENCODING_NAMES},
@@ -288,13 +277,7 @@ def estimate_without_teacher(
     sizes = {}
     for name in ENCODING_NAMES:
         encoding = encodings.describe(name, spec.top_k, spec.temperatures, num_classes)
-        codec = encodings.Codec(
-            encoding["name"],
-            num_classes,
-            encoding["top_k"],
-            tuple(encoding["temperatures"]),
-            2 if mixes else 1,
-        )
+        codec = encodings.Codec.of(encoding, num_classes, mixes)
         each = codec.bytes_per_view() + (MIXING_BYTES if mixes else 0)
         sizes[name] = num_samples * spec.views * each
     free, folder = files.free(output)

@@ -251,7 +251,7 @@ def _blank_batch(planned: PlannedTraining, num_classes: int) -> Batch:
         teacher_BK=torch.zeros(count, num_classes),
         partner_labels_B=labels_B if mixes else None,
         lam_B=torch.ones(count) if mixes else None,
-        bad=[],
+        unreadable=[],
     )
 
 

@@ -1,4 +1,4 @@
-"""Asking a model for its logits: of batches that come one after another, of a whole split.
+"""Batched inference: logits of a stream of batches or of a whole split.
 
 Shape legend: B images, V views, H, W pixels, 3 channels, N = B * V, K classes.
 """
@@ -18,15 +18,15 @@ from fgkd import distributed
 from fgkd.loading.batch import to_device
 from fgkd.loading.workers import render
 from fgkd.models import Classifier
-from fgkd.views.rendering import CleanView, RenderedViews, Request, ViewRenderer
+from fgkd.views.rendering import CleanView, RenderedViews, Request, Unreadable, ViewRenderer
 
 
-def logits_of(model: Classifier, image_u8_BVHW3: Tensor, **how: Any) -> Tensor:
-    """float32 logits [N, K] in main memory, in (image, view) order; `how`: as of `ask`."""
-    return ask(model, image_u8_BVHW3, **how)()
+def logits(model: Classifier, image_u8_BVHW3: Tensor, **how: Any) -> Tensor:
+    """float32 logits [N, K] on the CPU, in (image, view) order; `how`: as of `forward_async`."""
+    return forward_async(model, image_u8_BVHW3, **how)()
 
 
-def ask(
+def forward_async(
     model: Classifier,
     image_u8_BVHW3: Tensor,
     *,
@@ -34,9 +34,9 @@ def ask(
     max_batch: int,
     amp_dtype: torch.dtype | None = None,
 ) -> Callable[[], Tensor]:
-    """Ask for logits, `max_batch` views at a time; the function returned waits for them.
+    """Start forward passes of `max_batch` views each; the function returned waits for the logits.
 
-    A GPU works on by itself between the two, and can be asked again.
+    Meanwhile a GPU computes, and more passes can be started.
     """
     model.eval()
     on_gpu = device.type == "cuda"
@@ -73,32 +73,32 @@ def evaluate(
     batch_size: int,
     workers: int,
     device: torch.device,
-) -> tuple[np.ndarray, Tensor, list[tuple[str, str]]]:
-    """(rows, float32 logits [N, K], bad images) of every image once, over all ranks.
+) -> tuple[np.ndarray, Tensor, list[Unreadable]]:
+    """(rows, float32 logits [N, K], unreadable images) of every image once, over all ranks.
 
     Where the renderer has several views of an image, its logits are their mean.
     """
     rows = distributed.share(np.arange(len(renderer.samples)))
     assert isinstance(renderer.view, CleanView)
     num_views = renderer.view.num_views
-    asked: deque[tuple[RenderedViews, Callable[[], Tensor]]] = deque()
-    done: list[tuple[np.ndarray, Tensor, list[tuple[str, str]]]] = []
+    pending: deque[tuple[RenderedViews, Callable[[], Tensor]]] = deque()
+    done: list[tuple[np.ndarray, Tensor, list[Unreadable]]] = []
 
     def finish() -> None:
-        answer, wait = asked.popleft()
+        answer, wait = pending.popleft()
         logits_BK = wait().unflatten(0, (len(answer.rows), num_views)).mean(1)
-        done.append((answer.rows, logits_BK, answer.bad))
+        done.append((answer.rows, logits_BK, answer.unreadable))
 
     for answer in render(renderer, clean_requests(rows, batch_size, num_views), workers):
-        wait = ask(model, answer.images[0], device=device, max_batch=batch_size)
-        asked.append((answer, wait))
-        if len(asked) > 1:
+        wait = forward_async(model, answer.images[0], device=device, max_batch=batch_size)
+        pending.append((answer, wait))
+        if len(pending) > 1:
             finish()
-    while asked:
+    while pending:
         finish()
     everyone = [row for part in distributed.gather(done) for row in part]
     return (
         np.concatenate([rows for rows, _, _ in everyone]),
         torch.cat([logits for _, logits, _ in everyone]),
-        [bad for _, _, bads in everyone for bad in bads],
+        [one for _, _, unreadable in everyone for one in unreadable],
     )

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fgkd import distributed, losses
 from fgkd.loading.schedule import BatchSpec
+from fgkd.views.rendering import Unreadable
 
 TENSORS = ("image_u8_BHW3", "labels_B", "teacher_BK", "partner_labels_B", "lam_B")
 
@@ -37,7 +38,7 @@ class Batch:
     teacher_BK: Tensor | None  # float32, from the cache
     partner_labels_B: Tensor | None  # of mixed views, else None
     lam_B: Tensor | None
-    bad: list[tuple[str, str]]
+    unreadable: list[Unreadable]
     image_share: float = 1.0
     label_share: float = 1.0
 

@@ -1,14 +1,13 @@
-"""Views and targets to batches: the keyed order of a run, joined with the cache's slabs.
+"""The training loader: batches of augmented views with the teacher's logits, in keyed order.
 
-Workers render whole batches; the main process slices the epoch's slab of targets, and a thread of
-it reads the next one.
+Workers render whole batches; the main process adds the targets from the epoch's slab, and a thread
+of it reads the next epoch's.
 Shape legend: B batch, V views, H, W pixels, 3 channels, K classes.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 from collections import deque
 from collections.abc import Iterator
@@ -21,14 +20,13 @@ from fgkd import comparison, distributed, rng
 from fgkd.cache.reader import Reader
 from fgkd.cache.remote import Stream
 from fgkd.cache.writer import library_versions
-from fgkd.data import Samples
 from fgkd.data.image_store import ImageStore
-from fgkd.errors import FgkdError, PixelMismatch
+from fgkd.errors import OptionError, PixelMismatch
 from fgkd.loading.batch import Batch
 from fgkd.loading.schedule import BatchSpec, Schedule
 from fgkd.loading.workers import render
-from fgkd.views import orders, recipes
-from fgkd.views.rendering import KeyedView, RenderedViews, Request, ViewRenderer
+from fgkd.views.rendering import RenderedViews, Request
+from fgkd.views.view_set import ViewSet
 
 CHECK_EVERY = 100  # one training view in so many is compared with the cache's digest
 
@@ -37,53 +35,48 @@ class TrainLoader:
     """Batches of a run from any step on, the same for every number of workers.
 
     With a cache, each batch carries the teacher's logits of exactly its views, a small share of
-    the pixels is compared with the cache's digests (unless `size` is not the cache's), and each
-    image file with its content hash when it is first read. With mixup or cutmix a batch is made of
-    pairs inside blocks of `block_size` samples. shard_buffer: read the cache shard by shard, rows
-    mixed within so many shards (0: all rows mixed). short_side, image_store: crop from shrunk
-    images, and where they are held.
+    the pixels is compared with the cache's digests (unless the views are not of the cache's size),
+    and each image file with its content hash when it is first read. Mixed views come in pairs.
+    temperature: at which a `topk` cache's targets are to be exact. shard_buffer: read the cache
+    shard by shard, rows shuffled within so many shards (0: all rows are shuffled). skip_unreadable:
+    leave out images that cannot be read. store: where decoded images are.
+    Raises: OptionError for mixed views and a batch size that is odd on some rank.
     """
 
     def __init__(
         self,
-        *,
-        samples: Samples,
+        views: ViewSet,
         schedule: Schedule,
-        recipe: recipes.ViewRecipe,
-        view_seed: int,
-        size: int,
-        workers: int,
-        skip_bad: bool,
-        block_size: int,
+        *,
+        workers: int = 0,
+        skip_unreadable: bool = False,
         cache: Reader | None = None,
         temperature: float | None = None,
         shard_buffer: int = 0,
-        short_side: int | None = None,
-        image_store: ImageStore | None = None,
+        store: ImageStore | None = None,
     ) -> None:
-        self.samples, self.schedule, self.cache, self.workers = samples, schedule, cache, workers
+        self.views, self.samples = views, views.samples
+        self.schedule, self.cache, self.workers = schedule, cache, workers
         self.temperature = temperature
-        self.check_pixels = cache is not None and size == cache.identity["views"]["img_size"]
-        hashes = cache.identity["train"]["hashes"] if cache else None
-        self.view = KeyedView(samples, recipe, view_seed, short_side)
-        self.renderer = ViewRenderer(self.view, [size], hashes, skip_bad, image_store)
-        self.row_ids = np.array([rng.hash64(key) for key in samples.keys], np.uint64)
-        bad = cache.bad_keys if cache else set()
-        self.usable = np.array([key not in bad for key in samples.keys])
-        self.unit = 2 if recipe.mixes else 1
-        even = 2 * distributed.world()
-        if recipe.mixes and schedule.batch_size % even:
-            raise FgkdError(
-                f"--batch-size {schedule.batch_size} is not even on each of "
-                f"{distributed.world()} process(es), but mixup and cutmix need pairs",
-                f"--batch-size {max(1, schedule.batch_size // even) * even}",
-            )
-        self.blocks = orders.blocks(view_seed, len(samples), block_size)
-        self.shard_buffer = shard_buffer
-        self.stream = Stream(cache, self.blocks) if cache and shard_buffer else None
-        self._partners = functools.lru_cache(2)(
-            lambda view: orders.partners(view_seed, view, self.blocks) if recipe.mixes else None
+        self.check_pixels = cache is not None and views.size == cache.identity.views.img_size
+        self.renderer = views.renderer(
+            hashes=cache.samples["train"].hashes if cache else None,
+            skip_unreadable=skip_unreadable,
+            store=store,
         )
+        self.row_ids = np.array([rng.hash64(key) for key in self.samples.keys], np.uint64)
+        self.unit = 2 if views.recipe.mixes else 1
+        even = 2 * distributed.world()
+        if views.recipe.mixes and schedule.batch_size % even:
+            raise OptionError(
+                f"batch_size {schedule.batch_size} is not even on each of "
+                f"{distributed.world()} process(es), but mixup and cutmix need pairs",
+                option="batch_size",
+                value=schedule.batch_size,
+                suggestion=max(1, schedule.batch_size // even) * even,
+            )
+        self.shard_buffer = shard_buffer
+        self.stream = Stream(cache, views.blocks) if cache and shard_buffer else None
 
     def batches(self, first_step: int) -> Iterator[Batch]:
         """This rank's batches from step `first_step` to the end of the run."""
@@ -117,10 +110,8 @@ class TrainLoader:
 
     def _order(self, epoch: int) -> np.ndarray:
         """The rows of an epoch: all mixed, or shard by shard."""
-        seed, partner = self.schedule.seed, self._partners(epoch % self.schedule.views)
-        if not self.shard_buffer:
-            return orders.epoch_order(seed, epoch, self.schedule.num_samples, partner)
-        return orders.shard_order(seed, epoch, self.blocks, self.shard_buffer, partner)
+        view = epoch % self.schedule.views
+        return self.views.order(self.schedule.seed, epoch, view, self.shard_buffer)
 
     def _blocks_of(self, rows: np.ndarray) -> list[int]:
         return np.unique(self.stream.block_of[rows]).tolist() if self.stream else []
@@ -141,29 +132,29 @@ class TrainLoader:
             shares = [own[cuts[i] : cuts[i + 1]] for i in range(first, steps)]
         else:
             shares = [distributed.share(spec.rows, unit) for spec in specs]
-        return [rows[self.usable[rows]] for rows in shares]
+        return [rows[self.views.has_views[rows]] for rows in shares]
 
     def _stand_in(self, spec: BatchSpec, rows: np.ndarray) -> np.ndarray:
         """The rows to load: of several ranks, every one must take part in every step."""
         if distributed.world() == 1 or len(rows):
             return rows
-        return spec.rows[self.usable[spec.rows]][:1]
+        return spec.rows[self.views.has_views[spec.rows]][:1]
 
     def _request(self, spec: BatchSpec, rows: np.ndarray, first_epoch: bool) -> Request:
         place = spec.start + np.arange(len(rows))
-        partner = self._partners(spec.view)
-        partners = None
-        if partner is not None:  # beside an image known to be bad, the teacher's view was unmixed
-            partners = np.where(self.usable[partner[rows]], partner[rows], rows)[:, None]
-        everyone = rows if partner is None else np.union1d(rows, partner[rows])
-        return Request(
+        return self.views.request(
             rows,
             [spec.view],
-            partners,
             digests=place % CHECK_EVERY == 0,
             check_content=first_epoch,
-            places=self.stream.places(everyone) if self.stream else None,
+            places=self.stream.places(self._with_partners(rows, spec.view))
+            if self.stream
+            else None,
         )
+
+    def _with_partners(self, rows: np.ndarray, view: int) -> np.ndarray:
+        partner = self.views.partners(view)
+        return rows if partner is None else np.union1d(rows, partner[rows])
 
     def _join(
         self, spec: BatchSpec, answer: RenderedViews, slab: dict[str, np.ndarray], num_rows: int
@@ -175,7 +166,7 @@ class TrainLoader:
             self._check_digests(spec, answer, slab)
             arrays = {name: array[rows] for name, array in slab.items() if name != "digests"}
             teacher_BK = torch.from_numpy(self.cache.codec.decode(arrays, self.temperature))
-        partner = self._partners(spec.view)
+        partner = self.views.partners(spec.view)
         labels = self.samples.labels
         return Batch(
             spec,
@@ -186,7 +177,7 @@ class TrainLoader:
             teacher_BK,
             None if partner is None else torch.from_numpy(labels[partner[rows]]),
             None if partner is None else torch.from_numpy(answer.lams_BV[:, 0]),
-            answer.bad,
+            answer.unreadable,
         )
 
     def _blank(self, spec: BatchSpec, answer: RenderedViews) -> Batch:
@@ -194,7 +185,9 @@ class TrainLoader:
         image = torch.zeros(1, *answer.images[0].shape[2:], dtype=torch.uint8)
         label = torch.zeros(1, dtype=torch.int64)
         teacher = torch.zeros(1, self.cache.codec.num_classes) if self.cache else None
-        return Batch(spec, 0, self.row_ids[:1], image, label, teacher, None, None, answer.bad)
+        return Batch(
+            spec, 0, self.row_ids[:1], image, label, teacher, None, None, answer.unreadable
+        )
 
     def _check_digests(
         self, spec: BatchSpec, answer: RenderedViews, slab: dict[str, np.ndarray]
@@ -204,7 +197,7 @@ class TrainLoader:
         if self.check_pixels and wrong.any():
             key = self.samples.keys[answer.rows[wrong][0]]
             assert self.cache is not None
-            then = self.cache.manifest["libraries"]
+            then = self.cache.manifest.libraries
             drift = comparison.differences(then, library_versions())
             versions = ", ".join(map(str, drift)) or "unchanged"
             raise PixelMismatch(

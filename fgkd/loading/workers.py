@@ -120,10 +120,10 @@ class _Pooled(TorchDataset[Any]):
             return self.renderer[request]
         try:
             arrays = self.pool.arrays(slot, self.renderer.shapes(request))
-            answer = self.renderer.fetch(request, arrays)
+            answer = self.renderer.render_into(arrays, request)
         except FgkdError as error:
             return error
-        return answer if answer.bad else replace(answer, images=())
+        return answer if answer.unreadable else replace(answer, images=())
 
 
 class Pool:

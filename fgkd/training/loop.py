@@ -22,6 +22,7 @@ from fgkd.errors import CheckpointError, CompileError, FgkdError, NotFinite
 from fgkd.loading.batch import Batch
 from fgkd.models import Classifier
 from fgkd.training import optim
+from fgkd.views.rendering import Unreadable
 
 Step = Callable[[nn.Module, Batch], dict[str, Tensor]]  # (model, micro-batch) -> losses
 MIN_LOSS_SCALE = 2.0**-10  # gradients that overflow even at this loss scale are not finite at all
@@ -82,7 +83,7 @@ class Report:
     skipped: bool  # float16 gradients overflowed: no update, and the loss scale is halved
     num_images: int
     stopping: bool
-    bad: list[tuple[str, str]]
+    unreadable: list[Unreadable]
     times: dict[str, float]  # wait_s: waiting for data; step_s: in total
 
 
@@ -164,7 +165,7 @@ def fit(
         times = {"wait_s": wait_s, "step_s": time.perf_counter() - clock}
         yield Report(
             *(state.step, epoch, ends, means, lr, grad_norm, skipped),
-            *(int(images), stop > 0, batch.bad, times),
+            *(int(images), stop > 0, batch.unreadable, times),
         )
         batch, wait_s, clock = following, 0.0, time.perf_counter()
 

@@ -25,13 +25,15 @@ from fgkd.config import RunSpec, args_file
 from fgkd.errors import Difference, MissingFile, OptionError, RunMismatch, UnreadableFile, WrongKind
 from fgkd.progress import SILENT, Progress
 from fgkd.training import checkpoint
+from fgkd.views.recipes import ViewRecipe
+from fgkd.views.view_set import ViewIdentity
 
 METRIC_COLUMNS = ("epoch", "step", "loss", "lr", "val_top1_pct")  # first in summary.csv
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "h5py")
 # What every run.json holds, as a template of `files.matches`.
 TEMPLATE = {
     **{"stage": str, "data": [str], "val_fraction": float},
-    **{"parents": {}, "views": {"recipe": {}}},
+    **{"parents": {}, "views": {"recipe": {}, "seed": int, "img_size": int}},
 }
 
 
@@ -67,14 +69,13 @@ class Parents:
 class RunFacts:
     """run.json: what made a run.
 
-    stage: the command, as "train-student". data: dataset specs with absolute paths. views: recipe,
-    seed and size of the views, as JSON.
+    stage: the command, as "train-student". data: dataset specs with absolute paths.
     """
 
     stage: str
     data: tuple[str, ...]
     val_fraction: float
-    views: dict[str, Any]
+    views: ViewIdentity
     parents: Parents = Parents()
     command: tuple[str, ...] = ()
     device: str = ""
@@ -91,7 +92,7 @@ class RunFacts:
             "device": self.device,
             "data": list(self.data),
             "val_fraction": self.val_fraction,
-            "views": self.views,
+            "views": _views_json(self.views),
             "parents": self.parents.to_json(),
         }
 
@@ -102,7 +103,7 @@ class RunFacts:
             stage=values["stage"],
             data=tuple(values["data"]),
             val_fraction=values["val_fraction"],
-            views=values["views"],
+            views=_views(values["views"]),
             parents=Parents.from_json(values["parents"]),
             command=tuple(values.get("command", ())),
             device=values.get("device", ""),
@@ -114,7 +115,20 @@ class RunFacts:
         """What must not change on resume: views and the content, not the place, of the parents."""
         moved = ("cache", "teacher")
         parents = {k: v for k, v in self.parents.to_json().items() if k not in moved}
-        return {**parents, "val_fraction": self.val_fraction, "views": self.views}
+        return {**parents, "val_fraction": self.val_fraction, "views": _views_json(self.views)}
+
+
+def _views_json(views: ViewIdentity) -> dict[str, Any]:
+    """As in run.json, where the shorter side is that of an image store, if there is one."""
+    found = views.to_json()
+    side = found.pop("short_side")
+    return found | ({"image_store": {"short_side": side}} if side else {})
+
+
+def _views(value: dict[str, Any]) -> ViewIdentity:
+    side = value.get("image_store", {}).get("short_side")
+    recipe = ViewRecipe.from_dict(value["recipe"])
+    return ViewIdentity(recipe, value["seed"], value["img_size"], side)
 
 
 def library_versions() -> dict[str, str]:

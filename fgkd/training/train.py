@@ -136,7 +136,7 @@ def train(
             compiled=spec.compile,
             should_stop=progress.stop_requested,
         ):
-            run.add_unreadable(report.bad)
+            run.add_unreadable(report.unreadable)
             progress.advance(report.step, schedule.total_steps)
             due = pace.add(
                 report.step, report.num_images, report.times["wait_s"], report.times["step_s"]

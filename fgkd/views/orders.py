@@ -1,4 +1,4 @@
-"""Who meets whom, with no images in hand: blocks of a cache, orders of epochs, pairs of a view.
+"""Keyed sample order: how images are grouped into blocks, shuffled each epoch and paired for mixup.
 
 All are keyed permutations, so that workers, ranks and resume points change nothing.
 """
@@ -29,6 +29,12 @@ def partners(seed: int, view: int, block_rows: list[np.ndarray]) -> np.ndarray:
         partner[shuffled[1:even:2]] = shuffled[0:even:2]
         partner[shuffled[even:]] = shuffled[even:]
     return partner
+
+
+def pairs_first(rows: np.ndarray, partner: np.ndarray) -> np.ndarray:
+    """These rows with mixed pairs side by side, those without a partner last."""
+    first, alone = rows[rows < partner[rows]], rows[rows == partner[rows]]
+    return np.concatenate([np.stack([first, partner[first]], 1).reshape(-1), alone])
 
 
 def epoch_order(

@@ -1,4 +1,4 @@
-"""Images to views: a worker reads and decodes an image once and renders the views asked for.
+"""Rendering: from image files to the pixels of augmented and of evaluation views.
 
 Shape legend: B batch, V views, H, W pixels, 3 channels.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,13 +19,13 @@ from fgkd.data.boxes import in_pixels
 from fgkd.data.decoding import decode_pil, decode_rgb, shrink
 from fgkd.data.image_store import ImageStore
 from fgkd.data.samples import Place, read_place
-from fgkd.errors import ContentMismatch, FgkdError
+from fgkd.errors import ContentMismatch, FgkdError, OptionError
 from fgkd.views import mixing, recipes, transforms
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a worker is asked for: some views of some rows.
+    """Some views of some rows, as a worker is asked to render them.
 
     partners: int64 [B, V], the row each view is mixed with (itself: not at all); None: no mixing.
     places: where each row's image lies inside a shard, for rows that the samples cannot read.
@@ -41,9 +41,16 @@ class Request:
     places: dict[int, Place] | None = None
 
 
+class Unreadable(NamedTuple):
+    """An image that could not be read, and why."""
+
+    key: str
+    reason: str
+
+
 @dataclass(frozen=True)
 class RenderedViews:
-    """A worker's answer for the rows that could be read; `at` are their places in the request.
+    """The views of a request's rows that could be read; `at` are their places in the request.
 
     images: one uint8 [B, V, H, W, 3] for each size that was asked for.
     """
@@ -54,7 +61,7 @@ class RenderedViews:
     digests_BV: np.ndarray  # uint64, 0 where not asked for; of the first size
     lams_BV: np.ndarray  # float32, the share each view keeps of itself
     boxes_BV4: np.ndarray  # int16 x, y, width, height of a pasted box, else 0
-    bad: list[tuple[str, str]]  # (key, reason) of quarantined images
+    unreadable: list[Unreadable]
 
 
 # Views of test-time augmentation: crops (the centre, or the corners and the centre), mirrored too?
@@ -76,17 +83,16 @@ class KeyedView:
 
     def __post_init__(self) -> None:
         if self.recipe.bbox_crop and self.short_side:
-            raise FgkdError(
-                "bounding boxes are of whole images, and --image-store-side shrinks them",
-                "--no-bbox-crop, or leave --image-store-side out",
+            raise OptionError(
+                "bounding boxes are those of full-size images, and image_store_side shrinks them",
+                option="bbox_crop",
+                value=True,
+                suggestion=False,
+                advice="leave the side of the image store out",
             )
         if self.recipe.bbox_crop and self.samples.boxes is None:
-            raise FgkdError("the views need bounding boxes, but there are none", "--no-bbox-crop")
-
-    def describe(self, size: int) -> dict[str, Any]:
-        """What decides the pixels of views of this size: the `views` of an identity."""
-        what = {"recipe": self.recipe.to_dict(), "seed": self.seed, "img_size": size}
-        return what | ({"image_store": {"short_side": self.short_side}} if self.short_side else {})
+            message = "the views need bounding boxes, but the dataset has none"
+            raise OptionError(message, option="bbox_crop", value=True, suggestion=False)
 
     def decode(self, data: bytes, name: str) -> np.ndarray:
         """uint8 [H, W, 3], what views are cropped from."""
@@ -164,9 +170,12 @@ class CleanView:
         resize, _, to_array = self.transform.transforms
         resized = resize(image)
         if min(resized.size) < self.size:  # crop_mode border: the image lies inside the input
-            raise FgkdError(
-                f"five crops of {self.size} px do not fit into {resized.width}x{resized.height}",
-                "--tta flip   # the model's crop_mode shows the whole image, with a border",
+            raise OptionError(
+                f"five crops of {self.size} px do not fit into {resized.width}x{resized.height}: "
+                "the model's crop_mode shows the whole image, with a border",
+                option="tta",
+                value="five-crop",
+                suggestion="flip",
             )
         return np.asarray(to_array(five_crop(resized, self.size)[number]))
 
@@ -174,25 +183,27 @@ class CleanView:
 class ViewRenderer(TorchDataset[Any]):
     """Renders the views of a request in a worker; an FgkdError is returned, not raised.
 
-    store: the view's decoded images; until it is complete they are decoded here.
+    hashes: content hashes to compare files with. skip_unreadable: leave out images that cannot be
+    read. store: the view's decoded images; until it is complete they are decoded here. unmixable:
+    bool [N], the images that no other is mixed with.
     """
 
     def __init__(
         self,
         view: KeyedView | CleanView,
         sizes: Sequence[int],
-        hashes: list[str] | np.ndarray | None = None,
-        skip_bad: bool = False,
+        hashes: Sequence[str] | np.ndarray | None = None,
+        skip_unreadable: bool = False,
         store: ImageStore | None = None,
+        unmixable: np.ndarray | None = None,
     ) -> None:
         self.view, self.samples, self.sizes, self.store = view, view.samples, sizes, store
-        self.hashes, self.skip_bad = hashes, skip_bad
+        self.hashes, self.skip_unreadable, self.unmixable = hashes, skip_unreadable, unmixable
 
     def __getitem__(self, request: Request) -> RenderedViews | FgkdError:
         try:
-            return self.fetch(
-                request, [np.empty(shape, np.uint8) for shape in self.shapes(request)]
-            )
+            images = [np.empty(shape, np.uint8) for shape in self.shapes(request)]
+            return self.render_into(images, request)
         except FgkdError as error:
             return error
 
@@ -201,35 +212,35 @@ class ViewRenderer(TorchDataset[Any]):
         shape = (len(request.rows), len(request.views))
         return [(*shape, size, size, 3) for size in self.sizes]
 
-    def fetch(self, request: Request, images: list[np.ndarray]) -> RenderedViews:
-        """The answer to a request; `images` are what to write it into, of its `shapes`."""
+    def render_into(self, images: list[np.ndarray], request: Request) -> RenderedViews:
+        """Render a request into arrays of its `shapes`."""
         shape = (len(request.rows), len(request.views))
         digests, lams = np.zeros(shape, np.uint64), np.ones(shape, np.float32)
         boxes = np.zeros((*shape, 4), np.int16)
         # An image and its partner; to keep more costs a page fault for every 4 KiB of pixels.
         image_of = functools.lru_cache(2)(functools.partial(self._decode, request))
-        good, bad = [], []
+        good, unreadable = [], list[Unreadable]()
         for i, row in enumerate(request.rows.tolist()):
             partners = [row] * shape[1] if request.partners is None else request.partners[i]
             try:
                 image_of(row)
                 for j, (number, partner) in enumerate(zip(request.views, partners, strict=True)):
-                    partner = self._readable_partner(image_of, row, int(partner))
+                    partner = self._mixed_with(image_of, row, int(partner))
                     for size, out in zip(self.sizes, images, strict=True):
                         mix = self.view.mix(row, partner, number, size)
                         out[i, j] = self.view(image_of, row, number, size, partner, mix)
                         if mix is not None and size == self.sizes[0]:
                             lams[i, j], boxes[i, j] = mix.lam, mix.box or 0
             except FgkdError as error:
-                if not self.skip_bad or isinstance(error, ContentMismatch):
+                if not self.skip_unreadable or isinstance(error, ContentMismatch):
                     raise
-                bad.append((self.samples.keys[row], error.message))
+                unreadable.append(Unreadable(self.samples.keys[row], error.message))
                 continue
             good.append(i)
             if request.digests is None or request.digests[i]:
                 digests[i] = [transforms.pixel_digest(image) for image in images[0][i]]
         at = np.array(good, np.int64)
-        if bad:
+        if unreadable:
             images = [out[at] for out in images]
         return RenderedViews(
             request.rows[at],
@@ -238,12 +249,17 @@ class ViewRenderer(TorchDataset[Any]):
             digests[at],
             lams[at],
             boxes[at],
-            bad,
+            unreadable,
         )
 
-    def _readable_partner(self, image_of: ImageOf, row: int, partner: int) -> int:
-        """The partner, or the row itself: beside a quarantined image a view stays unmixed."""
-        if not self.skip_bad or partner == row:
+    def _mixed_with(self, image_of: ImageOf, row: int, partner: int) -> int:
+        """The partner, or the row itself: a view is not mixed with an image that is unreadable.
+
+        Which images those are is known from the cache (`unmixable`), or found out now.
+        """
+        if self.unmixable is not None and self.unmixable[partner]:
+            return row
+        if not self.skip_unreadable or partner == row:
             return partner
         try:
             image_of(partner)
@@ -263,8 +279,8 @@ class ViewRenderer(TorchDataset[Any]):
 
 
 def clean_renderer(
-    samples: Samples, model_config: dict[str, Any], skip_bad: bool, tta: str = "none"
+    samples: Samples, model_config: dict[str, Any], skip_unreadable: bool, tta: str = "none"
 ) -> ViewRenderer:
     """A renderer of the evaluation views that a model's config asks for, `tta` of each image."""
     view = CleanView(samples, model_config, tta)
-    return ViewRenderer(view, [view.size], skip_bad=skip_bad)
+    return ViewRenderer(view, [view.size], skip_unreadable=skip_unreadable)

@@ -57,7 +57,7 @@ def assert_digests(page: Outline, cache: Path, num_views: int) -> None:
     assert len(pictures) == 8 * num_views
     slabs = [reader.slab(view)["digests"] for view in range(num_views)]
     for i, (view, pixels) in enumerate(pictures):
-        row = reader.identity["train"]["keys"].index(keys[i // num_views])
+        row = reader.samples["train"].keys.index(keys[i // num_views])
         assert transforms.pixel_digest(pixels) == slabs[view][row]
     reader.close()
     total = 8 * num_views
@@ -80,12 +80,12 @@ def test_dense_views_and_answers(tiny_gallery: Path, tiny_cache: Path) -> None:
     assert_stands_alone(page)
     assert_digests(page, tiny_cache, 2)
     reader = Reader(tiny_cache)
-    classes, answers = reader.identity["dataset"]["classes"], said(page)
+    classes, answers = reader.classes, said(page)
     stored = [torch.from_numpy(reader.slab(view)["logits"].copy()) for view in (0, 1)]
     reader.close()
     at = 0
     for key in shown_keys(page):
-        row = reader.identity["train"]["keys"].index(key)
+        row = reader.samples["train"].keys.index(key)
         for view in (0, 1):
             p, best = stored[view][row].softmax(0).sort(descending=True, stable=True)
             for k in range(5):
@@ -113,9 +113,9 @@ def test_mixed_views_of_tars_are_shown_mixed_and_need_no_dataset(
         int(a) + int(b) in (99, 100, 101) for a, b in zip(pairs[::2], pairs[1::2], strict=True)
     )
     reader = Reader(mixed_tars)
-    classes, answers, keys = reader.identity["dataset"]["classes"], said(page), shown_keys(page)
+    classes, answers, keys = reader.classes, said(page), shown_keys(page)
     slab = reader.slab(0)
-    row = reader.identity["train"]["keys"].index(keys[0])
+    row = reader.samples["train"].keys.index(keys[0])
     kept, logits = slab["indices"][row], slab["values"][row].astype(float) / 2
     mass = np.exp(logits).sum() + np.exp(slab["log_tail"][row][0])
     for name, pct in answers[:3]:
@@ -132,17 +132,14 @@ def test_doubtful_labels_with_their_images(
     (rows,) = [rows for head, *rows in page.tables if head[0] == "image"]
     assert rows
     logits = [Reader(tiny_cache).slab(view)["logits"] for view in (0, 1)]
-    identity = Reader(tiny_cache).identity
+    reader = Reader(tiny_cache)
+    train = reader.samples["train"]
     pictures = {image["alt"]: image["src"] for image in page.images}
     for key, label, answer, confidence in rows:
-        row = identity["train"]["keys"].index(key)
-        assert (
-            label
-            == key.split("/")[1]
-            == identity["dataset"]["classes"][identity["train"]["labels"][row]]
-        )
+        row = train.keys.index(key)
+        assert label == key.split("/")[1] == reader.classes[train.labels[row]]
         p = [torch.from_numpy(view[row].copy()).softmax(0) for view in logits]
-        assert answer in [identity["dataset"]["classes"][one.argmax()] for one in p]
+        assert answer in [reader.classes[one.argmax()] for one in p]
         assert float(confidence) == pytest.approx(
             100 * min(one.max().item() for one in p), abs=0.06
         )

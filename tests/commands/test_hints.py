@@ -20,6 +20,7 @@ from fgkd.report import page
 from fgkd.training import run_folder
 from fgkd.views import recipes
 from stages import evaluate
+from stages.remedies import remedy
 
 
 @pytest.fixture
@@ -177,7 +178,7 @@ def test_a_cache_folder_in_the_way_is_not_to_be_resumed(tmp_path: Path) -> None:
     (tmp_path / "x").touch()
     with pytest.raises(FgkdError) as error:
         files.claim_folder(tmp_path, overwrite=False, may_continue=False, resume=False)
-    assert error.value.hint.startswith("--overwrite to move it to")
+    assert remedy(error.value).startswith("--overwrite to rename it to")
 
 
 def test_a_page_into_a_file_is_refused(tmp_path: Path) -> None:

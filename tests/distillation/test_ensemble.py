@@ -14,7 +14,7 @@ from scipy.special import log_softmax, softmax
 from fgkd import files
 from fgkd.cache.reader import Reader
 from fgkd.data.decoding import decode_rgb
-from fgkd.views import recipes, transforms
+from fgkd.views import transforms
 
 OTHER = (
     *("--model", "vit_tiny_patch16_224", "--img-size", 40),
@@ -43,13 +43,12 @@ def capture(cache: Path, *teachers: Path, more: tuple[object, ...] = ()) -> Read
 def asked_by_timm(reader: Reader, data: Path, teacher: Path, view: int) -> np.ndarray:
     """float64 [N, K]: a teacher as timm loads it, on views rendered at its size; every 12th."""
     model = timm.create_model(f"local-dir:{teacher}/model", pretrained=True).double().eval()
-    config, identity = model.pretrained_cfg, reader.identity["views"]
-    recipe = recipes.ViewRecipe.from_dict(identity["recipe"])
+    config, views = model.pretrained_cfg, reader.identity.views
     images = []
-    for key in reader.identity["train"]["keys"][::12]:
+    for key in reader.samples["train"].keys[::12]:
         image = decode_rgb((data / key).read_bytes(), key)
         shape = (image.shape[1], image.shape[0])
-        drawn = transforms.params(recipe, identity["seed"], key, view, shape)
+        drawn = transforms.params(views.recipe, views.seed, key, view, shape)
         pixels = transforms.render(image, drawn, config["input_size"][-1])
         images.append((pixels / 255 - np.array(config["mean"])) / np.array(config["std"]))
     with torch.no_grad():
@@ -84,14 +83,14 @@ def test_the_target_is_the_mean_of_what_each_says(
         want = average(how, answers)
         np.testing.assert_allclose(slab["logits"][::12], want, rtol=1e-5, atol=1e-5)
     identity = reader.identity
-    recipe = recipes.ViewRecipe.from_dict(identity["views"]["recipe"])
-    key = identity["train"]["keys"][0]
+    recipe = identity.views.recipe
+    key = reader.samples["train"].keys[0]
     image = decode_rgb((tiny_data / key).read_bytes(), key)
     drawn = transforms.params(recipe, 0, key, 1, (image.shape[1], image.shape[0]))
     assert slab["digests"][0] == transforms.pixel_digest(
         transforms.render(image, drawn, size or 32)
     )
-    assert identity["views"]["img_size"] == (size or 32)
+    assert identity.views.img_size == (size or 32)
     reader.close()
 
 
@@ -101,15 +100,15 @@ def test_the_identity_says_which(
     """Architecture, weights, size and normalisation of each, in order, and what was averaged."""
     both = capture(tmp_path / "both", tiny_teacher, other_teacher).identity
     swapped = capture(tmp_path / "swapped", other_teacher, tiny_teacher).identity
-    assert both["ensemble"] == "logits"
-    assert both["teachers"] == swapped["teachers"][::-1]
-    convnext, vit = both["teachers"]
-    assert (convnext["architecture"], convnext["img_size"]) == ("convnext_atto", 32)
-    assert (vit["architecture"], vit["img_size"]) == ("vit_tiny_patch16_224", 40)
-    assert vit["mean"] == vit["std"] == [0.5, 0.5, 0.5]
-    assert convnext["mean"] == [0.485, 0.456, 0.406]
+    assert both.ensemble == "logits"
+    assert both.teachers == swapped.teachers[::-1]
+    convnext, vit = both.teachers
+    assert (convnext.architecture, convnext.img_size) == ("convnext_atto", 32)
+    assert (vit.architecture, vit.img_size) == ("vit_tiny_patch16_224", 40)
+    assert vit.mean == vit.std == (0.5, 0.5, 0.5)
+    assert convnext.mean == (0.485, 0.456, 0.406)
     for teacher, run in ((convnext, tiny_teacher), (vit, other_teacher)):
-        assert teacher["weights_sha256"] == files.sha256(run / "model/model.safetensors")
+        assert teacher.weights_sha256 == files.sha256(run / "model/model.safetensors")
 
 
 def test_an_ensemble_of_one_is_that_teacher(
@@ -119,7 +118,7 @@ def test_an_ensemble_of_one_is_that_teacher(
     once = capture(tmp_path / "once", tiny_teacher, more=("--ensemble", "probs"))
     again = capture(tmp_path / "again", tiny_teacher)
     assert tree(tmp_path / "once/shards") == tree(tmp_path / "again/shards")
-    assert once.identity["ensemble"] is None
+    assert once.identity.ensemble is None
     twice = capture(tmp_path / "twice", tiny_teacher, tiny_teacher)
     bare = capture(
         tmp_path / "bare",

@@ -40,7 +40,7 @@ def make_batches(first_step: int = 0) -> list[Batch]:
             teacher_BK=None,
             partner_labels_B=None,
             lam_B=None,
-            bad=[],
+            unreadable=[],
         )
         for spec in specs[first_step:]
     ]

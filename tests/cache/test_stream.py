@@ -29,7 +29,8 @@ from fgkd.cache import remote
 from fgkd.cache.remote import RemoteReader, open_cache
 from fgkd.loading import schedule
 from fgkd.loading.train_loader import TrainLoader
-from fgkd.views import orders, recipes
+from fgkd.views import orders
+from fgkd.views.view_set import ViewSet
 
 BLOCK, NUM_SHARDS, BUFFER = 8, 13, 2  # 97 images
 FORMATS = ("hdf5", "webdataset")
@@ -96,7 +97,8 @@ def test_the_url_trains_as_the_folder(
     shards = shards_of(asked)
     assert len(shards) == NUM_SHARDS
     assert max(shards.values()) <= 3
-    assert asked["manifest.json"] == asked[f"val/clean{shard_suffix(format)}"] == 1
+    once = ("manifest.json", "samples.h5", f"val/clean{shard_suffix(format)}")
+    assert [asked[name] for name in once] == [1, 1, 1]
     assert rows(tmp_path / "run")[0]["distill_loss"] > 1e-2
 
 
@@ -148,21 +150,18 @@ def make_loader(reader: RemoteReader, batch_size: int, workers: int) -> TrainLoa
     identity = reader.identity
     samples = reader.dataset().splits["train"]
     return TrainLoader(
-        samples=samples,
-        schedule=schedule.Schedule(0, len(samples), batch_size, 2, 2),
-        recipe=recipes.ViewRecipe.from_dict(identity["views"]["recipe"]),
-        view_seed=identity["views"]["seed"],
-        size=32,
+        ViewSet.of(identity.views, samples, identity.shard_size),
+        schedule.Schedule(0, len(samples), batch_size, 2, 2),
         workers=workers,
-        skip_bad=False,
-        block_size=identity["shard_size"],
         cache=reader,
         shard_buffer=BUFFER,
     )
 
 
 @pytest.mark.parametrize(("batch_size", "workers"), [(2, 0), (16, 0), (2, 2)])
-def test_the_spool_is_bounded(caches: dict[str, Path], batch_size: int, workers: int) -> None:
+def test_few_shards_are_held_at_a_time(
+    caches: dict[str, Path], batch_size: int, workers: int
+) -> None:
     """Two buffers and what steps on their way need; nothing is left when it is closed."""
     with serve(caches["webdataset"]) as (url, asked):
         reader = open_cache(url)
@@ -179,15 +178,15 @@ def test_the_spool_is_bounded(caches: dict[str, Path], batch_size: int, workers:
         assert not reader.folder.exists()
 
 
-def test_a_killed_process_s_spool_is_removed_by_the_next(
+def test_a_killed_process_s_downloads_are_removed_by_the_next(
     caches: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote.tempfile, "tempdir", str(tmp_path))
     dead = max(psutil.pids()) + 1
     while psutil.pid_exists(dead):
         dead += 1
-    left, other = tmp_path / f"fgkd-spool-{dead}-abc", tmp_path / "fgkd-spool-notes"
-    mine = tmp_path / f"fgkd-spool-{os.getpid()}-abc"
+    left, other = tmp_path / f"fgkd-download-{dead}-abc", tmp_path / "fgkd-download-notes"
+    mine = tmp_path / f"fgkd-download-{os.getpid()}-abc"
     for folder in (left, mine, other):
         folder.mkdir()
     (left / "shard.tar").write_bytes(b"x")
@@ -195,7 +194,7 @@ def test_a_killed_process_s_spool_is_removed_by_the_next(
     assert (left.exists(), mine.exists(), other.exists()) == (False, True, True)
 
 
-def test_closing_early_leaves_no_spool(caches: dict[str, Path]) -> None:
+def test_closing_early_leaves_no_downloads(caches: dict[str, Path]) -> None:
     with serve(caches["webdataset"]) as (url, _):
         reader: Any = open_cache(url)
         batches = make_loader(reader, 16, 0).batches(0)
@@ -204,7 +203,7 @@ def test_closing_early_leaves_no_spool(caches: dict[str, Path]) -> None:
     assert not reader.folder.exists()
 
 
-def test_the_control_streams_images_alone(caches: dict[str, Path], tmp_path: Path) -> None:
+def test_the_baseline_downloads_images_only(caches: dict[str, Path], tmp_path: Path) -> None:
     """Labels only, from the same URL, at any temperature."""
     with serve(caches["webdataset"]) as (url, _):
         fgkd(*student(url, tmp_path / "url", "--distillation", "none"))

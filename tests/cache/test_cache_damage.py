@@ -1,4 +1,4 @@
-"""A cache that is damaged, hostile, or of something else: nothing of it is consumed."""
+"""A cache that is damaged, hostile or another one is refused before anything of it is used."""
 
 from __future__ import annotations
 
@@ -16,8 +16,16 @@ from cache_miniatures import open_writer, tree, write_cache
 from fgkd import files
 from fgkd.cache import manifest
 from fgkd.cache.reader import Reader
-from fgkd.errors import FgkdError
+from fgkd.errors import (
+    DamagedCache,
+    DamagedShard,
+    FgkdError,
+    FormatVersionMismatch,
+    IncompleteCache,
+    MissingFile,
+)
 from fgkd.files import fingerprint
+from stages.remedies import remedy
 
 SHARD = "shards/shard-00001-v000-003.h5"
 
@@ -76,9 +84,10 @@ def test_a_damaged_shard_is_named(kind: str, name: str, cache: Path) -> None:
     damage, why = DAMAGE[kind]
     damage(cache / name)
     error = error_of(cache)
-    assert f"shard {cache / name} is damaged" in error.message
-    assert why in error.message
-    assert f"rm -f {cache / name} && fgkd cache-logits" in error.hint
+    assert isinstance(error, DamagedShard)
+    assert (error.path, error.cache) == (cache / name, cache)
+    assert why in error.reason
+    assert f"rm -f {cache / name} && fgkd cache-logits" in remedy(error)
 
 
 @pytest.mark.parametrize("name", [SHARD, "val/clean.h5"])
@@ -93,12 +102,12 @@ def test_the_remedy_rewrites_the_shard_alone(name: str, cache: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in times} == times
 
 
-def test_other_shards_can_be_read_beside_a_damaged_one(cache: Path) -> None:
+def test_other_shards_can_be_read_when_one_is_damaged(cache: Path) -> None:
     write_cache(cache, views=5)
     (cache / "shards/shard-00000-v003-005.h5").unlink()
     reader = Reader(cache)
     assert len(reader.slab(2)["logits"]) == 23
-    with pytest.raises(FgkdError, match="v003-005"):
+    with pytest.raises(DamagedShard, match="v003-005"):
         reader.slab(3)
 
 
@@ -108,7 +117,10 @@ def test_other_shards_can_be_read_beside_a_damaged_one(cache: Path) -> None:
 def test_garbage(cache: Path) -> None:
     (cache / SHARD).write_bytes(b"garbage " * 500)
     vouch(cache)
-    assert f"shard {cache / SHARD} cannot be read" in error_of(cache).message
+    error = error_of(cache)
+    assert isinstance(error, DamagedShard)
+    assert error.path == cache / SHARD
+    assert error.reason.startswith("it cannot be read: ")
 
 
 def test_a_truncated_file_that_is_vouched_for(cache: Path) -> None:
@@ -197,7 +209,7 @@ def test_names_that_leave_the_folder_are_refused(place: str, name: Any, cache: P
         row["name"] = name
 
     edit_manifest(cache, change)
-    with pytest.raises(FgkdError, match="manifest"):
+    with pytest.raises(DamagedCache, match="manifest"):
         Reader(cache)
 
 
@@ -206,7 +218,7 @@ def test_names_that_leave_the_folder_are_refused(place: str, name: Any, cache: P
 )
 def test_a_damaged_manifest(text: str, cache: Path) -> None:
     (cache / "manifest.json").write_text(text)
-    with pytest.raises(FgkdError, match=re.escape(str(cache / "manifest.json"))):
+    with pytest.raises(DamagedCache, match=re.escape(str(cache / "manifest.json"))):
         Reader(cache)
 
 
@@ -219,13 +231,13 @@ def test_a_shard_listed_as_another_block(block: int, why: str, cache: Path) -> N
 @pytest.mark.parametrize("part", ["identity", "shards"])
 def test_a_manifest_with_a_part_of_another_type(part: str, cache: Path) -> None:
     edit_manifest(cache, lambda value: value.__setitem__(part, "text"))
-    with pytest.raises(FgkdError, match="damaged"):
+    with pytest.raises(DamagedCache):
         Reader(cache)
 
 
 def test_a_changed_identity_does_not_hash(cache: Path) -> None:
     edit_manifest(cache, lambda value: value["identity"]["views"].__setitem__("seed", 9))
-    with pytest.raises(FgkdError, match="does not hash"):
+    with pytest.raises(DamagedCache, match="does not hash"):
         Reader(cache)
 
 
@@ -235,22 +247,25 @@ def test_another_format_version(cache: Path) -> None:
         value["identity_sha256"] = fingerprint(value["identity"])
 
     edit_manifest(cache, change)
-    with pytest.raises(FgkdError, match="format_version: 1 -> 2"):
+    with pytest.raises(FormatVersionMismatch) as caught:
         Reader(cache)
+    assert (caught.value.old, caught.value.new) == (1, 3)
+    assert remedy(caught.value).endswith("--overwrite   # writes a new one")
 
 
 def test_a_manifest_that_lists_too_few_shards(cache: Path) -> None:
     edit_manifest(cache, lambda value: value["shards"].pop(1))
     assert "no shard with view 0 of 8 images" in error_of(cache).message
-    with pytest.raises(FgkdError, match="no shard with view 7 of 23 images"):
+    with pytest.raises(DamagedCache, match="no shard with view 7 of 23 images"):
         Reader(cache).slab(7)
 
 
 def test_no_cache_and_an_incomplete_one(tmp_path: Path) -> None:
-    with pytest.raises(FgkdError, match="no cache manifest"):
+    with pytest.raises(MissingFile):
         Reader(tmp_path)
     writer = open_writer(tmp_path, 1)
     files.append_line(tmp_path / "shards.jsonl", {"name": "x"})
     assert writer.folder == tmp_path
-    with pytest.raises(FgkdError, match="incomplete"):
+    with pytest.raises(IncompleteCache) as caught:
         manifest.load(tmp_path)
+    assert caught.value.cache == tmp_path

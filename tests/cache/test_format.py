@@ -1,9 +1,10 @@
-"""A cache read by `fgkd/cache/FORMAT.md` alone: h5py, tarfile, json and NumPy, no code of ours."""
+"""A cache read as FORMAT.md describes it, with h5py, tarfile, json and NumPy and without fgkd."""
 
 from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import tarfile
 from pathlib import Path
@@ -14,33 +15,45 @@ import numpy as np
 import pytest
 import xxhash
 
+from fgkd.cache import samples_file
+from fgkd.cache.identity import (
+    DatasetIdentity,
+    EncodingIdentity,
+    Identity,
+    TeacherIdentity,
+    ViewIdentity,
+)
+from fgkd.cache.samples import HASH_TYPE, Keys, SampleTable
 from fgkd.cache.writer import Writer
+from fgkd.views.recipes import ViewRecipe
 
 CLASSES, VIEWS, SAMPLES = 12, 3, 7
 
 
-def make_cache(folder: Path, format: str, encoding: dict[str, Any], mixes: bool) -> np.ndarray:
+def make_cache(folder: Path, format: str, encoding: EncodingIdentity, mixes: bool) -> np.ndarray:
     """Write a cache of random logits with our writer; returns them as [view, row, class]."""
-    keys = [f"class.{i % 3}/img.{i}.png" for i in range(SAMPLES)]
-    column = {
-        "keys": keys,
-        "labels": [i % 3 for i in range(SAMPLES)],
-        "domains": [0] * SAMPLES,
-        "sizes": [3] * SAMPLES,
-        "hashes": ["00"] * SAMPLES,
-    }
-    identity = {
-        "format_version": 2,
-        "format": format,
-        "encoding": encoding,
-        "shard_size": 3,
-        "views": {"recipe": {"mixup": float(mixes), "cutmix": 0.0}, "seed": 5, "img_size": 8},
-        "dataset": {"classes": [f"c{i}" for i in range(CLASSES)], "domains": ["x"]},
-        "train": column,
-        "val": {**column, "keys": [f"val/{key}" for key in keys]},
-    }
+    zeros, sizes = np.zeros(SAMPLES, np.int64), np.full(SAMPLES, 3)
+    hashes = np.array(["00" * 16, *[""] * (SAMPLES - 1)], HASH_TYPE)
+    keys = [f"class.{i % 3}/ümg.{i}.png" for i in range(SAMPLES)]
+    boxes = np.arange(1.0, 1 + 4 * SAMPLES).reshape(SAMPLES, 4) if mixes else None
+    labels = np.arange(SAMPLES) % 3 - (np.arange(SAMPLES) == 4) * 2
+    train = SampleTable(Keys.of(keys), labels, zeros, sizes, hashes, boxes)
+    val = SampleTable(Keys.of(f"val/{key}" for key in keys), labels, zeros, sizes, hashes)
+    tables = {"train": train, "val": val}
+    recipe = ViewRecipe(mixup=float(mixes), bbox_crop=mixes)
+    identity = Identity(
+        format=format,
+        encoding=encoding,
+        shard_size=3,
+        dtype="float32",
+        teachers=(TeacherIdentity("made up", "00" * 32, 8, (0.5,) * 3, (0.5,) * 3),),
+        ensemble=None,
+        views=ViewIdentity(recipe, seed=5, img_size=8),
+        dataset=DatasetIdentity("x", tuple(f"c{i}" for i in range(CLASSES)), ("x",), False, 0.1),
+        samples_sha256=samples_file.fingerprint(tables),
+    )
     logits = np.random.RandomState(0).randn(VIEWS, SAMPLES, CLASSES).astype(np.float32) * 4
-    writer = Writer(folder, identity, VIEWS, lambda split, row: f"{split}{row:03d}".encode())
+    writer = Writer(folder, identity, tables, VIEWS, lambda s, row: f"{s}{row:03d}".encode())
     writer.begin()
     for job in writer.jobs():
         rows = writer.block_rows[job.block]
@@ -55,6 +68,15 @@ def make_cache(folder: Path, format: str, encoding: dict[str, Any], mixes: bool)
     writer.publish_val(logits[0], [])
     assert writer.finish() is not None
     return logits
+
+
+def read_samples(path: Path, split: str) -> dict[str, Any]:
+    """The columns of a split, by the page."""
+    with h5py.File(path) as file:
+        columns: dict[str, Any] = {name: array[:] for name, array in file[split].items()}
+    text, ends = columns["keys"].tobytes(), columns.pop("key_offsets")
+    columns["keys"] = [text[a:b].decode() for a, b in itertools.pairwise(ends)]
+    return columns
 
 
 def read_shard(path: Path) -> tuple[dict[str, Any], list[str], dict[str, np.ndarray]]:
@@ -76,7 +98,9 @@ def read_shard(path: Path) -> tuple[dict[str, Any], list[str], dict[str, np.ndar
     }
     for row, key, label in zip(facts["rows"], facts["keys"], facts["labels"], strict=True):
         assert members[f"{row:08d}.cls"] == str(label).encode()
-        assert json.loads(members[f"{row:08d}.json"])["key"] == key
+        said = json.loads(members[f"{row:08d}.json"])
+        assert (said["key"], said["label"]) == (key, label)
+        assert said.get("box") in (None, [4.0 * row + i for i in range(1, 5)])
         assert members[f"{row:08d}.png"] in (f"train{row:03d}".encode(), f"val{row:03d}".encode())
     return facts["header"], facts["keys"], arrays
 
@@ -100,24 +124,36 @@ def decode(encoding: dict[str, Any], arrays: dict[str, np.ndarray], t: float) ->
 
 
 ENCODINGS = [
-    {"name": "dense", "top_k": 0, "temperatures": []},
-    {"name": "dense32", "top_k": 0, "temperatures": []},
-    {"name": "int8", "top_k": 0, "temperatures": []},
-    {"name": "topk", "top_k": 5, "temperatures": [1.0, 2.0]},
+    *map(EncodingIdentity, ("dense", "dense32", "int8")),
+    EncodingIdentity("topk", 5, (1.0, 2.0)),
 ]
 
 
 @pytest.mark.parametrize("mixes", [False, True])
-@pytest.mark.parametrize("encoding", ENCODINGS, ids=lambda e: e["name"])
+@pytest.mark.parametrize("encoding", ENCODINGS, ids=lambda e: e.name)
 @pytest.mark.parametrize("format", ["hdf5", "webdataset"])
-def test_page_suffices(tmp_path: Path, format: str, encoding: dict[str, Any], mixes: bool) -> None:
+def test_the_page_suffices(
+    tmp_path: Path, format: str, encoding: EncodingIdentity, mixes: bool
+) -> None:
     logits = make_cache(tmp_path, format, encoding, mixes)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     canonical = json.dumps(
         manifest["identity"], sort_keys=True, separators=(",", ":"), ensure_ascii=False
     )
     assert hashlib.sha256(canonical.encode()).hexdigest() == manifest["identity_sha256"]
-    keys = manifest["identity"]["train"]["keys"]
+    described, samples = manifest["identity"], tmp_path / "samples.h5"
+    assert described["format_version"] == 3
+    assert described == json.loads((tmp_path / "identity.json").read_text())
+    assert hashlib.sha256(samples.read_bytes()).hexdigest() == described["samples_sha256"]
+    train = read_samples(samples, "train")
+    keys = train["keys"]
+    assert keys[2] == "class.2/ümg.2.png"
+    assert train["labels"].tolist() == [0, 1, 2, 0, -1, 2, 0]
+    assert train["sizes"].tolist() == [3] * SAMPLES
+    assert train["domains"].tolist() == [0] * SAMPLES
+    assert train["hashes"].tolist() == [b"0" * 32, *[b""] * (SAMPLES - 1)]
+    assert ("boxes" in train) == mixes
+    assert not mixes or train["boxes"][1].tolist() == [5, 6, 7, 8]
     seen = []
     for row in manifest["shards"]:
         path = tmp_path / row["name"]
@@ -132,11 +168,11 @@ def test_page_suffices(tmp_path: Path, format: str, encoding: dict[str, Any], mi
         for t in (1.0, 2.0):
             true = np.exp(logits[row["start"] : row["stop"], at].astype(np.float64) / t)
             true /= true.sum(-1, keepdims=True)
-            got = decode(encoding, arrays, t)
+            got = decode(described["encoding"], arrays, t)
             np.testing.assert_allclose(got.sum(-1), 1, rtol=1e-5)
-            if encoding["name"] != "topk":
+            if encoding.name != "topk":
                 np.testing.assert_allclose(
-                    got, true, atol=2e-2 if encoding["name"] == "int8" else 1e-3
+                    got, true, atol=2e-2 if encoding.name == "int8" else 1e-3
                 )
             else:
                 kept = arrays["indices"].astype(int)
@@ -145,7 +181,7 @@ def test_page_suffices(tmp_path: Path, format: str, encoding: dict[str, Any], mi
                 )
     assert sorted(seen) == list(range(SAMPLES))
     _, val_keys, val = read_shard(tmp_path / manifest["val"]["name"])
-    assert val_keys == manifest["identity"]["val"]["keys"]
+    assert val_keys == read_samples(samples, "val")["keys"]
     np.testing.assert_array_equal(val["logits"][0], logits[0])
 
 

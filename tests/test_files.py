@@ -1,4 +1,4 @@
-"""Files are whole or absent, whatever stops the writer; journals lose at most their last line."""
+"""A file is complete or absent, whatever stops its writer; a journal loses one line at most."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from fgkd import files
-from fgkd.errors import FgkdError
+from fgkd.errors import MissingFile, OptionError, UnreadableFile, WriteError
+from stages.remedies import remedy
 
 
 @pytest.mark.parametrize("stop", [RuntimeError("bug"), KeyboardInterrupt(), SystemExit(3)])
@@ -45,10 +46,11 @@ def test_a_failed_write_names_file_and_reason(
     files.write_text(path, "old")
     with monkeypatch.context() as patch:
         patch.setattr(call, fail)
-        with pytest.raises(FgkdError) as caught:
+        with pytest.raises(WriteError) as caught:
             files.write_text(path, "new")
     assert caught.value.message == f"cannot write {path}: {os.strerror(number)}"
-    assert caught.value.hint.startswith(f"df -h {path.parent}")
+    assert (caught.value.path, caught.value.errno) == (path, number)
+    assert remedy(caught.value).startswith(f"df -h {path.parent}")
     assert path.read_text() == "old"
     assert [p.name for p in path.parent.iterdir()] == ["file"]
 
@@ -75,7 +77,7 @@ def test_the_content_is_synced_before_it_gets_its_name(
 
 def test_a_folder_in_the_way_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(FgkdError, match=r"cannot write .*: .* is a file"):
+    with pytest.raises(WriteError, match=r"cannot write .*: .* is a file"):
         files.write_text(tmp_path / "file" / "below", "x")
 
 
@@ -117,16 +119,17 @@ def test_trim_lines_keeps_order_and_drops_the_cut_line(tmp_path: Path) -> None:
 
 def test_json_round_trip_and_errors(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
-    with pytest.raises(FgkdError, match=r"no thing at .*x\.json"):
+    with pytest.raises(MissingFile, match=r"no thing at .*x\.json"):
         files.read_json(path, "thing")
     files.write_json(path, {"b": 1, "a": "é"})
     assert files.read_json(path, "thing") == {"b": 1, "a": "é"}
     assert list(json.loads(path.read_text())) == ["b", "a"]
     for damaged in (b'{"b": 1', b"\xff\xfe", b""):
         path.write_bytes(damaged)
-        with pytest.raises(FgkdError, match=r"thing .*x\.json is damaged") as caught:
+        with pytest.raises(UnreadableFile, match=r"thing .*x\.json is damaged") as caught:
             files.read_json(path, "thing")
-        assert caught.value.hint
+        assert caught.value.path == path
+        assert caught.value.reason
 
 
 def test_fingerprint_is_of_the_value_not_of_its_order() -> None:
@@ -177,17 +180,19 @@ def test_human_time(s: float, text: str) -> None:
 def test_numbers_of_a_journal(tmp_path: Path) -> None:
     files.append_line(tmp_path / "j", {"epoch": 1, "loss": 0.5, "stage": "x", "parts": [1]})
     assert files.read_numbers(tmp_path / "j") == [{"epoch": 1, "loss": 0.5}]
-    with pytest.raises(FgkdError, match=r"cannot read .*: Is a directory"):
+    with pytest.raises(UnreadableFile) as caught:
         files.read_lines(tmp_path)
+    assert caught.value.reason == "Is a directory"
 
 
 def test_a_hint_looks_at_a_folder_that_is_there(tmp_path: Path) -> None:
     error = files.write_error(tmp_path / "no" / "such" / "file", OSError(errno.EROFS, "read-only"))
-    assert error.hint.startswith(f"df -h {tmp_path};")
+    assert remedy(error).startswith(f"df -h {tmp_path};")
     (tmp_path / "x.partial").mkdir()
-    with pytest.raises(FgkdError, match=r"x\.partial is a folder") as caught:
+    with pytest.raises(WriteError, match=r"x\.partial is a folder") as caught:
         files.write_text(tmp_path / "x", "new")
-    assert "move away what is in the way" in caught.value.hint
+    assert caught.value.errno == errno.EISDIR
+    assert "move away what is in the way" in remedy(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +200,7 @@ def test_a_hint_looks_at_a_folder_that_is_there(tmp_path: Path) -> None:
 )
 def test_results_are_replaced(tmp_path: Path, begin: bytes) -> None:
     (tmp_path / "x.json").write_bytes(begin)
-    files.claim_option(str(tmp_path / "x.json"), "--json")
+    files.claim_option(str(tmp_path / "x.json"), "json")
 
 
 @pytest.mark.parametrize(
@@ -205,8 +210,9 @@ def test_other_files_are_not_replaced_by_results(tmp_path: Path, begin: bytes) -
     """A slip such as `--json runs/student/run.json`, or `--predict --json bird.jpg`."""
     path = tmp_path / "x.json"
     path.write_bytes(begin)
-    with pytest.raises(FgkdError, match="holds no results of fgkd"):
-        files.claim_option(str(path), "--json")
+    with pytest.raises(OptionError, match="holds no results of fgkd") as caught:
+        files.claim_option(str(path), "json")
+    assert (caught.value.option, caught.value.value) == ("json", str(path))
     assert path.read_bytes() == begin
 
 
@@ -215,8 +221,8 @@ def test_a_device_a_pipe_and_a_link_are_not_replaced_by_a_file(tmp_path: Path) -
     os.mkfifo(pipe)
     link.symlink_to(tmp_path / "elsewhere")
     for path in (pipe, link, Path("/dev/null")):
-        with pytest.raises(FgkdError, match=r"it is no regular file|it is a symbolic link"):
-            files.claim_option(str(path), "--json")
-    with pytest.raises(FgkdError, match="it is no regular file"):
+        with pytest.raises(OptionError, match=r"it is no regular file|it is a symbolic link"):
+            files.claim_option(str(path), "json")
+    with pytest.raises(WriteError, match="it is no regular file"):
         files.write_text(pipe, "x")
     assert pipe.is_fifo()

@@ -81,7 +81,9 @@ def verify_says(capsys: pytest.CaptureFixture[str], *more: object) -> str:
         (("--val-fraction", 0.2), "dataset.val_fraction: 0.1 -> 0.2"),
     ],
 )
-def test_an_option(options: tuple[object, ...], said: str, fails: Fails, cache: Path) -> None:
+def test_a_changed_option(
+    options: tuple[object, ...], said: str, fails: Fails, cache: Path
+) -> None:
     """Refused where it would change a cache; the consumer cannot change it either."""
     before = tree(cache)
     error = fails(*again(cache, *options))
@@ -114,7 +116,7 @@ def swap_classes(run: Path) -> None:
         (swap_classes, "classes[0]: "),
     ],
 )
-def test_the_teacher(
+def test_a_changed_teacher(
     change: Change, said: str, fails: Fails, cache: Path, tiny_teacher: Path, tmp_path: Path
 ) -> None:
     """One weight, or the order of its classes."""
@@ -125,7 +127,7 @@ def test_the_teacher(
     assert tree(cache) == before
 
 
-def test_two_teachers(fails: Fails, cache: Path, tiny_teacher: Path) -> None:
+def test_an_added_teacher(fails: Fails, cache: Path, tiny_teacher: Path) -> None:
     error = fails(*again(cache, "--teacher", tiny_teacher, "--teacher", tiny_teacher))
     assert "teachers: 1 entries -> 2" in error
     assert "ensemble: None -> logits" in error
@@ -187,7 +189,7 @@ def lengthen_val_image(data: Path) -> None:
         (lengthen_val_image, "val.sizes[", "val size of val/"),
     ],
 )
-def test_the_data(
+def test_changed_data(
     change: Change,
     at_capture: str,
     at_use: str,
@@ -210,12 +212,12 @@ def test_the_data(
 # ---- the files -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("version", [1, 3])
-def test_the_format_version(
+@pytest.mark.parametrize("version", [1, 4])
+def test_another_format_version_of_the_cache(
     version: int, fails: Fails, capsys: pytest.CaptureFixture[str], cache: Path
 ) -> None:
     """Of an earlier or a later fgkd: nothing of it is read, nothing is added."""
-    said = f"format_version: {version} -> 2"
+    said = f"format_version: {version} -> 3"
     identity = files.read_json(cache / "identity.json", "identity") | {"format_version": version}
     files.write_json(cache / "identity.json", identity)
     assert said in fails(*again(cache, "--views", 3))

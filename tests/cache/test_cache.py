@@ -1,4 +1,4 @@
-"""The cache's content: what goes in comes out, in the same bytes, in any order of writing."""
+"""What is written into a cache is read back; its bytes do not depend on the order of writing."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import h5py
 import numpy as np
 import pytest
 from cache_miniatures import (
-    IDENTITY,
     NO_VAL,
     NUM_CLASSES,
     NUM_TRAIN,
+    TABLES,
     digest_of,
     encoding_of,
     logits_of,
@@ -24,16 +24,16 @@ from cache_miniatures import (
 )
 
 from fgkd import files
-from fgkd.cache import encodings, manifest
-from fgkd.cache.manifest import Shard, ShardJob
+from fgkd.cache import encodings, shards
 from fgkd.cache.reader import Reader
+from fgkd.cache.shards import Shard, ShardHeader, ShardJob
 from fgkd.cache.writer import BACKENDS
 from fgkd.config.specs import FORMAT_NAMES
 from fgkd.views import orders
 
 
 def expected(row: int, view: int, codec: encodings.Codec) -> np.ndarray:
-    label = np.array([IDENTITY["train"]["labels"][row]])
+    label = np.array([TABLES["train"].labels[row]])
     return codec.decode(codec.encode(logits_of(row, view), label))
 
 
@@ -67,7 +67,7 @@ def test_backend_contract(name: str, tmp_path: Path) -> None:
     keys = ["a/b.c.jpg", "ünïcode/x y.png", "z"]
     labels, rows = np.array([2, -1, 0]), np.array([7, 3, 11])
     images = [b"one", b"", b"three" * 300]
-    header = {"block": 0, "start": 4, "stop": 6, "identity_sha256": "ab", "format_version": 2}
+    header = ShardHeader("ab", 0, 4, 6)
     paths = [tmp_path / f"{i}{backend.SUFFIX}" for i in range(2)]
     shard = Shard(header, keys, labels, rows, ["p", "q", "r"], arrays, images.__getitem__)
     for path in paths:
@@ -95,13 +95,11 @@ def test_the_options_name_every_format() -> None:
 def test_a_shard_is_plain_hdf5(tmp_path: Path) -> None:
     folder = write_cache(tmp_path)
     block = orders.blocks(4, NUM_TRAIN, 8)[1]
-    train = IDENTITY["train"]
+    train = TABLES["train"]
     with h5py.File(folder / "shards/shard-00001-v000-003.h5") as file:
         assert set(file) == {"keys", "labels", "logits", "digests"}
-        assert [key.decode() for key in file["keys"]] == [
-            IDENTITY["train"]["keys"][i] for i in block
-        ]
-        assert file["labels"][:].tolist() == [train["labels"][i] for i in block]
+        assert [key.decode() for key in file["keys"]] == [train.keys[i] for i in block]
+        assert file["labels"][:].tolist() == train.labels[block].tolist()
         assert file["logits"].shape == (3, 8, NUM_CLASSES)
         assert file["logits"].dtype == np.float16
         assert file["digests"].dtype == np.uint64
@@ -118,7 +116,7 @@ def test_a_shard_is_plain_hdf5(tmp_path: Path) -> None:
 def test_bytes_do_not_depend_on_the_order_of_writing(tmp_path: Path) -> None:
     forwards, backwards = write_cache(tmp_path / "a"), write_cache(tmp_path / "b", order=-1)
     assert tree(forwards) == tree(backwards)
-    assert len(tree(forwards)) == 5  # three shards, the val split, the manifest
+    assert len(tree(forwards)) == 6  # three shards, the val split, the samples, the manifest
     text = (forwards / "manifest.json").read_text()
     assert str(tmp_path) not in text
 
@@ -169,12 +167,12 @@ def test_a_shard_of_a_grown_cache_is_rewritten_alone(tmp_path: Path) -> None:
 
 def test_an_image_that_could_not_be_read(tmp_path: Path) -> None:
     writer = open_writer(tmp_path, 1)
-    key = IDENTITY["train"]["keys"][writer.block_rows[1][2]]
+    key = TABLES["train"].keys[writer.block_rows[1][2]]
     for job in writer.jobs():
         publish(writer, job, [key] if job.block == 1 else [])
     writer.publish_val(val_logits(), [])
     writer.finish()
-    assert Reader(tmp_path).bad_keys == {key}
+    assert Reader(tmp_path).unreadable_keys == {key}
 
 
 def test_a_dataset_without_validation(tmp_path: Path) -> None:
@@ -192,32 +190,30 @@ def test_num_bytes(tmp_path: Path) -> None:
 # ---- what is left to write -----------------------------------------------------------------
 
 
-def row(block: int, start: int, stop: int) -> dict[str, int]:
-    return {"block": block, "start": start, "stop": stop}
-
-
 @pytest.mark.parametrize(
     ("rows", "views", "gaps"),
     [
         ([], 2, [(0, 0, 2), (1, 0, 2)]),
-        ([row(0, 0, 2), row(1, 0, 2)], 2, []),
-        ([row(0, 0, 2), row(1, 0, 2)], 1, []),
-        ([row(0, 0, 2), row(1, 0, 2)], 5, [(0, 2, 5), (1, 2, 5)]),
-        ([row(0, 2, 5), row(1, 0, 5)], 5, [(0, 0, 2)]),
-        ([row(0, 0, 1), row(0, 3, 4), row(1, 0, 4)], 4, [(0, 1, 3)]),
+        ([(0, 0, 2), (1, 0, 2)], 2, []),
+        ([(0, 0, 2), (1, 0, 2)], 1, []),
+        ([(0, 0, 2), (1, 0, 2)], 5, [(0, 2, 5), (1, 2, 5)]),
+        ([(0, 2, 5), (1, 0, 5)], 5, [(0, 0, 2)]),
+        ([(0, 0, 1), (0, 3, 4), (1, 0, 4)], 4, [(0, 1, 3)]),
         (
-            [row(0, 3, 4), row(0, 0, 1), row(1, 2, 3)],
+            [(0, 3, 4), (0, 0, 1), (1, 2, 3)],
             6,
             [(0, 1, 3), (0, 4, 6), (1, 0, 2), (1, 3, 6)],
         ),
-        ([row(0, 0, 3), row(0, 1, 2), row(1, 0, 3)], 4, [(0, 3, 4), (1, 3, 4)]),
-        ([row(0, 4, 6), row(1, 0, 2)], 2, [(0, 0, 2)]),
-        ([row(0, 0, 2), row(0, 4, 6), row(1, 0, 2)], 2, []),
-        ([row(0, 0, 2), row(0, 4, 6), row(1, 0, 2)], 1, []),
+        ([(0, 0, 3), (0, 1, 2), (1, 0, 3)], 4, [(0, 3, 4), (1, 3, 4)]),
+        ([(0, 4, 6), (1, 0, 2)], 2, [(0, 0, 2)]),
+        ([(0, 0, 2), (0, 4, 6), (1, 0, 2)], 2, []),
+        ([(0, 0, 2), (0, 4, 6), (1, 0, 2)], 1, []),
     ],
 )
-def test_missing(rows: list[dict[str, int]], views: int, gaps: list[tuple[int, int, int]]) -> None:
-    assert manifest.missing(rows, 2, views) == gaps
+def test_missing(
+    rows: list[tuple[int, int, int]], views: int, gaps: list[tuple[int, int, int]]
+) -> None:
+    assert shards.missing(rows, 2, views) == gaps
 
 
 def test_a_shard_shrunk_away_in_a_grown_cache(tmp_path: Path) -> None:

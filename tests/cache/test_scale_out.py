@@ -12,7 +12,7 @@ import pytest
 from failures import Fails, make_fails
 from run_miniatures import fgkd, run_ranks, tree
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -30,7 +30,9 @@ def product(cache: Path) -> dict[str, bytes]:
     """The files that must be equal."""
     files = tree(cache)
     assert not [name for name in files if name.endswith(".partial")]
-    return {n: b for n, b in files.items() if n.startswith(("shards/", "val/", "manifest"))}
+    return {
+        n: b for n, b in files.items() if n.startswith(("shards/", "val/", "manifest", "samples"))
+    }
 
 
 def journal(cache: Path, name: str) -> list[str]:
@@ -77,7 +79,7 @@ def test_a_range_that_was_cut_short_continues(tiny_cache: Path, tmp_path: Path) 
     assert product(cache) == product(tiny_cache)
 
 
-def test_the_validation_images_alone_are_left(tiny_cache: Path, tmp_path: Path) -> None:
+def test_only_the_validation_images_are_left(tiny_cache: Path, tmp_path: Path) -> None:
     """They belong to the range that begins at 0; the manifest waits for them."""
     cache = tmp_path / "cache"
     fgkd(*capture(tiny_cache, cache, "--shard-range", "0:5"))
@@ -92,9 +94,9 @@ def test_the_validation_images_alone_are_left(tiny_cache: Path, tmp_path: Path) 
 def test_an_empty_range_of_ranks(tiny_cache: Path, tmp_path: Path) -> None:
     """Two ranks share a range of one shard, and then the rest."""
     cache = tmp_path / "cache"
-    run_ranks(2, *capture(tiny_cache, cache, "--shard-range", "4:5"))
+    run_ranks(2, *capture(tiny_cache, cache, "--device", "cpu", "--shard-range", "4:5"))
     assert len(list(cache.glob("shards/*"))) == 1
-    run_ranks(2, *capture(tiny_cache, cache, "--shard-range", "0:4"))
+    run_ranks(2, *capture(tiny_cache, cache, "--device", "cpu", "--shard-range", "0:4"))
     assert product(cache) == product(tiny_cache)
     journals = {path.name for path in cache.glob("shards*.jsonl")}
     assert journals == {"shards-4-5.jsonl", "shards-0-4.jsonl", "shards-0-4-rank1.jsonl"}
@@ -102,7 +104,7 @@ def test_an_empty_range_of_ranks(tiny_cache: Path, tmp_path: Path) -> None:
 
 def test_torchrun(tiny_cache: Path, tmp_path: Path) -> None:
     """As a user starts it."""
-    argv = [*map(str, capture(tiny_cache, tmp_path / "cache"))]
+    argv = [*map(str, capture(tiny_cache, tmp_path / "cache", "--device", "cpu"))]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
         [*launch, "-m", "stages", *argv],

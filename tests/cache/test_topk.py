@@ -17,8 +17,10 @@ from scipy.special import log_softmax, logsumexp, softmax
 from fgkd import losses
 from fgkd.cache import encodings
 from fgkd.cache.encodings import Codec
+from fgkd.cache.identity import EncodingIdentity
 from fgkd.cache.reader import Reader
-from fgkd.errors import FgkdError
+from fgkd.errors import DamagedTargets, UnstoredTemperature
+from stages.remedies import remedy
 
 GRID = (1.0, 2.0, 4.0)
 C, K = 320, 50
@@ -188,9 +190,9 @@ def test_equal_logits_are_kept_by_class() -> None:
 @pytest.mark.parametrize("top_k", [8, 9, 10, 50])
 def test_keeping_every_class_is_dense(top_k: int) -> None:
     """Two labels may join the top K; where no tail would be left, dense says the same for less."""
-    dense = {"name": "dense", "top_k": 0, "temperatures": []}
+    dense = EncodingIdentity("dense")
     assert encodings.describe("topk", top_k, GRID, 10) == dense
-    kept = {"name": "topk", "top_k": 7, "temperatures": [1.0, 4.0]}
+    kept = EncodingIdentity("topk", 7, (1.0, 4.0))
     assert encodings.describe("topk", 7, (4.0, 1.0, 4.0), 10) == kept
 
 
@@ -202,18 +204,18 @@ def test_bytes_of_a_view() -> None:
 
 def test_another_temperature_is_refused_with_both_remedies() -> None:
     arrays = CODEC.encode(fine_grained(2), np.zeros((2, 1), np.int64))
-    with pytest.raises(
-        FgkdError, match=r"--temperature 3 is not on the grid .*\(1,2,4\)"
-    ) as caught:
+    with pytest.raises(UnstoredTemperature) as caught:
         CODEC.decode(arrays, 3.0)
-    assert "--temperature 4" in caught.value.hint
-    assert "--temperatures 1,2,4,3" in caught.value.hint
+    error = caught.value
+    assert (error.option, error.value, error.suggestion) == ("temperature", 3.0, 4.0)
+    assert error.stored == GRID
+    assert remedy(error) == "--temperature 4, or write a cache with --temperatures 1,2,4,3"
 
 
 def test_a_class_out_of_range_is_refused() -> None:
     arrays = CODEC.encode(fine_grained(2), np.zeros((2, 1), np.int64))
     arrays["indices"][1, 3] = C
-    with pytest.raises(FgkdError, match="class index 320"):
+    with pytest.raises(DamagedTargets, match="class index 320"):
         CODEC.decode(arrays, 1.0)
 
 
@@ -232,7 +234,7 @@ REFUSED = {
     "dkd": ("--kd-loss", "dkd"),
     "dist": ("--kd-loss", "dist"),
     "--logit-standardization": ("--logit-standardization",),
-    "--temperature 4": ("--temperature", 4),
+    "temperature 4": ("--temperature", 4),
 }
 
 
@@ -244,7 +246,7 @@ def test_train_student_refuses_what_a_tail_cannot_give(
     command: Any = ("train-student", "--cache", topk_cache, *STUDENT, "--output", tmp_path / "run")
     said = fails(*command, *REFUSED[wanted])
     assert wanted in said
-    assert "grid" in said if "--temperature " in wanted else "keeps the top 2 of 8" in said
+    assert "grid" in said if "temperature " in wanted else "keeps the top 2 of 8" in said
     assert not (tmp_path / "run").exists()
 
 
@@ -261,7 +263,7 @@ def test_train_student_takes_the_rest(
     assert rows(run)[0]["distill_loss"] > 1e-2
 
 
-def test_the_control_may_have_any_temperature(topk_cache: Path, tmp_path: Path) -> None:
+def test_the_baseline_may_have_any_temperature(topk_cache: Path, tmp_path: Path) -> None:
     """In the file of options that it shares with its student; typed, it is refused."""
     (tmp_path / "student.yaml").write_text("temperature: 7\nkd_loss: dkd\n")
     fgkd(
@@ -273,7 +275,7 @@ def test_the_control_may_have_any_temperature(topk_cache: Path, tmp_path: Path) 
 
 
 def test_the_argmax_of_a_stored_target_is_the_teacher_s(topk_cache: Path, tiny_cache: Path) -> None:
-    """The same views of the same teacher, stored whole and truncated."""
+    """The same views of the same teacher, stored in full and truncated."""
     topk, dense = Reader(topk_cache), Reader(tiny_cache)
     short = {name: array for name, array in topk.slab(1).items() if name != "digests"}
     full = dense.codec.decode(dense.slab(1))

@@ -60,14 +60,14 @@ def test_manifests_that_vouch_for_anything(name: str, data: st.DataObject) -> No
 
 
 def use(cache: Path) -> None:
-    """All that consumers do with a cache before they show it to a model."""
+    """Everything that is done with a cache before a model sees it."""
     reader = Reader(cache)
     try:
-        inspect_cache.lines(inspect_cache.describe(cache, reader.manifest))
+        inspect_cache.lines(inspect_cache.describe(reader))
         for view in range(min(reader.views, 3)):
             reader.slab(view)
         reader.val_logits()
-        for row in reader.manifest["shards"]:
+        for row in reader.manifest.shards:
             reader.check(row)
         if reader.holds_images:
             for samples in reader.dataset().splits.values():

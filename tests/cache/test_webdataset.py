@@ -95,9 +95,9 @@ def test_a_plain_webdataset_pipeline_reads_it(data: Path, caches: Caches, name: 
     with_arrays = read_plainly(caches["webdataset", name], "rgb8")
     reader = Reader(caches["hdf5", name])
     slabs = [reader.slab(view) for view in range(VIEWS)]
-    train, classes = reader.identity["train"], reader.identity["dataset"]["classes"]
-    assert sorted(with_arrays) == sorted(train["keys"])
-    for row, (key, label) in enumerate(zip(train["keys"], train["labels"], strict=True)):
+    train, classes = reader.samples["train"], reader.classes
+    assert sorted(with_arrays) == sorted(train.keys)
+    for row, (key, label) in enumerate(zip(train.keys, train.labels, strict=True)):
         sample = with_arrays[key]
         assert sample["__key__"] == f"{row:08d}"
         assert sample["cls"] == label
@@ -160,16 +160,16 @@ def test_the_folder_alone_is_enough(data: Path, teacher: Path, tmp_path: Path) -
         path.rename(hidden)
     try:
         fgkd(*student(moved, tmp_path / "after"))
-        fgkd(*student(moved, tmp_path / "control", "--distillation", "none"))
+        fgkd(*student(moved, tmp_path / "baseline", "--distillation", "none"))
     finally:
         for path, hidden in away:
             hidden.rename(path)
     assert_same_run(tmp_path / "after", tmp_path / "before")
     assert "val_agreement_pct" in rows(tmp_path / "after")[0]
-    assert "distill_loss" not in rows(tmp_path / "control")[0]
+    assert "distill_loss" not in rows(tmp_path / "baseline")[0]
 
 
-def test_a_dataset_given_beside_it_must_match(data: Path, caches: Caches, tmp_path: Path) -> None:
+def test_a_dataset_that_is_given_too_must_match(data: Path, caches: Caches, tmp_path: Path) -> None:
     """--data is taken where it is given; the student is the same."""
     cache = caches["webdataset", "dense"]
     fgkd(*student(cache, tmp_path / "tars"))

@@ -1,0 +1,112 @@
+"""samples.h5: a cache's sample tables as plain HDF5 datasets in the groups `train` and `val`.
+
+The layout is in FORMAT.md. The file may come from anyone and is checked as it is read.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from fgkd import files
+from fgkd.cache import hdf5
+from fgkd.cache.identity import Identity
+from fgkd.cache.samples import HASH_TYPE, SPLITS, Keys, SampleTable, SampleTables
+from fgkd.errors import DamagedCache
+
+NAME = "samples.h5"
+KINDS = {"labels": np.int64, "domains": np.int64, "sizes": np.int64, "hashes": HASH_TYPE}
+
+
+def write(path: Path, tables: SampleTables) -> None:
+    """Write a samples.h5; equal tables give equal bytes."""
+    with h5py.File(path, "w", libver=hdf5.LIBVER) as file:
+        for split in SPLITS:
+            table, group = tables[split], file.create_group(split)
+            columns = {"key_offsets": table.keys.offsets} | table.columns()
+            columns["keys"] = table.keys.data
+            for name, column in columns.items():
+                group.create_dataset(name, data=column, track_times=False)
+
+
+def fingerprint(tables: SampleTables) -> str:
+    """Hex SHA-256 of the samples.h5 that `write` makes of these tables."""
+    with tempfile.TemporaryDirectory(prefix="fgkd-samples-") as folder:
+        path = Path(folder) / NAME
+        try:
+            write(path, tables)
+        except OSError as error:
+            raise files.write_error(path, error) from error
+        return files.sha256(path)
+
+
+def located(folder: Path, where: str, name: str) -> Path | str:
+    """A file of a cache, for errors: its path, or its URL if the folder is a copy of `where`."""
+    return f"{where}/{name}" if where else folder / name
+
+
+def load(folder: Path, identity: Identity, where: str = "") -> SampleTables:
+    """The tables of the samples.h5 that an identity names. where: the URL of a remote cache.
+
+    Raises: DamagedCache if the file is missing, another one, or damaged.
+    """
+    path, what = folder / NAME, located(folder, where, NAME)
+    cache = where or folder
+    if not path.is_file():
+        raise DamagedCache(f"sample table {what} is missing", cache=cache, path=what)
+    if files.sha256(path) != identity.samples_sha256:
+        message = f"sample table {what} is damaged: its sha256 is not the identity's"
+        raise DamagedCache(message, cache=cache, path=what)
+    try:
+        tables = read(path)
+        for table in tables.values():
+            table.check(len(identity.dataset.classes), len(identity.dataset.domains))
+    except ValueError as error:
+        message = f"sample table {what} is damaged: {error}"
+        raise DamagedCache(message, cache=cache, path=what) from None
+    return tables
+
+
+def read(path: Path) -> SampleTables:
+    """The tables of a samples.h5, whose values are not checked yet.
+
+    Raises: ValueError for a file that is not laid out as `write` does it.
+    """
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            places = {split: _places(file, split, path.stat().st_size) for split in SPLITS}
+        return {split: _table(path, places[split]) for split in SPLITS}
+    except Exception as error:  # h5py raises many kinds for a damaged file
+        raise ValueError(str(error) or type(error).__name__) from None
+
+
+def _places(file: h5py.File, split: str, num_bytes: int) -> dict[str, hdf5.Place]:
+    if not isinstance(file.get(split, getlink=True), h5py.HardLink):
+        raise ValueError(f"{split} is missing or a link")
+    group = file[split]
+    if not isinstance(group, h5py.Group):
+        raise ValueError(f"{split} is not a group")
+    return {name: hdf5.place(group, name, num_bytes) for name in group}
+
+
+def _table(path: Path, places: dict[str, hdf5.Place]) -> SampleTable:
+    def column(name: str, kind: Any, num_axes: int = 1) -> np.ndarray:
+        if name not in places:
+            raise ValueError(f"{name} is missing")
+        place = places[name]
+        if place.dtype != np.dtype(kind) or len(place.shape) != num_axes:
+            raise ValueError(f"{name} is {place.dtype} of shape {place.shape}")
+        return place.read(path)
+
+    offsets = column("key_offsets", np.int64)
+    if not len(offsets):
+        raise ValueError("key_offsets is empty")
+    return SampleTable(
+        Keys(column("keys", np.uint8), offsets),
+        **{name: column(name, kind) for name, kind in KINDS.items()},
+        boxes=column("boxes", np.float64, 2) if "boxes" in places else None,
+    )
