@@ -1,6 +1,7 @@
-"""What a student is trained on: the task loss, the distillation losses and their equation.
+"""Losses of a student: cross entropy to labels, and distillation losses to a teacher's logits.
 
 Pure and keyword-only, so that student and teacher, two tensors of one shape, cannot be swapped.
+`student_logits` and `teacher_logits` are float [B, K], `labels` int64 [B] with -1 where unknown.
 Every loss is the mean over the rows of the batch. `task_loss` and `distill_loss`, the two that
 training calls, compute in float32 (float64 when the student's logits are).
 
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fgkd.errors import FgkdError, near
+from fgkd.errors import UnknownName, near
 
 Gather = Callable[[Tensor], Tensor]  # rows of one rank -> rows of all
 
@@ -33,110 +34,131 @@ def _kl(student_BK: Tensor, teacher_BK: Tensor) -> Tensor:
 
 
 def labelled(
-    *, labels_B: Tensor, partner_labels_B: Tensor | None = None, lam_B: Tensor | None = None
+    *, labels: Tensor, partner_labels: Tensor | None = None, lam: Tensor | None = None
 ) -> Tensor:
-    """bool [B]: rows of which every image that is seen has a label.
+    """bool [B]: rows in which every visible image has a label.
 
-    Of a pair that was not mixed (lam 1, or a cut-out that covers all: lam 0) one image is seen.
+    In a pair with lam 1 (not mixed) or lam 0 (the pasted box covers everything), one is visible.
     """
-    if partner_labels_B is None or lam_B is None:
-        return labels_B >= 0
-    return ((labels_B >= 0) | (lam_B == 0)) & ((partner_labels_B >= 0) | (lam_B == 1))
+    if partner_labels is None or lam is None:
+        return labels >= 0
+    return ((labels >= 0) | (lam == 0)) & ((partner_labels >= 0) | (lam == 1))
 
 
 def task_loss(
     *,
-    logits_BK: Tensor,
-    labels_B: Tensor,
-    smoothing: float,
-    partner_labels_B: Tensor | None = None,
-    lam_B: Tensor | None = None,
+    logits: Tensor,
+    labels: Tensor,
+    smoothing: float = 0.0,
+    partner_labels: Tensor | None = None,
+    lam: Tensor | None = None,
 ) -> Tensor:
     """Mean cross entropy to the true labels over the rows that have one; 0 if none has.
 
-    A row of a mixed batch is lam * CE(label) + (1 - lam) * CE(partner label); which rows have a
-    label says `labelled`. `labels_B` and `partner_labels_B` are int64, -1 where unknown; `lam_B` is
-    in [0, 1]; `smoothing` in [0, 1) is the share spread evenly over all K classes, as in torch.
+    logits: float [B, K]. A row of a mixed batch has lam * CE(label) + (1 - lam) * CE(partner
+    label); `labelled` says which rows have a label. labels, partner_labels: int64 [B], -1 where
+    unknown; lam: [B] in [0, 1]; smoothing: in [0, 1), the share spread evenly over all K classes,
+    as in torch.
     """
 
     def ce(target_B: Tensor) -> Tensor:
         return F.cross_entropy(
-            _wide(logits_BK),
+            _wide(logits),
             target_B,
             ignore_index=-1,
             reduction="none",
             label_smoothing=smoothing,
         )
 
-    loss_B = ce(labels_B)
-    if partner_labels_B is not None and lam_B is not None:
-        loss_B = lam_B * loss_B + (1 - lam_B) * ce(partner_labels_B)
-    known_B = labelled(labels_B=labels_B, partner_labels_B=partner_labels_B, lam_B=lam_B)
+    loss_B = ce(labels)
+    if partner_labels is not None and lam is not None:
+        loss_B = lam * loss_B + (1 - lam) * ce(partner_labels)
+    known_B = labelled(labels=labels, partner_labels=partner_labels, lam=lam)
     return (loss_B * known_B).sum() / known_B.sum().clamp(min=1)
 
 
-def kl(*, logits_BK: Tensor, teacher_BK: Tensor, labels_B: Tensor, temperature: float) -> Tensor:
+def kl(
+    *,
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    temperature: float = 1.0,
+    labels: Tensor | None = None,
+) -> Tensor:
     """T^2 KL(teacher || student) of the distributions softened by T, in nats.
 
-    T^2 keeps the size of the gradient when T changes. `labels_B` is not read.
+    T^2 keeps the size of the gradient when T changes. `labels` is not read.
     Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015.
     """
-    return temperature**2 * _kl(logits_BK / temperature, teacher_BK / temperature)
+    return temperature**2 * _kl(student_logits / temperature, teacher_logits / temperature)
 
 
-def hard(*, logits_BK: Tensor, teacher_BK: Tensor, labels_B: Tensor, temperature: float) -> Tensor:
+def hard(
+    *,
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    temperature: float = 1.0,
+    labels: Tensor | None = None,
+) -> Tensor:
     """Cross entropy to the teacher's argmax, the lowest class on a tie.
 
-    Neither `temperature` nor `labels_B` is read. Touvron et al., "DeiT", ICML 2021.
+    Neither `temperature` nor `labels` is read. Touvron et al., "DeiT", ICML 2021.
     """
-    return F.cross_entropy(logits_BK, teacher_BK.argmax(1))
+    return F.cross_entropy(student_logits, teacher_logits.argmax(1))
 
 
-def ce(*, logits_BK: Tensor, teacher_BK: Tensor, labels_B: Tensor, temperature: float) -> Tensor:
+def ce(
+    *,
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    temperature: float = 1.0,
+    labels: Tensor | None = None,
+) -> Tensor:
     """T^2 cross entropy to the teacher's softened distribution: `kl` + T^2 entropy of the teacher.
 
-    Same gradient as `kl`; it does not reach 0. `labels_B` is not read.
+    Same gradient as `kl`; it does not reach 0. `labels` is not read.
     """
-    target_BK = (teacher_BK / temperature).softmax(1)
-    return temperature**2 * F.cross_entropy(logits_BK / temperature, target_BK)
+    target_BK = (teacher_logits / temperature).softmax(1)
+    return temperature**2 * F.cross_entropy(student_logits / temperature, target_BK)
 
 
 def dkd(
     *,
-    logits_BK: Tensor,
-    teacher_BK: Tensor,
-    labels_B: Tensor,
-    temperature: float,
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    temperature: float = 1.0,
+    labels: Tensor | None = None,
     alpha: float = 1.0,
     beta: float = 8.0,
 ) -> Tensor:
     """T^2 (alpha TCKD + beta NCKD): KL split at the target class, its two parts weighted apart.
 
     TCKD is the KL of (target, all others), NCKD the KL among the others. The target is the label,
-    of a mixed row the label of its own image, and the teacher's argmax where the label is -1.
+    of a mixed row the label of its own image, and the teacher's argmax where there is no label.
     Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022.
     """
-    target_B = torch.where(labels_B >= 0, labels_B, teacher_BK.argmax(1))
-    classes_K = torch.arange(logits_BK.shape[1], device=logits_BK.device)
-    target_first_BK = (target_B[:, None] + classes_K) % logits_BK.shape[1]
+    target_B = teacher_logits.argmax(1)
+    if labels is not None:
+        target_B = torch.where(labels >= 0, labels, target_B)
+    classes_K = torch.arange(student_logits.shape[1], device=student_logits.device)
+    target_first_BK = (target_B[:, None] + classes_K) % student_logits.shape[1]
 
     def split(full_BK: Tensor) -> tuple[Tensor, Tensor]:
         full_BK = (full_BK / temperature).gather(1, target_first_BK)
         target_B1, others_BR = full_BK[:, :1], full_BK[:, 1:]
         return torch.cat([target_B1, others_BR.logsumexp(1, keepdim=True)], 1), others_BR
 
-    binary_B2, others_BR = split(logits_BK)
-    teacher_binary_B2, teacher_others_BR = split(teacher_BK)
+    binary_B2, others_BR = split(student_logits)
+    teacher_binary_B2, teacher_others_BR = split(teacher_logits)
     tckd, nckd = _kl(binary_B2, teacher_binary_B2), _kl(others_BR, teacher_others_BR)
     return temperature**2 * (alpha * tckd + beta * nckd)
 
 
 def dist(
     *,
-    logits_BK: Tensor,
-    teacher_BK: Tensor,
-    labels_B: Tensor,
-    temperature: float,
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    temperature: float = 1.0,
+    labels: Tensor | None = None,
     beta: float = 1.0,
     gamma: float = 1.0,
     gather: Gather | None = None,
@@ -144,11 +166,14 @@ def dist(
     """T^2 (beta inter + gamma intra): 1 - Pearson correlation of student and teacher.
 
     Of their softened probabilities: inter along the classes of each row, intra along the batch of
-    each class, so the value depends on who shares the batch: `gather` brings the other ranks' rows
-    in, differentiably. `labels_B` is not read. Huang et al.,
+    each class, so the value depends on the other rows of the batch; gather: adds the rows of the
+    other ranks, differentiably. `labels` is not read. Huang et al.,
     "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022.
     """
-    p_BK, q_BK = (logits_BK / temperature).softmax(1), (teacher_BK / temperature).softmax(1)
+    p_BK, q_BK = (
+        (student_logits / temperature).softmax(1),
+        (teacher_logits / temperature).softmax(1),
+    )
 
     def distance(p_BK: Tensor, q_BK: Tensor, dim: int) -> Tensor:
         p, q = p_BK - p_BK.mean(dim, keepdim=True), q_BK - q_BK.mean(dim, keepdim=True)
@@ -161,7 +186,7 @@ def dist(
     return temperature**2 * (beta * inter + gamma * distance(p_BK, q_BK, 0))
 
 
-Loss = Callable[..., Tensor]  # (*, logits_BK, teacher_BK, labels_B, temperature) -> scalar
+Loss = Callable[..., Tensor]  # (*, student_logits, teacher_logits, labels, temperature) -> scalar
 LOSSES: dict[str, Loss] = {"kl": kl, "hard": hard, "ce": ce, "dkd": dkd, "dist": dist}
 FORMULAS: dict[str, str] = {  # as `equation` prints them
     "kl": "T^2 KL(teacher || {head}; T={T:g})",
@@ -188,29 +213,27 @@ def z_scores(logits_BK: Tensor) -> Tensor:
 def distill_loss(
     *,
     name: str,
-    logits_BK: Tensor,
-    teacher_BK: Tensor,
-    labels_B: Tensor,
+    student_logits: Tensor,
+    teacher_logits: Tensor,
     temperature: float,
+    labels: Tensor | None = None,
     standardize: bool = False,
     gather: Gather | None = None,
 ) -> Tensor:
     """Mean over the batch of the distillation loss `name`, unlabelled rows included.
 
-    `labels_B` is int64, -1 where unknown. `standardize` compares the z-scores of both sides.
-    `gather` gives the rows of all ranks for those of one (`ACROSS_ROWS` call it).
-
-    Raises FgkdError for a name that is not in `LOSSES`.
+    standardize: compare the z-scores of both sides. gather: from the rows of one rank, gives those
+    of all (used by `ACROSS_ROWS`). Raises: UnknownName.
     """
     if name not in LOSSES:
-        what = f"unknown distillation loss {name!r}{near(name, list(LOSSES))}"
-        raise FgkdError(what, f"--kd-loss kl (there are {', '.join(LOSSES)})")
-    student_BK = _wide(logits_BK)
+        message = f"unknown distillation loss {name!r}{near(name, list(LOSSES))}"
+        raise UnknownName(message, option="kd_loss", value=name, known=list(LOSSES))
+    student_BK = _wide(student_logits)
     # A live float64 teacher is rounded here as a float32 cache rounds it: the same steps follow.
-    teacher_BK = teacher_BK.to(student_BK.dtype)
+    teacher_BK = teacher_logits.to(student_BK.dtype)
     if standardize:
         student_BK, teacher_BK = z_scores(student_BK), z_scores(teacher_BK)
-    batch = {"logits_BK": student_BK, "teacher_BK": teacher_BK, "labels_B": labels_B}
+    batch = {"student_logits": student_BK, "teacher_logits": teacher_BK, "labels": labels}
     more = {"gather": gather} if name in ACROSS_ROWS else {}
     return LOSSES[name](**batch, temperature=temperature, **more)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,9 +90,7 @@ class Reader:
                     raise ValueError("its header is too long")
                 self.header = ShardHeader.from_json(json.loads(file.attrs["header"]))
                 self._places = {name: place(file, name, num_bytes) for name in file}
-            # A small buffer, because a cache may have thousands of shards. (Without any buffer, a
-            # read of over 2 GiB would come in parts.)
-            self._file = io.BufferedReader(io.FileIO(path), 512)
+            self._file = io.FileIO(path)
             weakref.finalize(self, self._file.close)
             if len(self.labels) != len(self.sample_keys()):
                 raise ValueError("its columns are not of one length")
@@ -109,10 +108,17 @@ class Reader:
                 raise ValueError(f"{name} of shape {shape} has no view {index}")
             shape = shape[1:]
         out = np.empty(shape, found.dtype)
-        self._file.seek(found.offset + (index or 0) * out.nbytes)
-        if out.nbytes and self._file.readinto(out.data) != out.nbytes:
-            raise ValueError(f"{name} is truncated")
+        self._read_into(out, found.offset + (index or 0) * out.nbytes, name)
         return out
+
+    def _read_into(self, out: np.ndarray, offset: int, name: str) -> None:
+        """Fill an array from `offset` on: without the file's position, which forks share."""
+        data = memoryview(out.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+        while len(data):  # the system reads 2 GiB at most
+            count = os.preadv(self._file.fileno(), [data], offset)
+            if not count:
+                raise ValueError(f"{name} is truncated")
+            data, offset = data[count:], offset + count
 
     @property
     def labels(self) -> np.ndarray:
@@ -129,6 +135,26 @@ class Reader:
             return {name: self._read(name, index) for name in names}
         except Exception as error:
             raise damaged(self.path, str(error)) from None
+
+    def rows(self, index: int, places: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
+        """Arrays [B, ...] of the shard's view number `index`: of the samples at these places."""
+        try:
+            return {name: self._read_rows(name, index, places) for name in names}
+        except Exception as error:
+            raise damaged(self.path, str(error)) from None
+
+    def _read_rows(self, name: str, index: int, places: np.ndarray) -> np.ndarray:
+        if name not in self._places:
+            raise ValueError(f"{name} is missing")
+        found = self._places[name]
+        num_views, num_samples, *shape = found.shape
+        if not (0 <= index < num_views and 0 <= places.min() <= places.max() < num_samples):
+            raise ValueError(f"{name} of shape {found.shape} has no such rows of view {index}")
+        out = np.empty((len(places), *shape), found.dtype)
+        for i, place in enumerate(places.tolist()):
+            at = index * num_samples + place
+            self._read_into(out[i : i + 1], found.offset + at * out[i : i + 1].nbytes, name)
+        return out
 
     def close(self) -> None:
         """Close the file."""

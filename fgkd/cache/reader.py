@@ -6,6 +6,7 @@ Shape legend: N training samples, B some of them, C classes.
 from __future__ import annotations
 
 import functools
+from collections.abc import MutableSet
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,11 @@ class Reader:
         self._backend = BACKENDS[identity.format]
         self._blocks = orders.blocks(identity.views.seed, self._num, identity.shard_size)
         self._open: dict[str, tuple[Any, np.ndarray]] = {}
-        self._checked_names: set[str] = set()  # shards whose sha256 was checked
+        self.checked_names: MutableSet[str] = set()  # shards whose sha256 was checked
         self._hashes: dict[str, str] = {}  # sha256 that was computed before a shard is checked
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": {}, "_hashes": {}}  # a copy opens shards for itself
 
     def _load_samples(self) -> SampleTables:
         return manifest.load_samples(self.folder, self.manifest, self.url)
@@ -102,21 +106,32 @@ class Reader:
         """float32 [B, C]: the teacher's logits of a view of these training samples.
 
         softmax(targets / temperature) is the stored target; only the `topk` encoding needs the
-        temperature (see `Codec.decode`). An unreadable image has zeros. Reads one view of each
-        block that the rows are in.
+        temperature (see `Codec.decode`). An unreadable image has zeros.
+        """
+        return self.decode(self.stored(rows, view, list(self.codec.arrays())), temperature)
+
+    def stored(self, rows: np.ndarray, view: int, names: list[str]) -> Arrays:
+        """Arrays [B, ...] as they are stored, such as `digests`, of a view of training samples.
+
+        Only these rows are read. Raises: IndexError; DamagedShard, DamagedCache.
         """
         rows = np.asarray(rows, np.int64)
         if len(rows) and not 0 <= rows.min() <= rows.max() < self._num:
             raise IndexError(f"rows are from 0 to {self._num - 1}")
-        out = np.empty((len(rows), self.codec.num_classes), np.float32)
+        shapes = stored_arrays(self.codec)
+        out = {n: np.empty((len(rows), *shapes[n][1]), shapes[n][0]) for n in names}
         block_of, place_of = self._places_of_rows
-        names = list(self.codec.arrays())
         for block in np.unique(block_of[rows]).tolist():
             at = np.flatnonzero(block_of[rows] == block)
             row = self.shard_of(block, view)
-            arrays = self._arrays(row, view, names)
-            part = {name: array[place_of[rows[at]]] for name, array in arrays.items()}
-            out[at] = self.decode(part, temperature)
+            places = place_of[rows[at]]
+            try:
+                found = self._shard(row)[0].rows(view - row.start, places, names)
+            except DamagedShard as error:
+                raise self._damaged(row, error.reason) from None
+            self._check_arrays(row, found, len(at))
+            for name, array in found.items():
+                out[name][at] = array
         return out
 
     def decode(self, arrays: Arrays, temperature: float | None = None) -> np.ndarray:
@@ -191,15 +206,18 @@ class Reader:
 
     def _arrays(self, row: ShardRow, view: int, names: list[str]) -> Arrays:
         """A view's arrays of a shard, of the right type and shape."""
-        rows = self._shard(row)[1]
-        shapes = stored_arrays(self.codec)
         arrays = self._slab_of(row, view - row.start, names)
+        self._check_arrays(row, arrays, len(self._shard(row)[1]))
+        return arrays
+
+    def _check_arrays(self, row: ShardRow, arrays: Arrays, num_rows: int) -> None:
+        """Raise DamagedShard unless the arrays are of the encoding's types and shapes."""
+        shapes = stored_arrays(self.codec)
         for name, array in arrays.items():
             dtype, shape = shapes[name]
-            self._check_array(row, name, array, (len(rows), *shape))
+            self._check_array(row, name, array, (num_rows, *shape))
             if array.dtype != dtype:
                 raise self._damaged(row, f"{name} is of type {array.dtype}")
-        return arrays
 
     # Images
 
@@ -264,7 +282,7 @@ class Reader:
 
     def _hash_ahead(self, names: list[str]) -> None:
         """Hash shards that are not checked yet in a few threads; at first that is all of them."""
-        paths = {name: self.folder / name for name in names if name not in self._checked_names}
+        paths = {name: self.folder / name for name in names if name not in self.checked_names}
         todo = {name: path for name, path in paths.items() if path.is_file()}
         with ThreadPoolExecutor(HASHERS) as pool:
             self._hashes |= dict(zip(todo, pool.map(files.sha256, todo.values()), strict=True))
@@ -290,11 +308,11 @@ class Reader:
             raise self._damaged(row, "it is missing")
         if (size := path.stat().st_size) != row.num_bytes:
             raise self._damaged(row, f"it has {size} bytes, not {row.num_bytes}")
-        if row.name not in self._checked_names:
+        if row.name not in self.checked_names:
             found = self._hashes.pop(row.name, None) or files.sha256(path)
             if found != row.sha256:
                 raise self._damaged(row, "its sha256 is not the manifest's")
-        self._checked_names.add(row.name)
+        self.checked_names.add(row.name)
         try:
             shard = self._backend.Reader(path)
         except DamagedShard as error:

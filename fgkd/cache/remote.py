@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
@@ -9,10 +10,12 @@ import weakref
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 
+from fgkd import files
 from fgkd.cache import samples_file
 from fgkd.cache.encodings import Arrays
 from fgkd.cache.reader import Reader
@@ -50,19 +53,39 @@ def download(url: str, path: Path) -> None:
         raise DownloadError(f"cannot fetch {url}: {reason}", url=url, reason=reason) from None
 
 
+def _remove(folder: Path, owner: int) -> None:
+    """Delete a download folder, unless this is a process that was forked from its owner."""
+    if os.getpid() == owner:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 class RemoteReader(Reader):
-    """A Reader that downloads shards into a temporary folder, each once until it is dropped."""
+    """A Reader that downloads shards into a temporary folder, each once until it is dropped.
+
+    A copy, such as that of a worker process, downloads into the same folder.
+    """
 
     def __init__(self, url: str) -> None:
         url = url.rstrip("/")
         remove_orphans()
         folder = Path(tempfile.mkdtemp(prefix=f"{DOWNLOADS}{os.getpid()}-"))
-        self._cleanup = weakref.finalize(self, shutil.rmtree, folder, True)
+        self._cleanup: Any = weakref.finalize(self, _remove, folder, os.getpid())
         download(f"{url}/manifest.json", folder / "manifest.json")
         super().__init__(folder, url)
+        self.fetched: list[str] = []  # names in the order of their download
+        self._start()
+
+    def _start(self) -> None:
         self._pool = ThreadPoolExecutor(1)  # one at a time, in the order of their use
         self._coming: dict[str, Future[Path]] = {}
-        self.fetched: list[str] = []  # names in the order of their download
+
+    def __getstate__(self) -> dict[str, Any]:
+        gone = {"_pool": None, "_coming": None, "_cleanup": None}
+        return super().__getstate__() | gone
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._start()
 
     def _load_samples(self) -> SampleTables:
         if self.manifest.embedded is None:
@@ -79,8 +102,15 @@ class RemoteReader(Reader):
     def _fetch(self, name: str) -> Path:
         path = self.folder / name
         path.parent.mkdir(exist_ok=True)
-        download(f"{self.url}/{name}", path)
-        self.fetched.append(name)
+        with open(self.folder / "lock", "wb") as lock:  # other processes may need it too
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                if not path.exists():
+                    with files.replacing(path) as partial:
+                        download(f"{self.url}/{name}", partial)
+                    self.fetched.append(name)
+            finally:  # not by closing it: a process that was forked meanwhile holds it open
+                fcntl.flock(lock, fcntl.LOCK_UN)
         return path
 
     def _local(self, name: str) -> Path:
@@ -90,7 +120,7 @@ class RemoteReader(Reader):
     def drop(self, name: str) -> None:
         """Close a shard and delete its local copy."""
         super().drop(name)
-        self._checked_names.discard(name)
+        self.checked_names.discard(name)
         self._coming.pop(name, None)
         (self.folder / name).unlink(missing_ok=True)
 
@@ -98,7 +128,8 @@ class RemoteReader(Reader):
         """Stop downloading, and delete what was downloaded."""
         super().close()
         self._pool.shutdown(cancel_futures=True)
-        self._cleanup()
+        if self._cleanup:  # a copy leaves the folder to the original
+            self._cleanup()
 
     def _train_samples(self) -> Samples:
         """Columns without images: the workers get those with each request."""

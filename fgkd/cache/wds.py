@@ -116,13 +116,18 @@ class Reader:
 
     def slab(self, index: int, names: list[str]) -> dict[str, np.ndarray]:
         """Arrays [S, ...] of the shard's view number `index`."""
+        return self.rows(index, np.arange(len(self._names)), names)
+
+    def rows(self, index: int, places: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
+        """Arrays [B, ...] of the shard's view number `index`: of the samples at these places."""
         try:
-            return {name: self._column(index, name) for name in names}
+            samples = [self._names[place] for place in places.tolist()]
+            return {name: self._column(index, name, samples) for name in names}
         except Exception as error:
             raise damaged(self.path, str(error)) from None
 
-    def _column(self, index: int, name: str) -> np.ndarray:
-        places = [self._members[f"{sample}.{name}.npy"] for sample in self._names]
+    def _column(self, index: int, name: str, samples: list[str]) -> np.ndarray:
+        places = [self._members[f"{sample}.{name}.npy"] for sample in samples]
         first = io.BytesIO(self._bytes(*places[0]))
         version = np.lib.format.read_magic(first)
         if version != (1, 0):
@@ -137,7 +142,7 @@ class Reader:
         out = np.empty((len(places), *shape[1:]), dtype)
         for i, (offset, size) in enumerate(places):
             if size != places[0][1] or self._map[offset : offset + skip] != header:
-                raise ValueError(f"{self._names[i]}.{name}.npy differs in shape or type")
+                raise ValueError(f"{samples[i]}.{name}.npy differs in shape or type")
             start = offset + skip + index * count * dtype.itemsize
             out[i] = np.frombuffer(self._map, dtype, count, start).reshape(shape[1:])
         return out

@@ -12,7 +12,7 @@ from fgkd.training import loop
 
 
 def distils(spec: LossSpec) -> bool:
-    """Whether the teacher has a say in the loss."""
+    """Whether the loss has a distillation term."""
     return spec.distillation == "logits" and spec.distill_loss_weight > 0
 
 
@@ -41,11 +41,11 @@ def student_step(
 
         out = net(batch.image_u8_BHW3)
         task = losses.task_loss(
-            logits_BK=out.head_BK,
-            labels_B=batch.labels_B,
+            logits=out.head_BK,
+            labels=batch.labels_B,
             smoothing=spec.smoothing,
-            partner_labels_B=batch.partner_labels_B,
-            lam_B=batch.lam_B,
+            partner_labels=batch.partner_labels_B,
+            lam=batch.lam_B,
         )
         task = task * batch.label_share
         if not distils(spec):
@@ -54,9 +54,9 @@ def student_step(
         assert teacher_BK is not None
         distill = losses.distill_loss(
             name=spec.kd_loss,
-            logits_BK=out.head_BK if out.dist_BK is None else out.dist_BK,
-            teacher_BK=teacher_BK,
-            labels_B=batch.labels_B,
+            student_logits=out.head_BK if out.dist_BK is None else out.dist_BK,
+            teacher_logits=teacher_BK,
+            labels=batch.labels_B,
             temperature=spec.temperature,
             standardize=spec.logit_standardization,
             gather=gather_rows if gather and distributed.world() > 1 else None,
@@ -73,11 +73,11 @@ def label_step(smoothing: float) -> loop.Step:
 
     def step(net: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         loss = losses.task_loss(
-            logits_BK=net(batch.image_u8_BHW3).answer_BK,
-            labels_B=batch.labels_B,
+            logits=net(batch.image_u8_BHW3).answer_BK,
+            labels=batch.labels_B,
             smoothing=smoothing,
-            partner_labels_B=batch.partner_labels_B,
-            lam_B=batch.lam_B,
+            partner_labels=batch.partner_labels_B,
+            lam=batch.lam_B,
         )
         return {"loss": loss * batch.label_share}
 

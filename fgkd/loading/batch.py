@@ -45,7 +45,7 @@ class Batch:
     def num_labelled(self) -> float:
         """How many of the rows that count have a label."""
         known_B = losses.labelled(
-            labels_B=self.labels_B, partner_labels_B=self.partner_labels_B, lam_B=self.lam_B
+            labels=self.labels_B, partner_labels=self.partner_labels_B, lam=self.lam_B
         )
         return float(known_B.sum()) if self.count else 0.0
 

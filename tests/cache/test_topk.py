@@ -97,9 +97,9 @@ def test_distilling_from_it_is_dense_distillation_towards_the_decoded_target(
     decoded = torch.from_numpy(codec.decode(arrays, t))
     loss = losses.distill_loss(
         name="kl",
-        logits_BK=ours,
-        teacher_BK=decoded,
-        labels_B=torch.zeros(16, dtype=torch.int64),
+        student_logits=ours,
+        teacher_logits=decoded,
+        labels=torch.zeros(16, dtype=torch.int64),
         temperature=t,
     )
     want = t * t * (target * (target.log() - (brute / t).log_softmax(1))).sum(1).mean()

@@ -112,6 +112,7 @@ def test_a_writer_refuses_to_add_to_it(name: str, tmp_path: Path) -> None:
     identity = Identity.from_json(
         old.to_json() | {"format_version": 3, "samples_sha256": samples_file.fingerprint(tables)}
     )
+    (cache / "args.yaml").write_text("data: []\n")
     with pytest.raises(FormatVersionMismatch) as caught:
         Writer(cache, identity, tables, 3, lambda split, row: b"")
     assert (caught.value.old, caught.value.new, caught.value.cache) == (2, 3, cache)

@@ -57,7 +57,7 @@ def half_labelled() -> list[Batch]:
 
 def two_terms(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
     logits_BK = model(batch.image_u8_BHW3).head_BK
-    task = task_loss(logits_BK=logits_BK, labels_B=batch.labels_B, smoothing=0.1)
+    task = task_loss(logits=logits_BK, labels_B=batch.labels_B, smoothing=0.1)
     size = logits_BK.square().mean()
     return {"loss": task * batch.label_share + size * batch.image_share}
 
@@ -97,11 +97,11 @@ def test_an_unmixed_row_needs_no_label_of_its_partner() -> None:
     logits_BK = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
     labels_B, partners_B = torch.tensor([2, 1, -1, -1, 3]), torch.tensor([-1, -1, 0, 0, 1])
     lam_B = torch.tensor([1.0, 0.5, 0.0, 0.5, 0.25])
-    pairs: dict[str, Any] = {"labels_B": labels_B, "partner_labels_B": partners_B, "lam_B": lam_B}
+    pairs: dict[str, Any] = {"labels": labels_B, "partner_labels": partners_B, "lam": lam_B}
     assert losses.labelled(**pairs).tolist() == [True, False, True, False, True]
     log_q = logits_BK.log_softmax(1)
     want = -(log_q[0, 2] + log_q[2, 0] + 0.25 * log_q[4, 3] + 0.75 * log_q[4, 1]) / 3
-    torch.testing.assert_close(task_loss(logits_BK=logits_BK, smoothing=0.0, **pairs), want)
+    torch.testing.assert_close(task_loss(logits=logits_BK, smoothing=0.0, **pairs), want)
 
 
 # ---- through the stages, on two processes --------------------------------------------------
