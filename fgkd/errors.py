@@ -310,6 +310,13 @@ class DamagedTargets(FgkdError):
     """Stored targets cannot be decoded."""
 
 
+@dataclass(eq=False, kw_only=True)
+class TargetMismatch(FgkdError):
+    """Stored targets are not the teacher's logits. difference: the largest one, in logits."""
+
+    difference: float
+
+
 # Models and training
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from fgkd.commands.banner import describe_data, note_line
-from fgkd.commands.cache_logits import model_folder
 from fgkd.data import absolute_specs
 from fgkd.data.duplicates import with_warnings as with_leaks
 from fgkd.device import set_up as start_device
 from fgkd.errors import ModelError
+from fgkd.models.loading import model_folder
 from fgkd.progress import Pace
 from fgkd.views.recipes import resolve
 

@@ -85,7 +85,10 @@ def test_contract_of_every_loss(name: str) -> None:
 
     order = torch.tensor([5, 0, 4, 1, 3, 2])
     torch.testing.assert_close(loss(), loss(**{key: x[order] for key, x in BATCH.items()}))
-    assert loss(student_logits=logits(1).half(), teacher_logits=logits(2).half()).dtype == torch.float32
+    assert (
+        loss(student_logits=logits(1).half(), teacher_logits=logits(2).half()).dtype
+        == torch.float32
+    )
     assert ("T=3" in equation_of(name=name)) == (name != "hard")
     if name != "hard":  # a student equal to its teacher has nothing to learn
         x = logits(2).requires_grad_()
@@ -97,7 +100,9 @@ def test_student_decides_the_precision() -> None:
     """A float64 live teacher gives the very loss of a cache that stores it in float32."""
     student, teacher = BATCH["student_logits"].float(), BATCH["teacher_logits"]
     live, cached = (
-        distill_loss(name="kl", student_logits=student, teacher_logits=t, labels=LABELS, temperature=1.0)
+        distill_loss(
+            name="kl", student_logits=student, teacher_logits=t, labels=LABELS, temperature=1.0
+        )
         for t in (teacher, teacher.float())
     )
     assert live.dtype == torch.float32
@@ -135,7 +140,9 @@ def test_hard_ignores_temperature_and_takes_the_lowest_of_tied_classes() -> None
     a, b = (distill_loss(name="hard", temperature=T, **BATCH) for T in (1.0, 9.0))
     assert torch.equal(a, b)
     tie = torch.tensor([[0.0, 5.0, 5.0]])
-    loss = LOSSES["hard"](student_logits=tie, teacher_logits=tie, labels=LABELS[:1], temperature=1.0)
+    loss = LOSSES["hard"](
+        student_logits=tie, teacher_logits=tie, labels=LABELS[:1], temperature=1.0
+    )
     assert torch.equal(loss, F.cross_entropy(tie, torch.tensor([1])))
 
 

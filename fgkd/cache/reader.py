@@ -53,7 +53,6 @@ class Reader:
             raise self._damaged_manifest(str(error)) from None
         if identity.format not in BACKENDS:
             raise self._damaged_manifest(f"unknown shard format {identity.format!r}")
-        self._backend = BACKENDS[identity.format]
         self._blocks = orders.blocks(identity.views.seed, self._num, identity.shard_size)
         self._open: dict[str, tuple[Any, np.ndarray]] = {}
         self.checked_names: MutableSet[str] = set()  # shards whose sha256 was checked
@@ -64,6 +63,10 @@ class Reader:
 
     def _load_samples(self) -> SampleTables:
         return manifest.load_samples(self.folder, self.manifest, self.url)
+
+    @property
+    def _backend(self) -> Any:
+        return BACKENDS[self.identity.format]
 
     @property
     def classes(self) -> list[str]:

@@ -5,7 +5,7 @@ The layout is in FORMAT.md. The file may come from anyone and is checked as it i
 
 from __future__ import annotations
 
-import tempfile
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +19,35 @@ from fgkd.cache.samples import HASH_TYPE, SPLITS, Keys, SampleTable, SampleTable
 from fgkd.errors import DamagedCache
 
 NAME = "samples.h5"
+BLOCK = 1 << 24  # bytes by which the file grows in memory
 KINDS = {"labels": np.int64, "domains": np.int64, "sizes": np.int64, "hashes": HASH_TYPE}
 
 
-def write(path: Path, tables: SampleTables) -> None:
-    """Write a samples.h5; equal tables give equal bytes."""
-    with h5py.File(path, "w", libver=hdf5.LIBVER) as file:
+def encode(tables: SampleTables) -> bytes:
+    """The bytes of a samples.h5; equal tables give equal bytes.
+
+    Made in memory, because the HDF5 library crashes when a disk is full.
+    """
+    memory = {"driver": "core", "backing_store": False, "block_size": BLOCK}
+    with h5py.File(NAME, "w", libver=hdf5.LIBVER, **memory) as file:
         for split in SPLITS:
             table, group = tables[split], file.create_group(split)
             columns = {"key_offsets": table.keys.offsets} | table.columns()
             columns["keys"] = table.keys.data
             for name, column in columns.items():
                 group.create_dataset(name, data=column, track_times=False)
+        file.flush()
+        return bytes(file.id.get_file_image())
+
+
+def write(path: Path, tables: SampleTables) -> None:
+    """Write a samples.h5. Raises: WriteError."""
+    files.write_bytes(path, encode(tables))
 
 
 def fingerprint(tables: SampleTables) -> str:
-    """Hex SHA-256 of the samples.h5 that `write` makes of these tables."""
-    with tempfile.TemporaryDirectory(prefix="fgkd-samples-") as folder:
-        path = Path(folder) / NAME
-        try:
-            write(path, tables)
-        except OSError as error:
-            raise files.write_error(path, error) from error
-        return files.sha256(path)
+    """Hex SHA-256 of the samples.h5 of these tables."""
+    return hashlib.sha256(encode(tables)).hexdigest()
 
 
 def located(folder: Path, where: str, name: str) -> Path | str:

@@ -159,10 +159,9 @@ class Writer:
         """
         path = self.folder / samples_file.NAME
         if not path.is_file() or files.sha256(path) != self.identity.samples_sha256:
-            with files.replacing(path) as partial:
-                samples_file.write(partial, self.samples)
-                if files.sha256(partial) != self.identity.samples_sha256:
-                    raise ValueError("the samples are not those of the identity")
+            if samples_file.fingerprint(self.samples) != self.identity.samples_sha256:
+                raise ValueError("the samples are not those of the identity")
+            samples_file.write(path, self.samples)
         if not (self.folder / "identity.json").exists():
             files.write_json(self.folder / "identity.json", self.identity.to_json())
 

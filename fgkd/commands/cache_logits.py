@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fgkd import comparison, config, device, distributed, files, models
+import torch
+
+from fgkd import comparison, config, device, distributed, files
 from fgkd.cache import encodings, manifest, samples_file
 from fgkd.cache.identity import DatasetIdentity, Identity, TeacherIdentity
 from fgkd.cache.samples import SampleTables, describe_splits
@@ -23,6 +26,8 @@ from fgkd.distillation.teachers import Teachers
 from fgkd.errors import MissingOption, OptionError
 from fgkd.estimate.capture import CaptureEstimate, estimate_capture, estimate_without_teacher
 from fgkd.estimate.image_store import estimate_store
+from fgkd.models import Classifier
+from fgkd.models.loading import load_classifier
 from fgkd.progress import SILENT, Progress
 from fgkd.training import run_folder
 from fgkd.training.run_folder import RunFacts
@@ -61,34 +66,71 @@ def cache_logits(*, progress: Progress = SILENT, **options: Any) -> CapturedCach
 def run(options: CacheLogitsConfig, progress: Progress = SILENT) -> CapturedCache | CaptureEstimate:
     """`cache_logits` with its config."""
     started = time.monotonic()
-    teacher_spec, spec, cache, data = options.teacher, options.capture, options.cache, options.data
-    paths = [Path(one) for one in teacher_spec.teacher]
-    if spec.dry_run and data.data and not any(path.exists() for path in paths):
+    spec, data = options.capture, options.data
+    paths = list(options.teacher.teacher)
+    if spec.dry_run and data.data and not any(Path(path).exists() for path in paths):
         return _estimate_without_teacher(options, progress)
     if not paths:
         raise MissingOption("teacher is required", option="teacher", suggestion="runs/teacher")
     if not spec.output:
         raise MissingOption("output is required", option="output", suggestion="runs/cache")
-    runs = [describe_run(path) for path in paths]
+    own = describe_run(Path(paths[0]))
     hardware, device_line = device.set_up(spec.device)
-    known = [models.load(model_folder(path)) for path in paths]
-    own = runs[0]
+    known = [load_classifier(path) for path in paths]
     fraction = data.val_fraction
     if fraction is None:
         fraction = own.val_fraction if own else DEFAULT_VAL_FRACTION
     specs = absolute_specs(data.data or (own.data if own else ()))
-    dataset = open_dataset(specs, fraction)
-    for path, model in zip(paths, known, strict=True):
-        check_classes(model, dataset, path)
-    own_recipe = own.views.recipe if own else None
-    recipe = recipes.resolve(options.view, own_recipe, dataset.chiral)
+    inputs = CaptureInputs(
+        teachers=known,
+        names=[str(path) for path in paths],
+        dataset=open_dataset(specs, fraction),
+        specs=specs,
+        val_fraction=fraction,
+        recipe=own.views.recipe if own else None,
+    )
+    return write_cache(inputs, options, hardware, device_line, started, progress)
+
+
+@dataclass(frozen=True)
+class CaptureInputs:
+    """What a cache is made of. recipe: of the views that the teacher was trained on, if known.
+
+    names: where each teacher is from. specs: of the dataset, with absolute paths.
+    """
+
+    teachers: Sequence[Classifier]
+    names: Sequence[str]
+    dataset: Dataset
+    specs: list[str]
+    val_fraction: float
+    recipe: recipes.ViewRecipe | None = None
+
+
+def write_cache(
+    inputs: CaptureInputs,
+    options: CacheLogitsConfig,
+    hardware: torch.device,
+    device_line: str,
+    started: float,
+    progress: Progress,
+) -> CapturedCache | CaptureEstimate:
+    """Create, continue or grow the cache of these teachers and images.
+
+    started: `time.monotonic()` when the command began.
+    """
+    teacher_spec, spec, cache, data = options.teacher, options.capture, options.cache, options.data
+    dataset, fraction = inputs.dataset, inputs.val_fraction
+    for model, name in zip(inputs.teachers, inputs.names, strict=True):
+        check_classes(model, dataset, name)
+    recipe = recipes.resolve(options.view, inputs.recipe, dataset.chiral)
     if recipe.bbox_crop:
         dataset = with_boxes(dataset)
     samples, side = dataset.splits["train"], data.image_store_side
-    size = cache.img_size or known[0].config["input_size"][-1]
+    size = cache.img_size or inputs.teachers[0].input_size[-1]
     views = ViewSet(samples, recipe, cache.seed, size, cache.shard_size, side)
     teachers = Teachers(
-        *(known, paths, teacher_spec.ensemble, size, hardware),
+        *(inputs.teachers, inputs.names, teacher_spec.ensemble, size, hardware),
         *(teacher_spec.dtype, teacher_spec.batch_size),
     )
     folder = Path(spec.output)
@@ -137,7 +179,7 @@ def run(options: CacheLogitsConfig, progress: Progress = SILENT) -> CapturedCach
         return estimate_capture(capture, jobs, cache, store_estimate, setup_s)
     if distributed.rank() == 0:
         writer.begin()
-        args_file.save_args(folder / "args.yaml", resolved(options, specs))
+        args_file.save_args(folder / "args.yaml", resolved(options, inputs.specs))
     distributed.barrier()
     image_stores.fill_store(
         store, workers=spec.workers, skip_unreadable=data.skip_bad_images, progress=progress
@@ -179,19 +221,16 @@ def close(writer: Writer, seconds: float, shards_written: int) -> CapturedCache:
 
 def resolved(options: CacheLogitsConfig, specs: list[str]) -> CacheLogitsConfig:
     """The options with absolute paths, so that args.yaml can be used from any folder."""
-    teacher = [str(Path(spec).resolve()) for spec in options.teacher.teacher]
+    teacher = [
+        str(Path(one).resolve()) if Path(one).exists() else one for one in options.teacher.teacher
+    ]
     return config.replaced(options, data=specs, teacher=teacher, dry_run=False, shard_range=None)
 
 
-def model_folder(run: str | Path) -> Path:
-    """The folder of a run's model; a timm local-dir folder is its own."""
-    path = Path(run)
-    return path if (path / "config.json").is_file() else path / "model"
-
-
 def describe_run(path: Path) -> RunFacts | None:
-    """run.json of a run folder; None for a bare timm local-dir folder, which needs the data."""
-    if (path / "config.json").exists() and not (path / "run.json").exists():
+    """run.json of a run folder; None for a teacher of another form, which needs the data."""
+    is_other = ":" in str(path) and not path.exists()
+    if is_other or ((path / "config.json").exists() and not (path / "run.json").exists()):
         return None
     return run_folder.read(path)
 
@@ -206,13 +245,12 @@ def describe_identity(
 ) -> Identity:
     """Everything that decides a cache's content, but the number of views."""
     spec, num_classes = options.cache, len(dataset.classes)
-    pairs = zip(teachers.models, teachers.paths, strict=True)
     return Identity(
         format=spec.format,
         encoding=encodings.describe(spec.encoding, spec.top_k, spec.temperatures, num_classes),
         shard_size=views.block_size,
         dtype=options.teacher.dtype,
-        teachers=tuple(describe_teacher(model, path) for model, path in pairs),
+        teachers=tuple(map(describe_teacher, teachers.models)),
         ensemble=options.teacher.ensemble if len(teachers.models) > 1 else None,
         views=views.identity,
         dataset=DatasetIdentity.of(dataset, val_fraction),
@@ -220,24 +258,22 @@ def describe_identity(
     )
 
 
-def describe_teacher(model: models.Classifier, path: Path) -> TeacherIdentity:
+def describe_teacher(model: Classifier) -> TeacherIdentity:
     """One teacher's part of the identity."""
     config = model.config
     return TeacherIdentity(
         architecture=config["architecture"],
-        weights_sha256=files.sha256(model_folder(path) / "model.safetensors"),
+        weights_sha256=model.weights_sha256,
         img_size=config["input_size"][-1],
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
     )
 
 
-def check_classes(model: models.Classifier, dataset: Dataset, path: Path) -> None:
+def check_classes(model: Classifier, dataset: Dataset, name: str) -> None:
     """Raise DataMismatch unless the data's classes are, in order, those the teacher learned."""
-    known = list(model.config.get("label_names") or [])
-    differences = comparison.differences(known, dataset.classes, "classes")
-    what = f"the data's classes are not those of {path}"
-    comparison.refuse(what, differences, "classes", path)
+    differences = comparison.differences(model.classes, dataset.classes, "classes")
+    comparison.refuse(f"the data's classes are not those of {name}", differences, "classes", name)
 
 
 def block_range(given: str | None) -> tuple[int, int | None]:
@@ -276,8 +312,8 @@ def journal_name(spec: config.CaptureSpec) -> str:
 
 def describe_teachers(identity: Identity, teachers: Teachers) -> str:
     """Architectures and folders on one line."""
-    pairs = zip(identity.teachers, teachers.paths, strict=True)
-    names = [f"{teacher.architecture} of {path}" for teacher, path in pairs]
+    pairs = zip(identity.teachers, teachers.names, strict=True)
+    names = [f"{teacher.architecture} of {name}" for teacher, name in pairs]
     how = f", mean of {identity.ensemble}" if identity.ensemble else ""
     return f"{' and '.join(names)}{how}; {identity.dtype}"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from fgkd.data import cub, dogs, folder, foodx, icons, nabirds, tars, torchvision_sets
@@ -39,8 +40,11 @@ DATASETS: dict[str, Callable[[Path], Dataset]] = {
 }
 
 
-def open_dataset(specs: Sequence[str], val_fraction: float = 0.1) -> Dataset:
-    """The dataset of `--data NAME:PATH`; of several, their union in the order given.
+def open_dataset(specs: str | Sequence[str], val_fraction: float = 0.1) -> Dataset:
+    """The dataset of a spec `NAME:PATH`; of several, their union in the order given.
+
+    NAME is one of `DATASETS`; `folder` reads train/<class>/*.jpg and so on. `.splits` are its
+    samples by split, `.classes` its class names.
 
     A dataset without a validation split gets one of `val_fraction` (in [0, 1)) of its train split,
     before the union: what is held out of one does not depend on the others.
@@ -48,8 +52,10 @@ def open_dataset(specs: Sequence[str], val_fraction: float = 0.1) -> Dataset:
     """
     if not specs:
         raise FgkdError("no dataset given", "--data icons")
-    members = [split_validation(_load(spec), val_fraction) for spec in specs]
-    return members[0] if len(members) == 1 else union(members)
+    given = [specs] if isinstance(specs, str) else list(specs)
+    members = [split_validation(_load(spec), val_fraction) for spec in given]
+    found = members[0] if len(members) == 1 else union(members)
+    return replace(found, specs=tuple(absolute_specs(given)), val_fraction=val_fraction)
 
 
 def absolute_specs(specs: Sequence[str]) -> list[str]:

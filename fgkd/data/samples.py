@@ -90,6 +90,8 @@ class Dataset:
     """A named dataset: class names (label i is classes[i]), domains, and its splits.
 
     chiral: left and right are classes, so no view may flip. notes: lines for the banner and report.
+    specs: where it was opened from, with absolute paths; () for one that was made otherwise.
+    val_fraction: the share of training images that became the val split of a member without one.
     """
 
     name: str
@@ -98,3 +100,5 @@ class Dataset:
     splits: dict[str, Samples]
     chiral: bool = False
     notes: list[str] = field(default_factory=list)
+    specs: tuple[str, ...] = ()
+    val_fraction: float = 0.0

@@ -16,6 +16,7 @@ from fgkd.config import DataSpec, LossSpec, RunSpec, TargetSpec, ViewSpec, args_
 from fgkd.data import Dataset, absolute_specs, open_dataset, with_boxes
 from fgkd.errors import MissingOption, NoTargets, OptionError, TooFewViews
 from fgkd.evaluation import inference
+from fgkd.loading.cached_data import cached_data
 from fgkd.training import run_folder
 from fgkd.training.run_folder import Parents
 from fgkd.views import recipes
@@ -115,7 +116,7 @@ class _Opener:
             raise OptionError(message, option="order", value="sample", suggestion="shard")
         reader = open_cache(folder)
         identity = reader.identity
-        specs, dataset = self._cached_data(reader)
+        specs, dataset = cached_data(reader, self.data.data)
         self._check_options(reader)
         return TargetSource(
             dataset=dataset,
@@ -135,23 +136,6 @@ class _Opener:
             ),
             cache=reader,
         )
-
-    def _cached_data(self, reader: Reader) -> tuple[list[str], Dataset]:
-        """The images a cache was made of: in its own shards, or a dataset that must match."""
-        identity, folder = reader.identity, reader.folder
-        args = folder / "args.yaml"
-        if reader.holds_images and not self.data.data:
-            dataset = reader.dataset()
-            return (list(args_file.load_yaml(args)["data"]) if args.exists() else []), dataset
-        if is_url(reader.name) and not self.data.data:
-            message = "data is required: the shards of this cache hold no images"
-            raise MissingOption(message, option="data", suggestion="NAME:PATH")
-        specs = absolute_specs(self.data.data or args_file.load_yaml(args)["data"])
-        dataset = open_dataset(specs, identity.dataset.val_fraction)
-        if identity.views.recipe.bbox_crop:
-            dataset = with_boxes(dataset)
-        reader.check_dataset(dataset)
-        return specs, dataset
 
     def _check_options(self, reader: Reader) -> None:
         """Refuse options that contradict the cache."""

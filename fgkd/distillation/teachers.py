@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,13 +19,13 @@ from fgkd.models import Classifier
 class Teachers:
     """One teacher, or several whose outputs are averaged.
 
-    paths: where each was loaded from. ensemble: average the "logits" or the "probs". img_size:
+    names: where each was loaded from. ensemble: average the "logits" or the "probs". img_size:
     side of the views whose digests are stored; each teacher sees its own input size. dtype:
     "float32", "bfloat16" (autocast) or "float64". max_batch: views per forward pass.
     """
 
     models: Sequence[Classifier]
-    paths: Sequence[Path]
+    names: Sequence[str]
     ensemble: str
     img_size: int
     device: torch.device

@@ -16,13 +16,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import torch
 
-from fgkd import comparison, distributed, rng
+from fgkd import distributed, rng
 from fgkd.cache.reader import Reader
 from fgkd.cache.remote import Stream
-from fgkd.cache.writer import library_versions
 from fgkd.data.image_store import ImageStore
-from fgkd.errors import OptionError, PixelMismatch
+from fgkd.errors import OptionError
 from fgkd.loading.batch import Batch
+from fgkd.loading.cached_views import pixel_mismatch
 from fgkd.loading.schedule import BatchSpec, Schedule
 from fgkd.loading.workers import render
 from fgkd.views.rendering import RenderedViews, Request
@@ -197,16 +197,7 @@ class TrainLoader:
         if self.check_pixels and wrong.any():
             key = self.samples.keys[answer.rows[wrong][0]]
             assert self.cache is not None
-            then = self.cache.manifest.libraries
-            drift = comparison.differences(then, library_versions())
-            versions = ", ".join(map(str, drift)) or "unchanged"
-            raise PixelMismatch(
-                f"the pixels of view {spec.view} of {key} are not those the teacher saw "
-                f"(library versions: {versions})",
-                key=key,
-                view=spec.view,
-                libraries=drift,
-            )
+            raise pixel_mismatch(self.cache, key, spec.view)
 
 
 class Slabs:

@@ -1,4 +1,4 @@
-"""timm models behind one output type: a class head, and a distillation head or none.
+"""Image classifiers behind one output type: a class head, and a distillation head or none.
 
 Shape legend: B batch, H, W pixels, K classes, L drop-path layers.
 """
@@ -6,18 +6,22 @@ Shape legend: B batch, H, W pixels, K classes, L drop-path layers.
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fgkd import rng
+from fgkd import files, rng
+from fgkd.errors import ModelError
 from fgkd.models import backbone
 
 
 class Logits(NamedTuple):
-    """What a model says of a batch: the class head's logits, the distillation head's or None."""
+    """A model's output: logits of the class head, and of the distillation head or None."""
 
     head_BK: Tensor
     dist_BK: Tensor | None = None
@@ -29,7 +33,7 @@ class Logits(NamedTuple):
 
 
 class KeyedDropPath(nn.Module):
-    """Stochastic depth (Huang et al., ECCV 2016) whose draws are set from outside, one a sample."""
+    """Stochastic depth (Huang et al., ECCV 2016) with given draws, one per sample."""
 
     def __init__(self, drop_prob: float) -> None:
         super().__init__()
@@ -45,13 +49,17 @@ class KeyedDropPath(nn.Module):
 
 
 class Classifier(nn.Module):
-    """A timm classifier that takes uint8 images and answers `Logits`.
+    """An image classifier: uint8 images to logits, with its normalisation, classes and input size.
 
-    uses_dist: train and evaluate the distillation head of a distilled DeiT; False leaves it out.
+    net: a timm model, or any module with a timm-like `pretrained_cfg` that takes normalised float
+    images [B, 3, H, W] (see `as_classifier`). uses_dist: train and evaluate the distillation head
+    of a distilled DeiT; False leaves it out. mean, std: float [1, 3, 1, 1], of pixels in 0 to 1.
+    weights_path: the file that the weights were loaded from, if there is one.
     """
 
     mean: Tensor
     std: Tensor
+    weights_path: Path | None = None
 
     def __init__(self, net: nn.Module, uses_dist: bool) -> None:
         super().__init__()
@@ -72,6 +80,53 @@ class Classifier(nn.Module):
         config: dict[str, Any] = self.net.pretrained_cfg  # type: ignore[assignment]
         return config
 
+    @property
+    def architecture(self) -> str:
+        """timm's name of the architecture, or the name that was given."""
+        return str(self.config["architecture"])
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names, by index of the logits; [] if the weights came without names."""
+        names = self.config.get("label_names") or []
+        if isinstance(names, dict):  # timm's other form: index -> name
+            names = [names[key] for key in sorted(names, key=int)]
+        return [str(name) for name in names]
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """(3, height, width) of the images that it takes."""
+        channels, height, width = self.config["input_size"]
+        return channels, height, width
+
+    @functools.cached_property
+    def weights_sha256(self) -> str:
+        """Hex SHA-256 of the weights: of their file, or of all parameters and buffers by name."""
+        if self.weights_path is not None:
+            return files.sha256(self.weights_path)
+        return str(self.config.get("weights_sha256") or state_sha256(self.net.state_dict()))
+
+    @torch.no_grad()
+    def logits(self, images: Tensor | np.ndarray) -> Tensor:
+        """float32 [B, C] logits of uint8 images [B, 3, H, W] or [B, H, W, 3], in eval mode.
+
+        The images are neither resized nor cropped. The result is on the model's device. Raises:
+        ModelError for images of another type or shape.
+        """
+        batch = torch.as_tensor(images)
+        shape = list(batch.shape)
+        if batch.dtype != torch.uint8 or len(shape) != 4 or 3 not in (shape[1], shape[3]):
+            message = f"images are {batch.dtype} of shape {shape}, not uint8 [B, 3, H, W]"
+            raise ModelError(message, model=self.architecture)
+        if batch.shape[1] == 3:
+            batch = batch.permute(0, 2, 3, 1)
+        was_training = self.training
+        self.eval()
+        try:
+            return self(batch.to(self.mean.device)).answer_BK.float()
+        finally:
+            self.train(was_training)
+
     def forward(self, image_u8_BHW3: Tensor) -> Logits:
         x = image_u8_BHW3.permute(0, 3, 1, 2)  # channels-last memory, without a copy
         x = x.to(self.mean.dtype, copy=True).div_(255).sub_(self.mean).div_(self.std)
@@ -83,24 +138,24 @@ class Classifier(nn.Module):
         return Logits(net.head(tokens[:, 0]), dist)
 
     def freeze(self) -> None:
-        """Train the heads alone; see `trunk`."""
+        """Train the heads alone; see `backbone`."""
         self.is_frozen = True
         backbone.freeze(self.net)
 
     def train(self, mode: bool = True) -> Classifier:
-        """As torch's, but a frozen trunk stays in evaluation."""
+        """As torch's, but a frozen backbone stays in eval mode."""
         super().train(mode)
         if mode and self.is_frozen:
             backbone.hold_still(self.net)
         return self
 
     def recompute_activations(self, name: str) -> None:
-        """Keep few activations for the backward pass and compute the rest again: less memory."""
+        """Gradient checkpointing: recompute activations in the backward pass, to save memory."""
         backbone.recompute(self.net, name)
         self.recomputes = True
 
     def statistics_kept(self) -> contextlib.AbstractContextManager[None]:
-        """Around a backward pass, which must not move what the forward pass has moved."""
+        """A context for backward passes, in which batch-norm statistics are not updated again."""
         return backbone.statistics_kept(self.net) if self.recomputes else contextlib.nullcontext()
 
     def set_drop_path_draws(self, seed: int, step: int, row_ids: np.ndarray) -> None:
@@ -110,6 +165,16 @@ class Classifier(nn.Module):
             draws_BL = torch.from_numpy(draws).to(self.mean.device, torch.float32)
             for module, uniform_B in zip(self.drop_paths, draws_BL.unbind(1), strict=True):
                 module.uniform_B = uniform_B
+
+
+def state_sha256(state: dict[str, Tensor]) -> str:
+    """Hex SHA-256 of named tensors: their names, types, shapes and bytes, in order of the names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _key_drop_paths(net: nn.Module) -> list[KeyedDropPath]:

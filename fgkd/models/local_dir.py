@@ -56,4 +56,7 @@ def load(folder: Path) -> Classifier:
             f"model {folder} does not load: {reason}",
             f"ls -l {quoted(folder)}   # truncated? take another copy, or train it again",
         ) from None
-    return Classifier(net, uses_dist=True).eval()
+    model = Classifier(net, uses_dist=True).eval()
+    file = folder / "model.safetensors"
+    model.weights_path = file if file.is_file() else None
+    return model

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -73,6 +73,10 @@ class ViewSet:
         views = (identity.recipe, identity.seed, identity.img_size)
         return ViewSet(samples, *views, block_size, identity.short_side, unreadable)
 
+    def at_size(self, size: int) -> ViewSet:
+        """The same views, rendered at another size."""
+        return replace(self, size=size, _partners=self._partners)
+
     @property
     def identity(self) -> ViewIdentity:
         """What decides the pixels of these views."""
@@ -87,6 +91,14 @@ class ViewSet:
     def blocks(self) -> list[np.ndarray]:
         """The rows of each block."""
         return orders.blocks(self.seed, len(self.samples), self.block_size)
+
+    @functools.cached_property
+    def block_of(self) -> np.ndarray:
+        """int64 [N]: the block of each row."""
+        found = np.empty(len(self.samples), np.int64)
+        for block, rows in enumerate(self.blocks):
+            found[rows] = block
+        return found
 
     @functools.cached_property
     def has_views(self) -> np.ndarray:

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fgkd import files
+from fgkd.cache import summary
 from fgkd.cache.reader import Reader
 from fgkd.errors import FgkdError
 from fgkd.files import fingerprint
-from stages import inspect_cache
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -63,7 +63,7 @@ def use(cache: Path) -> None:
     """Everything that is done with a cache before a model sees it."""
     reader = Reader(cache)
     try:
-        inspect_cache.lines(inspect_cache.describe(reader))
+        summary.lines(summary.describe(reader))
         for view in range(min(reader.views, 3)):
             reader.slab(view)
         reader.val_logits()

@@ -55,7 +55,8 @@ def test_each_head_gets_a_gradient_only_from_its_own_term(weights: tuple[float, 
     spec = LossSpec(task_loss_weight=weights[0], distill_loss_weight=weights[1])
     student_step(spec)(model, batch)["loss"].backward()
     net: Any = model.net
-    trained = [bool(head.weight.grad.any()) for head in (net.head, net.head_dist)]
+    grads = [head.weight.grad for head in (net.head, net.head_dist)]
+    trained = [grad is not None and bool(grad.any()) for grad in grads]
     assert trained == [weight > 0 for weight in weights]
 
 

@@ -1,4 +1,4 @@
-"""`inspect --gallery`: views as a student will see them, and what the teacher said of each."""
+"""The gallery page of a cache: views as a student sees them, with the teacher's predictions."""
 
 from __future__ import annotations
 
@@ -12,29 +12,31 @@ from fgkd import rng
 from fgkd.cache.encodings import Codec
 from fgkd.cache.reader import Reader
 from fgkd.cache.stats import log_softmax
-from fgkd.config import InspectConfig
 from fgkd.data import Samples
+from fgkd.distillation.verify import sample_rows, view_set
+from fgkd.loading.cached_data import cached_data
 from fgkd.loading.workers import render
 from fgkd.report import page
 from fgkd.report.page import Card, Group, Line, Section, Table, number, text
 from fgkd.report.thumbnails import Thumbs
 
-from .verify import open_images, sample_rows, view_set
-
 NUM_IMAGES, NUM_VIEWS, TOP = 8, 8, 5
 
 
 def write(
-    folder: Path, caches: Sequence[tuple[dict[str, Any], list[str]]], options: InspectConfig
+    folder: Path,
+    caches: Sequence[tuple[Reader, dict[str, Any], list[str]]],
+    *,
+    data: str | Sequence[str] = (),
+    seed: int = 0,
 ) -> Path:
-    """Write the page of some caches, each with its report as data and as lines."""
+    """Write the page of some caches, each with its summary as JSON and as lines."""
     thumbs, sections = Thumbs(), list[Section]()
-    for report, lines in caches:
-        reader = Reader(Path(report["cache"]))
-        samples = open_images(reader, options).splits["train"]
+    for reader, report, lines in caches:
+        samples = cached_data(reader, data)[1].splits["train"]
         prefix = f"{reader.name}: " if len(caches) > 1 else ""
         mark = f"-{len(sections)}"
-        views = views_section(reader, samples, options.seed, thumbs)
+        views = views_section(reader, samples, seed, thumbs)
         doubts = suspects_section(report["teacher"]["suspects"], samples, thumbs)
         sections += [
             Section(f"cache{mark}", f"{prefix}Cache", notes=[as_note(x) for x in lines]),
@@ -79,7 +81,7 @@ def views_section(reader: Reader, samples: Samples, seed: int, thumbs: Thumbs) -
             cards[i].append(Card(f"view {view}", picture, lines))
     said = (
         f"{len(rows)} images in {len(views)} of {reader.views} views, with the teacher's first "
-        f"answers (softmax at T = {temperature:g}; ✓: the label). The pixels of {same} of "
+        f"predictions (softmax at T = {temperature:g}; ✓: the label). The pixels of {same} of "
         f"{len(rows) * len(views)} views are those the teacher saw, by their digests."
     )
     keys = [samples.keys[row] for row in rows.tolist()]
@@ -123,9 +125,9 @@ def top_answers(reader: Reader, p_K: np.ndarray, labels: set[int]) -> list[Line]
 def suspects_section(
     suspects: Sequence[dict[str, Any]], samples: Samples, thumbs: Thumbs
 ) -> dict[str, Any]:
-    """The images whose label the teacher denies in every view, by the least of its confidences."""
+    """Images whose label the teacher contradicts in every view, by its lowest confidence."""
     if not suspects:
-        return {"text": "The teacher denies no label in every view."}
+        return {"text": "The teacher contradicts no label in every view."}
     row_of = {key: row for row, key in enumerate(samples.keys)}
     cards, rows = [], []
     for one in suspects:
@@ -137,7 +139,7 @@ def suspects_section(
         rows.append([*said, number(100 * share, "{:.1f}")])
     columns = ["image", "label", "teacher's answer", "confidence %"]
     return {
-        "text": "Images whose label the teacher denies in every view. Confidence: its least.",
+        "text": "Images whose label the teacher contradicts in every view. Confidence: its least.",
         "tables": [Table("The most doubtful labels.", columns, rows)],
         "groups": [Group("The images", "", cards)],
     }

@@ -1,0 +1,218 @@
+"""A torch Dataset of augmented views and the teacher's logits of them, for any training loop.
+
+Shape legend: H, W pixels, C classes.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator, MutableSet, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset as TorchDataset
+
+from fgkd import comparison
+from fgkd.cache.reader import Reader
+from fgkd.cache.remote import RemoteReader, open_cache
+from fgkd.cache.writer import library_versions
+from fgkd.data import Dataset
+from fgkd.data.samples import Place
+from fgkd.errors import OptionError, PixelMismatch
+from fgkd.loading.cached_data import cached_data, matching
+from fgkd.views.rendering import RenderedViews, Request
+from fgkd.views.view_set import ViewSet
+
+Item = dict[str, Any]  # what a torch DataLoader collates
+
+
+class CachedViews(TorchDataset[Item]):
+    """The training images of a cache in one of its views each, with the teacher's logits.
+
+    A map-style dataset for `torch.utils.data.DataLoader`, with any sampler, number of workers and
+    start method. Epoch e shows view e mod V: call `set_epoch(e)` before each epoch; it reaches
+    workers that live on (`persistent_workers=True`). Items are dicts:
+
+        image           uint8 tensor [3, H, W], not normalised
+        label           int, -1 for an image without a label
+        teacher_logits  float32 tensor [C]
+        key             str, the image's path relative to the dataset's root
+        partner_label   int, of the image that is mixed in   (only of caches with mixup or cutmix)
+        lam             float, the share of `label`; 1 - lam is that of `partner_label`   (same)
+
+    cache: of `open_cache`, or its folder or URL. A cache behind a URL is downloaded shard by shard
+    as items are needed, and kept until this object is gone. data: a `Dataset` of `open_dataset`,
+    or its spec (`folder:PATH`); by default the images are found where the cache was made from.
+    size: side of the images in pixels, by default those that the teacher saw; another size shows
+    the same crops. temperature: needed by a `topk` cache, whose logits are then such that
+    softmax(teacher_logits / temperature) has exactly the stored tail.
+
+    Each image file is compared with its content hash when it is first read, and each view with its
+    stored digest (at the cache's own size). Images that capture could not read are left out.
+    Raises: DataMismatch, OptionError, CacheError of many types; ContentMismatch and PixelMismatch
+    for an item (from a DataLoader's worker as torch's RuntimeError with the same text).
+    """
+
+    def __init__(
+        self,
+        cache: Reader | str | Path,
+        data: Dataset | str | Sequence[str] | None = None,
+        *,
+        size: int | None = None,
+        temperature: float | None = None,
+    ) -> None:
+        reader = cache if isinstance(cache, Reader) else open_cache(cache)
+        if isinstance(data, Dataset):
+            dataset = matching(reader, data)
+        else:
+            dataset = cached_data(reader, data or ())[1]
+        identity, samples = reader.identity, dataset.splits["train"]
+        made = ViewSet.of(identity.views, samples, identity.shard_size, reader.unreadable_keys)
+        self.view_set = made.at_size(size or made.size)
+        self.temperature = _checked_temperature(reader, temperature)
+        self.classes, self.num_views = reader.classes, reader.views
+        self.rows = np.flatnonzero(self.view_set.has_views)
+        self.checks_pixels = self.view_set.size == identity.views.img_size
+        self._renderer = self.view_set.renderer(hashes=reader.samples["train"].hashes)
+        # Shared with the workers, however they are started.
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+        self._content_checked = torch.zeros(len(samples), dtype=torch.bool).share_memory_()
+        self._shards_checked = torch.zeros(len(reader.manifest.shards), dtype=torch.bool)
+        self._shards_checked.share_memory_()
+        self._use(reader)
+
+    def _use(self, reader: Reader) -> None:
+        """Read targets through a copy that is this process's own."""
+        self._reader, self._process = copy.copy(reader), os.getpid()
+        names = [row.name for row in reader.manifest.shards]
+        self._reader.checked_names = _SharedNames(names, self._shards_checked)
+        self._original = reader  # keeps a URL's downloads
+        self._places: dict[str, dict[int, Place]] = {}  # by shard, of a cache behind a URL
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_reader": None, "_process": -1, "_places": {}}
+
+    def set_epoch(self, epoch: int) -> None:
+        """Show view `epoch` mod V from now on, in all workers."""
+        self._epoch[0] = epoch
+
+    @property
+    def view(self) -> int:
+        """The view that items are shown in."""
+        return int(self._epoch) % self.num_views
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Item:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Item]:
+        """The items at these indices: what a DataLoader calls for a batch."""
+        if self._process != os.getpid():
+            self._use(self._original)
+        view, rows = self.view, self.rows[np.asarray(indices, np.int64)]
+        rendered = self._rendered(rows, view)
+        logits_BC = torch.from_numpy(self._reader.targets(rows, view, self.temperature))
+        return list(self._items(rows, view, rendered, logits_BC))
+
+    def _rendered(self, rows: np.ndarray, view: int) -> RenderedViews:
+        """The views of these rows, whose pixels are those that the teacher saw."""
+        unchecked = not bool(self._content_checked[torch.from_numpy(rows)].all())
+        places = self._downloaded(rows, view)
+        digests = np.full(len(rows), self.checks_pixels)
+        request = self.view_set.request(
+            rows, [view], digests=digests, check_content=unchecked, places=places
+        )
+        images = [np.empty(shape, np.uint8) for shape in self._renderer.shapes(request)]
+        rendered = self._renderer.render_into(images, request)
+        self._content_checked[torch.from_numpy(rows)] = True
+        if self.checks_pixels:
+            self._check_pixels(request, rendered, view)
+        return rendered
+
+    def _check_pixels(self, request: Request, rendered: RenderedViews, view: int) -> None:
+        stored_B = self._reader.stored(request.rows, view, ["digests"])["digests"]
+        wrong = np.flatnonzero(rendered.digests_BV[:, 0] != stored_B)
+        if len(wrong):
+            key = self.view_set.samples.keys[request.rows[wrong[0]]]
+            raise pixel_mismatch(self._reader, key, view)
+
+    def _downloaded(self, rows: np.ndarray, view: int) -> dict[int, Place] | None:
+        """Where the images of these rows and of their partners lie, if they come with shards."""
+        reader = self._reader
+        if not isinstance(reader, RemoteReader) or not reader.holds_images:
+            return None
+        found: dict[int, Place] = {}
+        for block in np.unique(self.view_set.block_of[rows]).tolist():
+            shard = reader.shard_of(block, view)
+            if shard.name not in self._places:
+                self._places[shard.name] = reader.places(shard)
+            found |= self._places[shard.name]  # partners are of the same block
+        return found
+
+    def _items(
+        self, rows: np.ndarray, view: int, rendered: RenderedViews, logits_BC: torch.Tensor
+    ) -> Iterator[Item]:
+        samples, partner = self.view_set.samples, self.view_set.partners(view)
+        image_B3HW = rendered.images[0][:, 0].permute(0, 3, 1, 2)
+        for i, row in enumerate(rows.tolist()):
+            item: Item = {"image": image_B3HW[i], "label": int(samples.labels[row])}
+            item |= {"teacher_logits": logits_BC[i], "key": samples.keys[row]}
+            if partner is not None:
+                item["partner_label"] = int(samples.labels[partner[row]])
+                item["lam"] = float(rendered.lams_BV[i, 0])
+            yield item
+
+
+def _checked_temperature(reader: Reader, temperature: float | None) -> float | None:
+    codec = reader.codec
+    if codec.name == "topk":
+        if temperature is None:
+            raise OptionError(
+                "a topk cache needs the temperature that its targets are used at",
+                option="temperature",
+                suggestion=codec.temperatures[-1],
+            )
+        codec.refuse_temperature(temperature)
+    return temperature
+
+
+def pixel_mismatch(reader: Reader, key: str, view: int) -> PixelMismatch:
+    """The error for a view whose pixels are not those that the teacher saw."""
+    drift = comparison.differences(reader.manifest.libraries, library_versions())
+    versions = ", ".join(map(str, drift)) or "unchanged"
+    return PixelMismatch(
+        f"the pixels of view {view} of {key} are not those the teacher saw "
+        f"(library versions: {versions})",
+        key=key,
+        view=view,
+        libraries=drift,
+    )
+
+
+class _SharedNames(MutableSet[str]):
+    """A set of some of these names, in memory that processes share."""
+
+    def __init__(self, names: Sequence[str], flags: torch.Tensor) -> None:
+        self.index, self.flags = {name: i for i, name in enumerate(names)}, flags
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.index and bool(self.flags[self.index[str(name)]])
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self.index if name in self)
+
+    def __len__(self) -> int:
+        return int(self.flags.sum())
+
+    def add(self, value: str) -> None:
+        if value in self.index:
+            self.flags[self.index[value]] = True
+
+    def discard(self, value: str) -> None:
+        if value in self.index:
+            self.flags[self.index[value]] = False
