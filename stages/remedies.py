@@ -124,8 +124,8 @@ def _read(path: object) -> str:
 
 
 def _temperature(error: errors.UnstoredTemperature) -> str:
-    grid = ",".join(f"{t:g}" for t in [*error.stored, error.value])
-    return f"--temperature {error.suggestion:g}, or write a cache with --temperatures {grid}"
+    grid = ",".join(str(t) for t in [*error.stored, error.value])
+    return f"--temperature {error.stored[-1]:g}, or write a cache with --temperatures {grid}"
 
 
 def _write(error: errors.WriteError) -> str:
@@ -269,6 +269,7 @@ REMEDIES: dict[type, Callable[[Any], str]] = {
     errors.DamagedCache: _damaged,
     errors.DamagedShard: _shard,
     errors.FormatVersionMismatch: _version,
+    errors.TargetMismatch: lambda e: "write the cache again, with its own teacher and versions",
     errors.DamagedTargets: lambda e: "fgkd inspect CACHE --verify   # which shards are damaged?",
     errors.DownloadError: _download,
     errors.UnstorableLogits: _unstorable,

@@ -12,8 +12,7 @@ from typing import Any
 from fgkd import files
 from fgkd.data import Dataset
 from fgkd.errors import FgkdError
-from fgkd.views.recipes import ViewRecipe
-from fgkd.views.view_set import ViewIdentity
+from fgkd.views.recipes import ViewIdentity, ViewRecipe
 
 FORMAT_VERSION = 3
 MAX_SIZE = 8192  # pixels of a view's side

@@ -253,7 +253,8 @@ def _call(step_fn: Step, model: Any, part: Batch, compiled: bool) -> dict[str, T
     try:
         return step_fn(model, part)
     except TorchDynamoException as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = " ".join(lines[:2]) or "no reason given"
         message = f"torch.compile cannot compile this model here: {reason[:300]}"
         raise CompileError(message) from error
 

@@ -25,8 +25,7 @@ from fgkd.config import RunSpec, args_file
 from fgkd.errors import Difference, MissingFile, OptionError, RunMismatch, UnreadableFile, WrongKind
 from fgkd.progress import SILENT, Progress
 from fgkd.training import checkpoint
-from fgkd.views.recipes import ViewRecipe
-from fgkd.views.view_set import ViewIdentity
+from fgkd.views.recipes import ViewIdentity, ViewRecipe
 
 METRIC_COLUMNS = ("epoch", "step", "loss", "lr", "val_top1_pct")  # first in summary.csv
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "h5py")

@@ -157,3 +157,26 @@ def _replace(recipe: ViewRecipe, values: Mapping[str, Any]) -> ViewRecipe:
             what = f"unknown field {name!r} in a view recipe{near(name, known)}"
             raise FgkdError(what, f"only {', '.join(known)}")
     return dataclasses.replace(recipe, **values)
+
+
+@dataclass(frozen=True)
+class ViewIdentity:
+    """How views are drawn and rendered.
+
+    img_size: their side in pixels. short_side: images with a longer shorter side are first shrunk
+    to it; None: views are cropped from the full images.
+    """
+
+    recipe: ViewRecipe
+    seed: int
+    img_size: int
+    short_side: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As in a cache's identity."""
+        return {
+            "recipe": self.recipe.to_dict(),
+            "seed": self.seed,
+            "img_size": self.img_size,
+            "short_side": self.short_side,
+        }

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
@@ -17,31 +16,8 @@ from fgkd.data import Samples
 from fgkd.data.image_store import ImageStore
 from fgkd.data.samples import Place
 from fgkd.views import orders
-from fgkd.views.recipes import ViewRecipe
+from fgkd.views.recipes import ViewIdentity, ViewRecipe
 from fgkd.views.rendering import KeyedView, Request, ViewRenderer
-
-
-@dataclass(frozen=True)
-class ViewIdentity:
-    """How views are drawn and rendered.
-
-    img_size: their side in pixels. short_side: images with a longer shorter side are first shrunk
-    to it; None: views are cropped from the full images.
-    """
-
-    recipe: ViewRecipe
-    seed: int
-    img_size: int
-    short_side: int | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """As in a cache's identity."""
-        return {
-            "recipe": self.recipe.to_dict(),
-            "seed": self.seed,
-            "img_size": self.img_size,
-            "short_side": self.short_side,
-        }
 
 
 @dataclass(frozen=True, eq=False)

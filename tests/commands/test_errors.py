@@ -287,7 +287,7 @@ def test_all_runs_are_looked_for_before_one_is_evaluated(
         run.mkdir(exist_ok=True)
         shutil.copy(tiny_teacher / "run.json", run)
     absent = fails("evaluate", tiny_teacher, tmp_path / "no", *how)
-    assert ("no trained model at" if how else "no run folder") in absent
+    assert ("no model at" if how else "no run folder") in absent
     assert f"no trained model at {bare}/model" in fails("evaluate", tiny_teacher, bare, *how)
     said = fails("evaluate", tiny_teacher, weightless, *how)
     assert f"model {weightless}/model does not load: no weights" in said

@@ -45,7 +45,7 @@ def test_an_existing_folder(
     before = tree(tiny_teacher)
     said = fails(*command, "--output", tiny_teacher)
     assert "exists and is not empty" in said
-    assert "--resume to continue it, --overwrite to move it to" in said
+    assert "--resume to continue it, --overwrite to rename it to" in said
     assert tree(tiny_teacher) == before
     run = tmp_path / "run"
     run.mkdir()
@@ -66,7 +66,7 @@ def test_a_finished_run_says_so(
     changed = fails("train-teacher", "--resume", "--output", tiny_teacher, "--lr", 0.5)
     assert "lr: 0.01 -> 0.5" in changed
     other = fails("train-student", "--resume", "--output", tiny_teacher, "--distillation", "none")
-    assert "it is a run of train-teacher, not of train-student" in other
+    assert "is a run of train-teacher, not of train-student" in other
     after = tree(tiny_teacher)
     after.pop("log.txt")
     assert after == before
@@ -182,7 +182,7 @@ def test_a_signal_to_the_whole_group_is_handled_by_one_process(
 
 def test_ctrl_c_before_the_first_step(command: tuple[object, ...], fails: Fails) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stages.train_teacher.open_dataset", _interrupted)
+        patch.setattr("fgkd.commands.train_teacher.open_dataset", _interrupted)
         assert exit_code(*command) == 130
     assert exit_code(*command, "--resume", "--epochs", 1) == 0
 

@@ -19,8 +19,9 @@ from fgkd.errors import FgkdError, quoted
 from fgkd.report import page
 from fgkd.training import run_folder
 from fgkd.views import recipes
+from fgkd.views.recipes import ViewRecipe
 from stages import evaluate
-from stages.remedies import remedy
+from stages.remedies import explain, remedy
 
 
 @pytest.fixture
@@ -37,7 +38,8 @@ def test_a_path_is_one_word_of_a_shell(name: str) -> None:
 def test_a_hint_quotes_its_path(tmp_path: Path) -> None:
     with pytest.raises(FgkdError) as error:
         args_file.load_yaml(tmp_path / "my runs" / "args.yaml")
-    assert shlex.split(error.value.hint) == ["ls", "-l", str(tmp_path / "my runs" / "args.yaml")]
+    found = shlex.split(explain(error.value).partition("Try: ")[2])
+    assert found == ["ls", "-la", str(tmp_path)]  # the innermost folder that is there
 
 
 CONTROL = ("train-student", "--model", "m", "--distillation", "none", "--data", "icons")
@@ -80,7 +82,7 @@ def test_hints_on_files_of_data_quote_them(tmp_path: Path) -> None:
     [
         (("evaluate",), "RUN is required", "Try: fgkd evaluate runs/student"),
         (("inspect",), "CACHE is required", "Try: fgkd inspect runs/cache"),
-        (("train-teacher",), "--data is required", "Try: --data icons"),
+        (("train-teacher",), "data is required", "Try: --data icons"),
         (
             ("train-teacher", "--data", "icons", "--model", "m", "--json", "x"),
             "--json",
@@ -88,18 +90,42 @@ def test_hints_on_files_of_data_quote_them(tmp_path: Path) -> None:
         ),
         (("train-student", "--model", "m", "--json", "x"), "--json has no effect", "--dry-run"),
         (("cache-logits", "--json", "x"), "--json has no effect", "--dry-run"),
-        ((*CONTROL, "--kd-loss", "kl"), "--kd-loss has no effect", "leave it out"),
-        ((*CONTROL, "--temperature", 1), "--temperature has no effect", "leave it out"),
-        ((*CONTROL, "--distill-loss-weight", 2), "--distill-loss-weight has no", "leave it out"),
-        ((*CONTROL, "--logit-standardization"), "--logit-standardization has no", "leave it out"),
-        ((*CONTROL, "--dtype", "float64"), "--dtype has no effect without a live", "leave it out"),
-        ((*FROM_CACHE, "--dtype", "float32"), "--dtype has no effect without a live", "leave it"),
-        ((*FROM_CACHE, "--shard-size", 9), "--shard-size has no effect with --cache", "leave it"),
+        ((*CONTROL, "--kd-loss", "kl"), "--kd-loss has no effect", "leave --kd-loss out"),
+        ((*CONTROL, "--temperature", 1), "--temperature has no effect", "leave --temperature out"),
+        (
+            (*CONTROL, "--distill-loss-weight", 2),
+            "--distill-loss-weight has no",
+            "leave --distill-loss-weight out",
+        ),
+        (
+            (*CONTROL, "--logit-standardization"),
+            "--logit-standardization has no",
+            "leave --logit-standardization out",
+        ),
+        (
+            (*CONTROL, "--dtype", "float64"),
+            "--dtype has no effect without a live",
+            "leave --dtype out",
+        ),
+        (
+            (*FROM_CACHE, "--dtype", "float32"),
+            "--dtype has no effect without a live",
+            "leave --dtype out",
+        ),
+        (
+            (*FROM_CACHE, "--shard-size", 9),
+            "--shard-size has no effect with --cache",
+            "leave --shard-size out",
+        ),
         ((*FROM_CACHE, "--shard-buffer", 9), "--shard-buffer has no effect", "--order shard"),
         (("inspect", "c", "--teacher", "t"), "--teacher has no effect", "--verify"),
         (("inspect", "c", "--samples", 3), "--samples has no effect", "--verify"),
-        (("evaluate", "r", "--top", 3), "--top has no effect", "leave it out"),
-        (("evaluate", "r", "--export-dir", "x"), "--export-dir has no effect", "leave it out"),
+        (("evaluate", "r", "--top", 3), "--top has no effect", "leave --top out"),
+        (
+            ("evaluate", "r", "--export-dir", "x"),
+            "--export-dir has no effect",
+            "leave --export-dir out",
+        ),
         (("evaluate", "r", "--export", "onnx", "--json", "x"), "--json has no effect", "once"),
         (("evaluate", "r", "--predict", "x.jpg", "--report", "x"), "--report has no", "once"),
     ],
@@ -167,7 +193,7 @@ def test_a_run_given_as_a_cache_is_named_with_its_cache(
     fails: Fails, tmp_path: Path, parents: dict[str, str], hint: str
 ) -> None:
     facts = {"stage": "train-student", "data": ["icons"], "val_fraction": 0.1, "parents": parents}
-    facts |= {"views": {"recipe": {}}}
+    facts |= {"views": {"recipe": ViewRecipe().to_dict(), "seed": 0, "img_size": 32}}
     (tmp_path / "run.json").write_text(json.dumps(facts))
     said = fails("inspect", tmp_path)
     assert f"{tmp_path} is a run, not a cache" in said

@@ -126,8 +126,8 @@ def test_a_dry_run_says_the_bytes_of_a_store(
         (("cache-logits", "--teacher", tmp_path / "no", *data), SIDE),
     ):
         for where, said in {
-            (): f"  store    none; with --image-store it would take about {shown}\n",
-            ("--image-store", there): f"  store    {shown} in {there}, written already\n",
+            (): f"  store    none; an image store would take about {shown}\n",
+            ("--image-store", there): f"  store    {shown} in {there}, already written\n",
             (
                 "--image-store",
                 tmp_path / "new",
@@ -140,7 +140,7 @@ def test_a_dry_run_says_the_bytes_of_a_store(
             assert json.loads((tmp_path / "plan.json").read_text())["image_store_bytes"] == size
     url = ("--cache", f"file://{caches['webdataset']}", "--order", "shard")
     fgkd("train-student", *STUDENT, *url, *small, *out, *plan)
-    assert "  store    not known, for no image can be read here\n" in capsys.readouterr().out
+    assert "  store    not known: no image can be read here\n" in capsys.readouterr().out
     fgkd("train-student", *STUDENT, "--cache", tiny_cache, *small, *out, *plan)
     assert "  store  " not in capsys.readouterr().out
     assert json.loads((tmp_path / "plan.json").read_text())["image_store_bytes"] is None
@@ -171,7 +171,7 @@ def test_refusals(
     store = ("--image-store", caches["hdf5"].parent / "store")
     out = ("--output", tmp_path / "out")
     learn = ("train-student", *STUDENT, *out)
-    whole = f"the views of cache {tiny_cache} were cropped from whole images"
+    whole = f"the views of {tiny_cache} were cropped from full-size images"
     assert whole in fails(*learn, "--cache", tiny_cache, *store)
     assert whole in fails(*learn, "--cache", tiny_cache, *SIDE)
     said = fails(*learn, "--cache", caches["hdf5"], *store, "--image-store-side", 28)
@@ -179,7 +179,7 @@ def test_refusals(
     url = ("--cache", f"file://{caches['webdataset']}", "--order", "shard")
     assert "come with the shards of a URL" in fails(*learn, *url, *store)
     teach = ("train-teacher", *TEACHER, *out, "--data", f"folder:{tiny_data}")
-    assert "no --image-store-side is given" in fails(*teach, *store)
+    assert "image_store_side was not given" in fails(*teach, *store)
     assert "short_side: 24 -> 28" in fails(*teach, *store, "--image-store-side", 28)
     again = ("cache-logits", "-c", tiny_cache / "args.yaml", "--output", tiny_cache)
     assert "views.short_side: None -> 24" in fails(*again, *SIDE)
@@ -197,7 +197,7 @@ def test_no_bounding_boxes_of_shrunk_images(tiny_data: Path, fails: Fails, tmp_p
     write_cub(tmp_path / "CUB_200_2011", train=6)
     data = ("--data", f"cub:{tmp_path / 'CUB_200_2011'}", "--bbox-crop")
     said = fails("train-teacher", *TEACHER, *data, *SIDE, "--output", tmp_path / "out")
-    assert "bounding boxes are of whole images" in said
+    assert "bounding boxes are those of full-size images" in said
     assert not (tmp_path / "out").exists()
 
 

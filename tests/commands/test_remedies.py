@@ -47,7 +47,14 @@ SAMPLES: dict[str, Any] = {
     **{"errno": errno.ENOSPC, "found": "run", "subject": "data", "stage": "train-teacher"},
     **{"differences": (Difference("seed", 0, 1, " (2 entries differ)"),), "key": "a/1.png"},
     **{"view": 1, "libraries": (Difference("torch", "1", "2"),), "old": 2, "new": 3, "step": 4},
-    **{"url": "https://example.org/x", "model": "deit", "device": "cuda", "rank": 1},
+    **{
+        "url": "https://example.org/x",
+        "model": "deit",
+        "device": "cuda",
+        "rank": 1,
+        "stored": (1.0, 2.0),
+    },
+    **{"difference": 0.5},
 }
 
 

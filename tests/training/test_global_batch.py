@@ -57,7 +57,7 @@ def half_labelled() -> list[Batch]:
 
 def two_terms(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
     logits_BK = model(batch.image_u8_BHW3).head_BK
-    task = task_loss(logits=logits_BK, labels_B=batch.labels_B, smoothing=0.1)
+    task = task_loss(logits=logits_BK, labels=batch.labels_B, smoothing=0.1)
     size = logits_BK.square().mean()
     return {"loss": task * batch.label_share + size * batch.image_share}
 
@@ -162,8 +162,8 @@ def test_dist_gathers_its_rows() -> None:
     generator = torch.Generator().manual_seed(1)
     s, t = (torch.randn(6, len(CLASSES), generator=generator).double() for _ in range(2))
     s.requires_grad_()
-    batch: dict[str, Any] = {"labels_B": torch.zeros(6, dtype=torch.int64), "temperature": 2.0}
-    whole = distill_loss(name="dist", logits_BK=s, teacher_BK=t, **batch)
+    batch: dict[str, Any] = {"labels": torch.zeros(6, dtype=torch.int64), "temperature": 2.0}
+    whole = distill_loss(name="dist", student_logits=s, teacher_logits=t, **batch)
     p, q = (s / 2).softmax(1), (t / 2).softmax(1)
     total = torch.zeros((), dtype=torch.float64)
     for cut in (slice(0, 1), slice(1, 6)):

@@ -20,7 +20,7 @@ from timm.optim import (
 from timm.scheduler import CosineLRScheduler, PolyLRScheduler, StepLRScheduler
 from torch import nn
 
-from fgkd.errors import FgkdError
+from fgkd.errors import FgkdError, OptionError, UnknownName
 from fgkd.training import optim, schedules
 
 torch.set_num_threads(1)
@@ -68,18 +68,18 @@ def test_schedule_starts_above_zero_peaks_once_and_ends_at_min_lr() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "what"),
+    ("changes", "option"),
     [
-        ({"lr": 1e-5}, "would rise"),
-        ({"lr": 1e-6, "schedule": "linear"}, "would rise"),
-        ({"warmup_steps": 20}, "never reached"),
-        ({"schedule": "cosin"}, "unknown schedule 'cosin'"),
+        ({"lr": 1e-5}, "min_lr"),
+        ({"lr": 1e-6, "schedule": "linear"}, "min_lr"),
+        ({"warmup_steps": 20}, "warmup_epochs"),
+        ({"schedule": "cosin"}, "sched"),
     ],
 )
-def test_senseless_schedules_are_refused(changes: dict[str, Any], what: str) -> None:
-    with pytest.raises(FgkdError, match=what) as error:
+def test_senseless_schedules_are_refused(changes: dict[str, Any], option: str) -> None:
+    with pytest.raises(OptionError) as error:
         lr_at(0, **changes)
-    assert error.value.hint
+    assert error.value.option == option
 
 
 def build(name: str, **kwargs: Any) -> nn.Module:
@@ -253,9 +253,10 @@ def test_groups_survive_in_the_optimizer_and_its_state() -> None:
 
 @pytest.mark.parametrize("name", ["adamv", "foo_adamw", "lookahead_", "adahessian"])
 def test_unknown_optimizer_is_refused(name: str) -> None:
-    with pytest.raises(FgkdError, match=f"no first-order optimizer '{name}'") as error:
+    with pytest.raises(UnknownName) as error:
         optim.create_optimizer(name=name, groups=[], lr=1.0, momentum=0.9)
-    assert error.value.hint
+    assert (error.value.option, error.value.value) == ("opt", name)
+    assert "adamw" in error.value.known
     if name == "adamv":
         assert "did you mean" in error.value.message
 
@@ -288,5 +289,5 @@ def test_clip_by_value_and_parameters_without_a_gradient() -> None:
 
 
 def test_importing_optim_does_not_import_timm() -> None:
-    code = "import sys, fgkd.optim; sys.exit('timm' in sys.modules)"
+    code = "import sys, fgkd.training.optim; sys.exit('timm' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -4,51 +4,67 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fgkd import config, files
 from fgkd.config import TrainTeacherConfig, args_file
-from fgkd.errors import FgkdError
+from fgkd.errors import FgkdError, OptionError, OutputExists, RunMismatch
+from fgkd.progress import Progress
 from fgkd.training import run_folder
-from fgkd.training.run_folder import RunFolder
+from fgkd.training.run_folder import Parents, RunFacts, RunFolder
+from fgkd.views.recipes import ViewIdentity, ViewRecipe
+from stages.remedies import remedy
 
-FACTS: dict[str, Any] = {
-    "data": ["icons"],
-    "views": {"seed": 1, "recipe": {"hflip": 0.5}},
-    "val_fraction": 0.1,
-}
+RECIPE = ViewRecipe(hflip=0.5)
+FACTS = RunFacts(
+    stage="train-teacher", data=("icons",), val_fraction=0.1, views=ViewIdentity(RECIPE, 1, 32)
+)
 
 
-def begin(path: Path, **options: Any) -> bool:
-    """Begin a teacher's run."""
-    facts = FACTS | {"parents": {}} | options.pop("facts", {})
-    stage = options.pop("stage", "train-teacher")
-    given = TrainTeacherConfig(output=str(path), **options)
-    return RunFolder(path, lambda line: None).begin(stage, given, facts)
+def begin(path: Path, facts: RunFacts = FACTS, **options: Any) -> bool:
+    """Begin the run of a teacher."""
+    given = config.build(TrainTeacherConfig, {"output": str(path), **options}, "test")
+    return RunFolder(path).begin(given, given.run, facts)
+
+
+class Lines(Progress):
+    """Collects what is reported."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def message(self, line: str) -> None:
+        self.lines.append(line)
 
 
 def test_a_new_run_has_its_options_and_facts(tmp_path: Path) -> None:
     path = tmp_path / "runs" / "a"
     assert begin(path, epochs=3) is False
     assert args_file.load_yaml(path / "args.yaml")["epochs"] == 3
-    assert run_folder.read(path) == {"stage": "train-teacher", **FACTS, "parents": {}}
+    found = run_folder.read(path)
+    assert (found.stage, found.data, found.val_fraction) == ("train-teacher", ("icons",), 0.1)
+    assert (found.views, found.parents) == (FACTS.views, Parents())
+    assert found.versions["torch"] == torch.__version__.partition("+")[0]
 
 
 def test_what_is_there_is_refused_with_both_remedies(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("x")
-    with pytest.raises(FgkdError, match="exists and is not empty") as caught:
+    with pytest.raises(OutputExists) as caught:
         begin(tmp_path)
-    assert "--resume" in caught.value.hint
-    assert "--overwrite" in caught.value.hint
+    assert caught.value.path == tmp_path
+    assert caught.value.renamed == tmp_path.with_name(f"{tmp_path.name}.old1")
+    assert "--overwrite" in remedy(caught.value)
     assert [p.name for p in tmp_path.iterdir()] == ["precious"]
 
 
 def test_resume_does_not_write_into_a_folder_that_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("x")
-    with pytest.raises(FgkdError, match="exists and is not empty"):
+    with pytest.raises(OutputExists):
         begin(tmp_path, resume=True)
 
 
@@ -62,7 +78,7 @@ def test_resume_of_nothing_begins(tmp_path: Path, left: str | None) -> None:
         (path / "run.json").rename(path / left)
     assert begin(path, resume=True) is False
     assert (path / "args.yaml").exists()
-    assert run_folder.read(path)["stage"] == "train-teacher"
+    assert run_folder.read(path).stage == "train-teacher"
 
 
 def test_overwrite_moves_aside_and_counts(tmp_path: Path) -> None:
@@ -76,8 +92,9 @@ def test_overwrite_moves_aside_and_counts(tmp_path: Path) -> None:
 
 
 def test_overwrite_with_resume_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FgkdError, match="exclude each other"):
+    with pytest.raises(OptionError) as caught:
         begin(tmp_path / "a", overwrite=True, resume=True)
+    assert caught.value.option == "overwrite"
 
 
 @pytest.mark.parametrize("output", ["", "."])
@@ -95,48 +112,54 @@ def test_output_is_a_file(tmp_path: Path) -> None:
 def test_resume_refuses_changed_options_old_to_new(tmp_path: Path) -> None:
     begin(tmp_path, lr=0.1, epochs=3)
     assert begin(tmp_path, lr=0.1, epochs=3, workers=7, log_interval=1.0, resume=True) is False
-    with pytest.raises(FgkdError) as caught:
+    with pytest.raises(RunMismatch) as caught:
         begin(tmp_path, lr=0.2, epochs=4, resume=True)
-    assert "epochs: 3 -> 4" in caught.value.message
-    assert "lr: 0.1 -> 0.2" in caught.value.message
-    assert f"--resume --output {tmp_path}" in caught.value.hint
+    found = {(one.field, one.old, one.new) for one in caught.value.differences}
+    assert found == {("epochs", 3, 4), ("lr", 0.1, 0.2)}
+    assert f"--resume --output {tmp_path}" in remedy(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("facts", "said"),
-    [
-        ({"parents": {"identity_sha256": "b", "cache": "/x"}}, "identity_sha256: a -> b"),
-        ({"val_fraction": 0.2}, "val_fraction: 0.1 -> 0.2"),
-        ({"views": {"seed": 1, "recipe": {"hflip": 0.0}}}, "views.recipe.hflip: 0.5 -> 0.0"),
-    ],
-)
+CHANGES: list[tuple[dict[str, Any], tuple[str, object, object]]] = [
+    ({"parents": Parents(identity_sha256="b", cache="/x")}, ("identity_sha256", "a", "b")),
+    ({"val_fraction": 0.2}, ("val_fraction", 0.1, 0.2)),
+    (
+        {"views": ViewIdentity(ViewRecipe(hflip=0.0), 1, 32)},
+        ("views.recipe.hflip", 0.5, 0.0),
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "difference"), CHANGES)
 def test_resume_refuses_another_parents_content(
-    tmp_path: Path, facts: dict[str, Any], said: str
+    tmp_path: Path, changes: dict[str, Any], difference: tuple[str, object, object]
 ) -> None:
     """A cache may move, but not become another one."""
-    parents = {"parents": {"identity_sha256": "a", "cache": "/old"}}
-    begin(tmp_path, facts=parents)
-    moved = {"parents": {"identity_sha256": "a", "cache": "/new"}}
-    assert begin(tmp_path, facts=moved, resume=True) is False
-    with pytest.raises(FgkdError, match=said):
-        begin(tmp_path, facts=parents | facts, resume=True)
+    begun = replace(FACTS, parents=Parents(identity_sha256="a", cache="/old"))
+    begin(tmp_path, begun)
+    moved = replace(FACTS, parents=Parents(identity_sha256="a", cache="/new"))
+    assert begin(tmp_path, moved, resume=True) is False
+    with pytest.raises(RunMismatch) as caught:
+        begin(tmp_path, replace(begun, **changes), resume=True)
+    assert (caught.value.field, caught.value.old, caught.value.new) == difference
 
 
 def test_resume_refuses_a_run_of_another_stage(tmp_path: Path) -> None:
     begin(tmp_path)
-    with pytest.raises(FgkdError, match="a run of train-teacher, not of train-student"):
-        begin(tmp_path, resume=True, stage="train-student")
+    with pytest.raises(RunMismatch) as caught:
+        begin(tmp_path, replace(FACTS, stage="train-student"), resume=True)
+    assert caught.value.field == "stage"
+    assert caught.value.stage == "train-teacher"
 
 
 def test_resume_is_true_once_there_is_a_checkpoint(tmp_path: Path) -> None:
     begin(tmp_path)
-    run = RunFolder(tmp_path, lambda line: None)
+    run = RunFolder(tmp_path)
     run.save(run.last, {"step": 3})
     assert begin(tmp_path, resume=True) is True
 
 
 def test_metrics_are_cut_back_and_the_summary_is_derived(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path, lambda line: None)
+    run = RunFolder(tmp_path)
     for epoch in range(3):
         extra = {"ema_val_nll": 0.5} if epoch else {}
         row = {"epoch": epoch, "step": 10 * (epoch + 1), "lr": 0.1, "task_loss": 1.0, **extra}
@@ -157,35 +180,35 @@ def test_metrics_are_cut_back_and_the_summary_is_derived(tmp_path: Path) -> None
 
 
 def test_bad_images_are_listed_once(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path, lambda line: None)
-    run.add_bad_images([])
+    run = RunFolder(tmp_path)
+    run.add_unreadable([])
     assert not (tmp_path / "bad_images.jsonl").exists()
-    run.add_bad_images([("a", "x"), ("b", "y"), ("a", "x")])
-    run.add_bad_images([("b", "y"), ("c", "z")])
+    run.add_unreadable([("a", "x"), ("b", "y"), ("a", "x")])
+    run.add_unreadable([("b", "y"), ("c", "z")])
     found = files.read_lines(tmp_path / "bad_images.jsonl")
     assert [(row["key"], row["reason"]) for row in found] == [("a", "x"), ("b", "y"), ("c", "z")]
 
 
 def test_only_rank_0_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
-    lines: list[str] = []
-    run = RunFolder(tmp_path, lines.append)
+    shown = Lines()
+    run = RunFolder(tmp_path, shown)
     run.log("x")
     run.add_row({"epoch": 0, "step": 1}, {"step": 1})
-    run.add_bad_images([("a", "x")])
+    run.add_unreadable([("a", "x")])
     run.save(run.last, {"step": 1})
     run.cut_back(0)
     assert list(tmp_path.iterdir()) == []
-    assert lines == []
+    assert shown.lines == []
 
 
 def test_the_log_is_what_was_shown(tmp_path: Path) -> None:
-    lines: list[str] = []
-    run = RunFolder(tmp_path, lines.append)
+    shown = Lines()
+    run = RunFolder(tmp_path, shown)
     run.log("one")
     run.log("zwö")
     assert (tmp_path / "log.txt").read_text() == "one\nzwö\n"
-    assert lines == ["one", "zwö"]
+    assert shown.lines == ["one", "zwö"]
 
 
 def test_reading_what_is_not_a_run(tmp_path: Path) -> None:
@@ -222,5 +245,5 @@ def test_rows_of_another_kind_are_forgotten_on_resume(tmp_path: Path) -> None:
     rows = [{"a": 1}, {"step": "x"}, {"step": 2}, {"step": 9}]
     for row in rows:
         files.append_line(tmp_path / "metrics.jsonl", row)
-    RunFolder(tmp_path, lambda line: None).cut_back(5)
+    RunFolder(tmp_path).cut_back(5)
     assert files.read_lines(tmp_path / "metrics.jsonl") == [{"step": 2}]

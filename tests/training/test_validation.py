@@ -22,6 +22,7 @@ from torchvision.transforms import functional as tv
 from fgkd import files, models
 from fgkd.config import EvaluateConfig
 from fgkd.data import open_dataset
+from fgkd.views.recipes import ViewRecipe
 from stages import evaluate as stage
 
 CPU = torch.device("cpu")
@@ -47,7 +48,7 @@ def write_run(run: Path, data: str, name: str = DEIT, **config: Any) -> Path:
     model.net.pretrained_cfg |= config
     models.save(model, run / "model")
     facts = {"stage": "train-student", "parents": {}, "data": [data], "val_fraction": 0.1}
-    facts |= {"views": {"recipe": {}}}
+    facts |= {"views": {"recipe": ViewRecipe().to_dict(), "seed": 0, "img_size": 32}}
     files.write_json(run / "run.json", facts)
     return run
 
