@@ -58,7 +58,7 @@ def line(row: Row) -> str:
     spread = f"[{row.spread[0]:,.4g}..{row.spread[1]:,.4g}]" if row.spread else ""
     bar = "" if row.bar is None else f"{'<=' if row.at_most else '>='} {row.bar:,.4g}"
     verdict = {True: "holds", False: "FAILS", None: ""}[row.holds]
-    first = f"{row.message}  |  {row.against}"
+    first = f"{row.what}  |  {row.against}"
     return f"{first}\n    {value:>12} {spread:<22} {bar:<14} {verdict:<6} {row.note}"
 
 
@@ -84,7 +84,7 @@ def main() -> None:
             for row in PARTS[name](plan):
                 print(line(row), flush=True)
                 rows.append(row)
-    failing = [row.message for row in rows if row.holds is False]
+    failing = [row.what for row in rows if row.holds is False]
     print(f"\n{len(rows)} rows in {time.monotonic() - began:.0f} s, {len(failing)} below the bar")
     if options.json:
         report = {"machine": facts, "quick": options.quick, "rows": [r.to_dict() for r in rows]}

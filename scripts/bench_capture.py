@@ -31,10 +31,11 @@ from bench_train import CLASSES, LARGER, TEACHER, Pair, stepping
 from fgkd import device, models
 from fgkd.cache.stats import TARGET
 from fgkd.cache.writer import Writer
-from fgkd.config import CacheLogitsConfig
 from fgkd.data import Dataset, Samples
-from fgkd.views.rendering import KeyedView
-from stages import capture, cli, session
+from fgkd.distillation.capture import Capture
+from fgkd.distillation.teachers import Teachers
+from fgkd.views.view_set import ViewSet
+from stages import cli
 
 SIDE, NUM_CLASSES, MANY_VIEWS = 32, 100, 64
 FLAT = 4.0  # MiB: an answer being encoded (float64), and a shard being summed up
@@ -55,39 +56,46 @@ def tiny_teacher(num_classes: int, size: int) -> models.Classifier:
     return models.create(TEACHER, class_names=names, kwargs=kwargs, img_size=size)[0].eval()
 
 
+@dataclasses.dataclass(frozen=True)
+class How:
+    """How a capture is run."""
+
+    batch_size: int
+    views: int
+    workers: int
+    dtype: str = "float32"
+
+
 def capturing(
-    plan: Plan, samples: Samples, teacher: models.Classifier, options: CacheLogitsConfig
+    plan: Plan, samples: Samples, teacher: models.Classifier, options: How
 ) -> Callable[[], float]:
     """Seconds of a whole capture into a new folder, its workers' start included."""
     size = teacher.config["input_size"][-1]
     dataset = Dataset("made up", [str(i) for i in range(CLASSES)], ["made up"], {"train": samples})
     device, dtype = plan.device, options.dtype
-    teachers = capture.Teachers([teacher], [], "logits", size, device, dtype, options.batch_size)
-    teachers.ready()
-    view, numbers = KeyedView(samples, LIGHT, 0), itertools.count()
+    teachers = Teachers([teacher], [], "logits", size, device, dtype, options.batch_size)
+    teachers.to_device()
+    views, numbers = ViewSet(samples, LIGHT, 0, size, 1024), itertools.count()
 
     def measure() -> float:
         folder = plan.folder / f"capture{id(samples)}-{options.views}-{next(numbers)}"
-        identity, tables = identity_of(view, CLASSES, 1024, size)
+        identity, tables = identity_of(views.view, CLASSES, 1024, size)
         writer = Writer(folder, identity, tables, options.views, lambda split, i: b"")
         writer.begin()
-        with session.StopSignal(False) as stop, contextlib.redirect_stdout(io.StringIO()):
-            clock = time.perf_counter()
-            made = capture.Capture(writer, teachers, dataset, view, options)
-            made.write_train(writer.jobs(), stop)
-            return time.perf_counter() - clock
+        clock = time.perf_counter()
+        Capture(writer, teachers, dataset, views, workers=options.workers).write_train(
+            writer.jobs()
+        )
+        return time.perf_counter() - clock
 
     return measure
 
 
-def compute_load(plan: Plan) -> tuple[str, int, CacheLogitsConfig]:
+def compute_load(plan: Plan) -> tuple[str, int, How]:
     """A teacher that decides the time on this device, images to ask it about, and how."""
     if plan.device.type == "cuda":
-        how = CacheLogitsConfig(
-            batch_size=256, views=8, workers=plan.workers, dtype="bfloat16", device="cuda"
-        )
-        return LARGER, 4096, how
-    how = CacheLogitsConfig(batch_size=plan.pick(32, 4), views=plan.pick(4, 2), workers=1)
+        return LARGER, 4096, How(256, views=8, workers=plan.workers, dtype="bfloat16")
+    how = How(batch_size=plan.pick(32, 4), views=plan.pick(4, 2), workers=1)
     return TEACHER, plan.pick(96, 4), how
 
 
@@ -169,7 +177,7 @@ def decode_bound(plan: Plan) -> list[Row]:
 
     measures = {"bare": decoded}
     for views in (1, 8):
-        options = CacheLogitsConfig(batch_size=batch, views=views, workers=plan.workers)
+        options = How(batch_size=batch, views=views, workers=plan.workers)
         measures[str(views)] = capturing(plan, samples, teacher, options)
     found = interleave(measures, plan.pick(5, 1))
     out = []

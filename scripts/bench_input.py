@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from bench_common import LIGHT, Plan, Row, decoding, interleave, ratio, samples_of
+from bench_common import (
+    LIGHT,
+    Plan,
+    Row,
+    decoding,
+    interleave,
+    ratio,
+    samples_of,
+    write_cache,
+)
+from torch.utils.data import DataLoader
 
-from fgkd.data import Samples
+from fgkd.cache.reader import Reader
+from fgkd.data import Dataset, Samples
 from fgkd.data.image_store import ImageStore
 from fgkd.loading import schedule
+from fgkd.loading.cached_views import CachedViews
 from fgkd.loading.train_loader import TrainLoader
 from fgkd.views import recipes
 from fgkd.views.view_set import ViewSet
 
-BATCH, SIZE, STORE_SIDE = 64, 224, 256
+BATCH, SIZE, STORE_SIDE, CLASSES = 64, 224, 256, 100
 
 
 def per_image(batches: Iterable[Any], skip: int, count: int) -> float:
@@ -73,6 +86,17 @@ def timms(samples: Samples, recipe: recipes.ViewRecipe, workers: int, folder: st
     return loader.loader  # before the prefetcher's conversion to float
 
 
+def from_cache(samples: Samples, cache: Path, workers: int, is_own: bool) -> Iterable[Any]:
+    """Batches with targets: of the project's own loader, or of a DataLoader over CachedViews."""
+    reader = Reader(cache)
+    dataset = Dataset("made up", reader.classes, ["made up"], {"train": samples}, val_fraction=0.0)
+    views = CachedViews(reader, dataset)
+    if not is_own:
+        return DataLoader(views, BATCH, shuffle=True, num_workers=workers)
+    steps = schedule.Schedule(0, len(samples), BATCH, 1, 1)
+    return TrainLoader(views.view_set, steps, workers=workers, cache=reader).batches(0)
+
+
 def rows(plan: Plan) -> list[Row]:
     """The input pipeline's lines of the table."""
     skip, count = plan.pick(3, 1), plan.pick(16, 1)
@@ -92,15 +116,19 @@ def rows(plan: Plan) -> list[Row]:
     store = ImageStore(plan.folder / "store", samples, STORE_SIDE)
     store.build(plan.workers)
     measures = {"bare": bare, "stored light": measure(ours, LIGHT, plan.workers, store)}
-    for name, recipe in (("light", LIGHT), ("seed", everything)):
+    for name, recipe in (("light", LIGHT), ("randaug", everything)):
         measures[f"ours {name}"] = measure(ours, recipe, plan.workers)
         measures[f"timm {name}"] = measure(timms, recipe, plan.workers, str(folder))
+    cache = write_cache(plan.folder / "cached", samples, 1, CLASSES, SIZE, digests=True)
+    for name, is_own in (("own loader", True), ("CachedViews", False)):
+        measures[name] = measure(from_cache, cache, plan.workers, is_own)
     seconds = interleave(measures, plan.pick(7, 1))
     rate = {name: float(1 / np.median(values)) for name, values in seconds.items()}
     value, spread = ratio(seconds["timm light"], seconds["ours light"])
     of_bare, bare_spread = ratio(seconds["bare"], seconds["ours light"])
     stored, stored_spread = ratio(seconds["timm light"], seconds["stored light"])
-    all_ops, ops_spread = ratio(seconds["timm seed"], seconds["ours seed"])
+    all_ops, ops_spread = ratio(seconds["timm randaug"], seconds["ours randaug"])
+    cached, cached_spread = ratio(seconds["own loader"], seconds["CachedViews"])
     what, against = "input pipeline, 500x375 JPEG to uint8 at 224", "timm create_loader, uint8"
     return [
         Row(
@@ -116,6 +144,11 @@ def rows(plan: Plan) -> list[Row]:
             *(f"{what}, from the image store", against, stored, 4.0, False, stored_spread),
             f"{rate['stored light']:,.0f} images/s, shorter side {STORE_SIDE} px, "
             f"{store.pixels_bytes / len(samples) / 1e3:,.0f} kB an image",
+        ),
+        Row(
+            *("DataLoader over fgkd.CachedViews, images and targets", "the project's own loader"),
+            *(cached, 0.9, False, cached_spread),
+            f"{rate['CachedViews']:,.0f} images/s against {rate['own loader']:,.0f}",
         ),
         Row(
             *(f"{what}, RandAugment too", against, all_ops, None, False, ops_spread),

@@ -24,15 +24,15 @@ from bench_common import (
 
 from fgkd import device, models
 from fgkd.cache.reader import Reader
-from fgkd.config import TrainStudentConfig
+from fgkd.config import LossSpec, OptimSpec
 from fgkd.data import Samples
 from fgkd.data.image_store import ImageStore
+from fgkd.distillation.step import student_step
 from fgkd.loading import schedule
 from fgkd.loading.batch import to_device
 from fgkd.loading.train_loader import TrainLoader
-from fgkd.training import loop
+from fgkd.training import loop, setup
 from fgkd.views.view_set import ViewSet
-from stages import assembly, train_student
 
 CLASSES, VIEWS, STORE_SIDE = 320, 2, 256
 TEACHER, LARGER = "convnext_tiny", "convnext_base"
@@ -109,12 +109,13 @@ def fitting(
     pair: Pair, samples: Samples, cache: Reader | None, stored: bool = True
 ) -> Iterator[loop.Report]:
     """The stage's own loop: from the cache, or on labels alone."""
-    options = TrainStudentConfig(lr=1e-4, batch_size=pair.batch, epochs=10_000)
+    optim = OptimSpec(lr=1e-4, batch_size=pair.batch, epochs=10_000)
+    loss = LossSpec() if cache is not None else LossSpec(distillation="none")
     model, loader = pair.student(cache is not None), pair.loader(samples, cache, stored)
     return loop.fit(
-        assembly.make_state(options, model, pair.device),
+        setup.make_state(optim, 1e-4, model, pair.device),
         batches=loader.batches(0),
-        step_fn=train_student.make_step(options, None, cache is not None, pair.device),
+        step_fn=student_step(loss),
         steps_per_epoch=loader.schedule.steps_per_epoch,
         lr_at=lambda step: 1e-4,
         seed=0,

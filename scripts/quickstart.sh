@@ -16,15 +16,15 @@ fgkd train-teacher -c stages/recipes/icons-teacher.yaml --output "$out/teacher" 
 step 2 "Write its logits for every augmented view of every training image"
 fgkd cache-logits -c stages/recipes/icons-cache.yaml --teacher "$out/teacher" --output "$out/cache"
 
-step 3 "Train the control: a DeiT on the same views, from labels alone"
-fgkd train-student -c stages/recipes/icons-control.yaml --output "$out/control" --resume
+step 3 "Train the baseline: a DeiT on the same views, from labels alone"
+fgkd train-student -c stages/recipes/icons-baseline.yaml --output "$out/baseline" --resume
 
 step 4 "Train the student: the same DeiT, from the cache, with no teacher in memory"
 fgkd train-student -c stages/recipes/icons-student.yaml --cache "$out/cache" \
   --output "$out/student" --resume
 
 step 5 "Compare them on the test split, drawn by designers unseen in training"
-fgkd evaluate "$out/teacher" "$out/control" "$out/student" --split test --json "$out/results.json"
+fgkd evaluate "$out/teacher" "$out/baseline" "$out/student" --split test --json "$out/results.json"
 
 took=$((SECONDS - began))
 printf '\nDone in %dm%02ds. Next, on your own images (train/<class>/*.jpg):\n' $((took / 60)) $((took % 60))

@@ -43,11 +43,11 @@ STUDENT = {
     "model_kwargs": ["patch_size=8,embed_dim=192,depth=6,num_heads=3"],
 }
 ARMS = {
-    "control": "labels alone",
+    "baseline": "labels alone",
     "offline": "from the cache",
     "live": "beside the live teacher",
     "timm": "timm's LogitDistillationTask beside it",
-    "control-3x": "labels alone, 3 x the steps",
+    "baseline-3x": "labels alone, 3 x the steps",
     "offline-3x": "from the cache, 3 x the steps",
 }
 
@@ -62,7 +62,7 @@ def stage(*args: object) -> None:
 def train_fgkd(arm: str, run: Path, base: Path, seed: int, epochs: int, data: str) -> None:
     """One of our students; `--resume` continues it, or says that it is finished."""
     steps = 3 * epochs if arm.endswith("-3x") else epochs
-    recipe = "icons-control" if arm.startswith("control") else "icons-student"
+    recipe = "icons-baseline" if arm.startswith("baseline") else "icons-student"
     given = ["-c", RECIPES / f"{recipe}.yaml", "--model", STUDENT["model"]]
     given += ["--epochs", steps, "--seed", seed, "--view-seed", 0, "--amp"]
     if arm.startswith("offline"):
@@ -217,9 +217,9 @@ def table(found: dict[str, Any]) -> str:
             "",
             f"Teacher {found['teacher']:.2f} %. Differences of top-1, seed by seed, mean ± spread:",
             f"offline - live {gain('offline', 'live')}; offline - timm {gain('offline', 'timm')}; "
-            f"offline - control {gain('offline', 'control')}; "
-            f"offline - control of 3 x the steps {gain('offline', 'control-3x')}; "
-            f"both of 3 x the steps {gain('offline-3x', 'control-3x')}.",
+            f"offline - baseline {gain('offline', 'baseline')}; "
+            f"offline - baseline of 3 x the steps {gain('offline', 'baseline-3x')}; "
+            f"both of 3 x the steps {gain('offline-3x', 'baseline-3x')}.",
         ]
     )
 
@@ -227,7 +227,7 @@ def table(found: dict[str, Any]) -> str:
 @click.command()
 @click.option("--output", type=click.Path(path_type=Path), default=Path("runs/study"))
 @click.option("--seeds", default="0,1,2", show_default=True, help="One student an arm for each.")
-@click.option("--epochs", default=8, show_default=True, help="Of every arm but the long control.")
+@click.option("--epochs", default=8, show_default=True, help="Of every arm but the long baseline.")
 @click.option("--teacher-epochs", default=16, show_default=True)
 @click.option("--data", default="icons", show_default=True, help="NAME or NAME:PATH.")
 def main(output: Path, seeds: str, epochs: int, teacher_epochs: int, data: str) -> None:

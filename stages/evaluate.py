@@ -163,7 +163,7 @@ def summarize(scored: dict[str, Any], teacher: dict[str, Any] | None, split: str
 def compared(scored: list[dict[str, Any]]) -> list[tuple[int, int]]:
     """Pairs of runs on the same images: all of up to three runs, else each with the first student.
 
-    (later, earlier), so that a student is held against the control or teacher named before it.
+    (later, earlier), so that a student is held against the baseline or teacher named before it.
     """
     first = next((i for i, s in enumerate(scored) if s["stage"] == "train-student"), 0)
     pairs = itertools.combinations(range(len(scored)), 2)

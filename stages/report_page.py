@@ -74,12 +74,12 @@ def role_of(scored: dict[str, Any]) -> str:
         return "teacher"
     args = scored["path"] / "args.yaml"
     distils = not args.exists() or args_file.load_yaml(args).get("distillation") != "none"
-    return "student" if distils else "control"
+    return "student" if distils else "baseline"
 
 
 def pick_focus(runs: Sequence[Run]) -> Run:
-    """Whose answers are shown: the first student, else the first control, else the first run."""
-    for role in ("student", "control"):
+    """Whose answers are shown: the first student, else the first baseline, else the first run."""
+    for role in ("student", "baseline"):
         for run in runs:
             if run.role == role:
                 return run

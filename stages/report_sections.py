@@ -54,7 +54,7 @@ class Run:
     """A run as the page shows it: its figures and its answers on the labelled images."""
 
     name: str
-    role: str  # teacher, student or control
+    role: str  # teacher, student or baseline
     scored: dict[str, Any]
     result: dict[str, Any]
     labels_N: np.ndarray
@@ -237,24 +237,24 @@ def by_quality(focus: Run, peers: Sequence[Run]) -> Section:
 def taught(
     focus: Run, peers: Sequence[Run], teacher: Answers | None, examples: Examples
 ) -> Section:
-    """Where the student is right with its teacher, and the control without one is wrong."""
+    """Where the student is right with its teacher, and the baseline without one is wrong."""
     if teacher is None or focus.role == "teacher":
         return Section("taught", "What the teacher taught")
     others = {"teacher": teacher, focus.role: focus.answers}
-    control = next((run for run in peers if run.role == "control" and run is not focus), None)
-    if control is not None:
-        others["control"] = control.answers
+    baseline = next((run for run in peers if run.role == "baseline" and run is not focus), None)
+    if baseline is not None:
+        others["baseline"] = baseline.answers
     figures = [plots.outcomes(who_is_right({name: a.hit_N for name, a in others.items()}))]
-    if control is None:
+    if baseline is None:
         return Section("taught", "Teacher and student", figures=figures)
-    examples.add("control", control.answers)
-    gained_N = teacher.hit_N & focus.answers.hit_N & ~control.answers.hit_N
-    lost_N = ~focus.answers.hit_N & control.answers.hit_N
+    examples.add("baseline", baseline.answers)
+    gained_N = teacher.hit_N & focus.answers.hit_N & ~baseline.answers.hit_N
+    lost_N = ~focus.answers.hit_N & baseline.answers.hit_N
     gained = np.flatnonzero(gained_N)
     best = gained[np.argsort(-focus.answers.confidence_N[gained], kind="stable")][:MAX_TAUGHT]
     said = (
-        f"On {gained_N.sum():,} images teacher and student are right and the control, trained on "
-        f"labels alone, is wrong. The other way, the control is right and the student wrong on "
+        f"On {gained_N.sum():,} images teacher and student are right and the baseline, trained on "
+        f"labels alone, is wrong. The other way, the baseline is right and the student wrong on "
         f"{lost_N.sum():,}, of which the teacher is right on {(lost_N & teacher.hit_N).sum():,}."
     )
     title, which = "Right with the teacher, wrong without", "The student's most confident answers."

@@ -87,14 +87,14 @@ def any_flowers(monkeypatch: pytest.MonkeyPatch) -> None:
 def tiny_runs(
     tiny_teacher: Path, tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
-    """The teacher, a student of its cache, and the control on the same views."""
+    """The teacher, a student of its cache, and the baseline on the same views."""
     root = tmp_path_factory.mktemp("runs")
-    for name, how in (("control", ("--distillation", "none")), ("student", ())):
+    for name, how in (("baseline", ("--distillation", "none")), ("student", ())):
         fgkd(
             *("train-student", "--cache", tiny_cache, *STUDENT, *how, "--output", root / name),
             *("--epochs", 8, "--batch-size", 16, "--lr", 5e-3, "--workers", 0),
         )
-    return {"teacher": tiny_teacher, "control": root / "control", "student": root / "student"}
+    return {"teacher": tiny_teacher, "baseline": root / "baseline", "student": root / "student"}
 
 
 @pytest.fixture(scope="session")

@@ -128,7 +128,7 @@ def test_refusals(
         ),
         (
             ("train-student", "--cache", caches["hdf5"], "--no-bbox-crop"),
-            "--cache fixes the views; --bbox-crop cannot change them",
+            "the cache fixes the views; bbox_crop cannot change them",
         ),
     )
     for number, (args, message) in enumerate(calls):

@@ -75,11 +75,11 @@ def test_control_and_student_recipes_differ_in_distillation_alone() -> None:
     from fgkd.config.args_file import load_yaml
 
     student = load_yaml(ROOT / "stages/recipes/icons-student.yaml")
-    control = load_yaml(ROOT / "stages/recipes/icons-control.yaml")
+    baseline = load_yaml(ROOT / "stages/recipes/icons-baseline.yaml")
     losses = {"kd_loss", "temperature", "distill_loss_weight", "task_loss_weight"}
     source = {"data", "distillation", "aug_recipe"}
-    for key in (set(student) | set(control)) - losses - source:
-        assert student[key] == control[key], key
+    for key in (set(student) | set(baseline)) - losses - source:
+        assert student[key] == baseline[key], key
 
 
 def test_no_path_of_one_machine() -> None:

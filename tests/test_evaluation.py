@@ -1,4 +1,4 @@
-"""`evaluate` agrees with timm to the image, and the control is the student without its teacher."""
+"""`evaluate` agrees with timm to the image, and the baseline is the student without its teacher."""
 
 from __future__ import annotations
 
@@ -123,11 +123,11 @@ def test_intervals_and_mcnemar_are_of_timms_hits(
 
 def test_many_runs_are_held_against_the_first_student() -> None:
     """All pairs of three; of four with the first student; never runs on other images."""
-    teacher, control, one, two = (
+    teacher, baseline, one, two = (
         {"stage": stage, "keys": ["a"]} for stage in ("train-teacher", *["train-student"] * 3)
     )
-    assert stage.compared([teacher, control, one]) == [(1, 0), (2, 0), (2, 1)]
-    assert stage.compared([teacher, control, one, two]) == [(1, 0), (2, 1), (3, 1)]
+    assert stage.compared([teacher, baseline, one]) == [(1, 0), (2, 0), (2, 1)]
+    assert stage.compared([teacher, baseline, one, two]) == [(1, 0), (2, 1), (3, 1)]
     assert stage.compared([teacher, one | {"keys": ["b"]}]) == []
 
 
@@ -190,17 +190,17 @@ def test_the_control_sees_the_same_batches_and_its_distillation_head_stays_out(
         ),
     }
     distilled = recorded(monkeypatch, tmp_path / "distilled", "--cache", tiny_cache)
-    control = recorded(monkeypatch, tmp_path / "run", "--distillation", "none", *source[of])
-    assert (distilled.with_targets, control.with_targets) == ({True}, {False})
-    assert_same(control.first, distilled.first)
-    assert len(control.batches) == len(distilled.batches) == 21
-    for got, want in zip(control.batches, distilled.batches, strict=True):
+    baseline = recorded(monkeypatch, tmp_path / "run", "--distillation", "none", *source[of])
+    assert (distilled.with_targets, baseline.with_targets) == ({True}, {False})
+    assert_same(baseline.first, distilled.first)
+    assert len(baseline.batches) == len(distilled.batches) == 21
+    for got, want in zip(baseline.batches, distilled.batches, strict=True):
         assert np.array_equal(got[0], want[0])
         assert_same(got[1:], want[1:])
     last = saved(tmp_path / "run")["model"]
     for name in ("net.head_dist.weight", "net.head_dist.bias"):
-        assert torch.equal(last[name], control.first[name])
-    assert not torch.equal(last["net.head.weight"], control.first["net.head.weight"])
+        assert torch.equal(last[name], baseline.first[name])
+    assert not torch.equal(last["net.head.weight"], baseline.first["net.head.weight"])
     assert "distill_loss" not in rows(tmp_path / "run")[0]
 
 

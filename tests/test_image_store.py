@@ -24,6 +24,7 @@ from fgkd.errors import FgkdError
 from fgkd.loading.workers import render
 from fgkd.views.recipes import RECIPES, ViewRecipe
 from fgkd.views.rendering import KeyedView, Request, ViewRenderer
+from stages.remedies import remedy
 
 SIDE = 24
 SIZES = ((40, 30), (30, 41), (24, 24), (10, 50), (25, 97), (64, 64))  # width, height
@@ -132,7 +133,7 @@ def test_a_stale_store_is_refused(built: ImageStore, tmp_path: Path) -> None:
     def refused(**changes: object) -> str:
         with pytest.raises(FgkdError, match="is of other images") as caught:
             reopened(built, **changes)
-        assert caught.value.hint.startswith(f"rm -r {built.folder}")
+        assert remedy(caught.value).startswith(f"rm -r {built.folder}")
         return caught.value.message
 
     samples = built.samples

@@ -137,7 +137,7 @@ def test_what_cannot_be_predicted_with(
     fails = make_fails(capsys)
     said = fails("evaluate", run, "--predict", photos, "--tta", "flip")
     assert "nobody says whether left and right are classes" in said
-    assert "no trained model at" in fails("evaluate", tmp_path / "no", "--predict", photos)
+    assert "no model at" in fails("evaluate", tmp_path / "no", "--predict", photos)
     assert "RUN is required" in fails("evaluate", "--predict", photos, run)  # runs come first
     path = run / "model" / "config.json"
     kept = path.read_text()

@@ -14,7 +14,7 @@ from run_miniatures import fgkd
 
 from fgkd import config
 from fgkd.config.args_file import load_yaml
-from stages import dry_run
+from fgkd.estimate import training
 
 FOLDER = Path(__file__).parent.parent / "stages" / "recipes"
 RECIPES = sorted(FOLDER.glob("*.yaml"))
@@ -73,7 +73,7 @@ def test_recipe_is_planned(
 
     Whole for one recipe of each architecture and size; the others with few narrow layers.
     """
-    monkeypatch.setattr(dry_run, "flops_per_s", lambda device: 1.0)
+    monkeypatch.setattr(training, "flops_per_s", lambda device: 1.0)
     monkeypatch.chdir(FOLDER.parent.parent)
     before = sorted(Path("runs").rglob("*"))
     given = [w for a, w in zip(["", *words(path)], words(path), strict=False) if a == "--data"]
@@ -110,9 +110,9 @@ def test_recipe_says_each_thing_once(path: Path) -> None:
     if values.get("pretrained"):
         assert values["model"] in timm.list_pretrained()
     if "min_lr" in values:
-        assert built.min_lr < built.lr
+        assert built.optim.min_lr < built.optim.lr
     if "layer_decay_style" in values:
-        assert built.model.startswith("convnext")
+        assert built.model.model.startswith("convnext")
 
 
 def test_no_recipe_is_another() -> None:
@@ -133,16 +133,16 @@ def test_controls_differ_from_their_students_in_distillation_alone() -> None:
     """Or, of the two-stage one, in the epochs."""
     own = {"distillation", "kd_loss", "temperature", "distill_loss_weight", "task_loss_weight"}
     own |= {"views", "aug_recipe"}  # those of the cache
-    for student, control, more in (
+    for student, baseline, more in (
         ("cub-dogs-kd-hard", "cub-dogs-finetuned", set()),
         ("cub-dogs-kd-hard", "cub-dogs-kd-soft", set()),
         ("cub-dogs-kd-hard-finetuned", "cub-dogs-extra", set()),
-        ("cub-dogs-finetuned", "cub-dogs-control", {"epochs"}),
-        ("foodx251-kd", "foodx251-control", set()),
+        ("cub-dogs-finetuned", "cub-dogs-baseline", {"epochs"}),
+        ("foodx251-kd", "foodx251-baseline", set()),
     ):
-        a, b = (load_yaml(FOLDER / f"{name}.yaml") for name in (student, control))
+        a, b = (load_yaml(FOLDER / f"{name}.yaml") for name in (student, baseline))
         differ = {key for key in {*a, *b} if a.get(key) != b.get(key)}
-        assert differ <= own | more, (student, control)
+        assert differ <= own | more, (student, baseline)
 
 
 def test_the_page_of_recipes_names_every_file() -> None:

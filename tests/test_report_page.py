@@ -77,7 +77,7 @@ def test_the_table_of_runs(
         top1 = float(row[2].split()[0])
         assert top1 == pytest.approx(100 * (answers[role] == labels).mean(), abs=0.005)
     pairs = [(row[0], row[1]) for row in table(page, "run", "against")]
-    assert pairs == [("control", "run"), ("student", "run"), ("student", "control")]
+    assert pairs == [("baseline", "run"), ("student", "run"), ("student", "baseline")]
 
 
 def test_the_table_of_classes(
@@ -127,11 +127,11 @@ def test_what_the_teacher_taught(
     page: Outline, labels: np.ndarray, answers: dict[str, np.ndarray]
 ) -> None:
     hits = {name: answer == labels for name, answer in answers.items()}
-    gained = (hits["teacher"] & hits["student"] & ~hits["control"]).sum()
+    gained = (hits["teacher"] & hits["student"] & ~hits["baseline"]).sum()
 
-    lost = ~hits["student"] & hits["control"]
+    lost = ~hits["student"] & hits["baseline"]
     both = (lost & hits["teacher"]).sum()
-    assert f"On {gained} images teacher and student are right and the control" in page.text
+    assert f"On {gained} images teacher and student are right and the baseline" in page.text
     assert f"student wrong on {lost.sum()}, of which the teacher is right on {both}." in page.text
     assert ("Right with the teacher, wrong without" in page.text) == (gained > 0)
 

@@ -96,9 +96,9 @@ def test_soft_kl_is_not_divided_by_the_number_of_classes(num_classes: int) -> No
     # A teacher sure of class 0 to 90 %, a student that knows nothing.
     p = torch.full((4, num_classes), 0.1 / (num_classes - 1))
     p[:, 0] = 0.9
-    batch: dict[str, Any] = {"teacher_BK": p.log(), "labels_B": torch.zeros(4, dtype=torch.int64)}
+    batch: dict[str, Any] = {"teacher_logits": p.log()}
     found = distill_loss(
-        name="kl", logits_BK=torch.zeros(4, num_classes), temperature=1.0, **batch
+        name="kl", student_logits=torch.zeros(4, num_classes), temperature=1.0, **batch
     ).item()
     entropy = -(0.9 * np.log(0.9) + 0.1 * np.log(0.1 / (num_classes - 1)))
     assert found == pytest.approx(np.log(num_classes) - entropy, rel=1e-4)

@@ -25,7 +25,7 @@ def test_a_small_study(tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFi
     study.main([*command, "0,1"], standalone_mode=False)
     again = capsys.readouterr().out
     found = json.loads((tmp_path / "study.json").read_text())
-    arms = ("control", "offline", "live", "timm", "control-3x", "offline-3x")
+    arms = ("baseline", "offline", "live", "timm", "baseline-3x", "offline-3x")
     for arm in arms:
         assert len(found[arm]["top1_pct"]) == 2
         assert all(0 <= value <= 100 for value in found[arm]["agreement_pct"])

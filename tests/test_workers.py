@@ -143,7 +143,7 @@ def test_a_script_that_leaves_off_in_the_middle_ends(
     """Its generator still lives at the exit; its worker processes must not."""
     (tmp_path / "renderer").write_bytes(pickle.dumps((renderer, requests())))
     code = (
-        "import pickle, sys\nfrom fgkd.workers import render\n"
+        "import pickle, sys\nfrom fgkd.loading.workers import render\n"
         "answers = render(*pickle.load(open(sys.argv[1], 'rb')), 2)\nprint(len(next(answers).rows))"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "renderer")]

@@ -42,7 +42,7 @@ def test_a_hint_quotes_its_path(tmp_path: Path) -> None:
     assert found == ["ls", "-la", str(tmp_path)]  # the innermost folder that is there
 
 
-CONTROL = ("train-student", "--model", "m", "--distillation", "none", "--data", "icons")
+BASELINE = ("train-student", "--model", "m", "--distillation", "none", "--data", "icons")
 FROM_CACHE = ("train-student", "--model", "m", "--cache", "c")
 ODD = "d's data"  # a folder that plain quotes do not make one word of
 
@@ -90,20 +90,20 @@ def test_hints_on_files_of_data_quote_them(tmp_path: Path) -> None:
         ),
         (("train-student", "--model", "m", "--json", "x"), "--json has no effect", "--dry-run"),
         (("cache-logits", "--json", "x"), "--json has no effect", "--dry-run"),
-        ((*CONTROL, "--kd-loss", "kl"), "--kd-loss has no effect", "leave --kd-loss out"),
-        ((*CONTROL, "--temperature", 1), "--temperature has no effect", "leave --temperature out"),
+        ((*BASELINE, "--kd-loss", "kl"), "--kd-loss has no effect", "leave --kd-loss out"),
+        ((*BASELINE, "--temperature", 1), "--temperature has no effect", "leave --temperature out"),
         (
-            (*CONTROL, "--distill-loss-weight", 2),
+            (*BASELINE, "--distill-loss-weight", 2),
             "--distill-loss-weight has no",
             "leave --distill-loss-weight out",
         ),
         (
-            (*CONTROL, "--logit-standardization"),
+            (*BASELINE, "--logit-standardization"),
             "--logit-standardization has no",
             "leave --logit-standardization out",
         ),
         (
-            (*CONTROL, "--dtype", "float64"),
+            (*BASELINE, "--dtype", "float64"),
             "--dtype has no effect without a live",
             "leave --dtype out",
         ),
@@ -139,9 +139,9 @@ def test_an_option_without_effect_is_refused(
 
 
 def test_options_of_a_file_may_be_those_of_another_run(fails: Fails, tmp_path: Path) -> None:
-    """`-c STUDENT/args.yaml --distillation none` is its control: the file is not refused."""
+    """`-c STUDENT/args.yaml --distillation none` is its baseline: the file is not refused."""
     (tmp_path / "student.yaml").write_text("temperature: 2\nshard_size: 9\ndtype: float64\n")
-    for command in (CONTROL[:-1], FROM_CACHE[:-1]):
+    for command in (BASELINE[:-1], FROM_CACHE[:-1]):
         said = fails(*command, tmp_path / "no", "-c", tmp_path / "student.yaml")
         assert "has no effect" not in said
         assert str(tmp_path / "no") in said

@@ -68,7 +68,7 @@ def test_the_report(tiny_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert report["free_bytes"] > 0
     assert "dry run: 194 targets to write, nothing was written" in out
     assert f"at {tmp_path}" in out
-    assert "<- --encoding" in next(line for line in out.splitlines() if "  dense32 " in line)
+    assert "<- chosen" in next(line for line in out.splitlines() if "  dense32 " in line)
 
 
 def test_a_cache_that_is_there_is_not_touched(tiny_cache: Path, tmp_path: Path) -> None:

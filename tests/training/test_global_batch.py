@@ -168,7 +168,7 @@ def test_dist_gathers_its_rows() -> None:
     total = torch.zeros((), dtype=torch.float64)
     for cut in (slice(0, 1), slice(1, 6)):
         everyone = iter((p, q))
-        part = {"logits_BK": s[cut], "teacher_BK": t[cut], "labels_B": batch["labels_B"][cut]}
+        part = {"student_logits": s[cut], "teacher_logits": t[cut], "labels": batch["labels"][cut]}
         gather = functools.partial(lambda parts, own: next(parts), everyone)
         loss = distill_loss(name="dist", **part, temperature=2.0, gather=gather)
         total = total + loss * (cut.stop - cut.start) / 6
