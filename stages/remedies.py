@@ -124,7 +124,8 @@ def _read(path: object) -> str:
 
 
 def _temperature(error: errors.UnstoredTemperature) -> str:
-    grid = ",".join(str(t) for t in [*error.stored, error.value])
+    known = [*error.stored, error.value]
+    grid = ",".join(f"{t:g}" if isinstance(t, float) else str(t) for t in known)
     return f"--temperature {error.stored[-1]:g}, or write a cache with --temperatures {grid}"
 
 

@@ -143,7 +143,7 @@ def test_another_teacher_cannot_vouch(
     other = copy_data(tiny_teacher, tmp_path / "teacher")
     nudge_weight(other)
     said = verify_says(capsys, "--teacher", other, cache)
-    assert "--teacher is not the cache's teacher" in said
+    assert "the teacher given is not the cache's teacher" in said
     assert "weights_sha256[0]: " in said
 
 

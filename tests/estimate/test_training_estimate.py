@@ -95,4 +95,4 @@ def test_what_this_machine_cannot_hold_or_do_is_not_tried(
     assert 11 * 2**30 < report["memory_bytes"]["activations"] < 13 * 2**30
     assert "a step would take" in capsys.readouterr().out
     plan(tmp_path, "train-teacher", *data, *big, "--batch-size", 3_000)
-    assert "free; more grad_accum_steps" in capsys.readouterr().out
+    assert "free; more micro-batches" in capsys.readouterr().out
