@@ -7,9 +7,9 @@
     fgkd.losses.kl(student_logits=s, teacher_logits=t, temperature=2.0)
 
 Each command is also a function with the command's option names: `train_teacher`, `cache_logits`,
-`train_student`, `evaluate`, `inspect`, `predict`, `export`. Errors are subclasses of
-`fgkd.errors.FgkdError`. Importing fgkd imports neither torch nor any other heavy package: each
-name is imported when it is first used.
+`train_student`, `evaluate`, `inspect`; and `predict` and `export` use a trained model. Errors are
+subclasses of `fgkd.errors.FgkdError`. Importing fgkd imports neither torch nor any other heavy
+package: each name is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from fgkd.cache.remote import open_cache as open_cache
     from fgkd.commands.cache_logits import cache_logits as cache_logits
     from fgkd.commands.capture import capture as capture
+    from fgkd.commands.evaluate import evaluate as evaluate
+    from fgkd.commands.export import export as export
     from fgkd.commands.inspect import inspect as inspect
+    from fgkd.commands.predict import predict as predict
     from fgkd.commands.train_student import train_student as train_student
     from fgkd.commands.train_teacher import train_teacher as train_teacher
     from fgkd.data import open_dataset as open_dataset
@@ -42,8 +45,11 @@ _MODULE_OF = {  # of each public name
     "capture": "fgkd.commands.capture",
     "train_teacher": "fgkd.commands.train_teacher",
     "cache_logits": "fgkd.commands.cache_logits",
-    "inspect": "fgkd.commands.inspect",
     "train_student": "fgkd.commands.train_student",
+    "evaluate": "fgkd.commands.evaluate",
+    "predict": "fgkd.commands.predict",
+    "export": "fgkd.commands.export",
+    "inspect": "fgkd.commands.inspect",
 }
 _MODULES = ("errors", "losses")
 __all__ = ["__version__", *_MODULES, *_MODULE_OF]

@@ -98,7 +98,7 @@ class UnknownName(OptionError):
 
 @dataclass(eq=False, kw_only=True)
 class MissingPackage(FgkdError):
-    """An optional Python package is not installed. install: what to give `pip install`."""
+    """An optional Python package is not installed. install: words to give `pip install`."""
 
     package: str
     install: str
@@ -171,6 +171,13 @@ class DatasetError(FileError):
 @dataclass(eq=False, kw_only=True)
 class UnreadableImage(FileError):
     """An image file cannot be read or decoded."""
+
+
+@dataclass(eq=False, kw_only=True)
+class UnreadableImages(FgkdError):
+    """Some of the images that were given could not be read; the others were. paths: which."""
+
+    paths: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -337,6 +344,14 @@ class WeightsError(FileError):
 @dataclass(eq=False, kw_only=True)
 class HubError(ModelError):
     """Pretrained weights cannot be fetched from the hub."""
+
+
+@dataclass(eq=False, kw_only=True)
+class ExportError(ModelError):
+    """A model cannot be expressed in an export format. others: formats to try instead."""
+
+    format: str
+    others: Sequence[str] = ()
 
 
 @dataclass(eq=False, kw_only=True)

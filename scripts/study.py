@@ -32,7 +32,7 @@ from fgkd.evaluation import inference, metrics
 from fgkd.loading import train_loader
 from fgkd.loading.schedule import Schedule
 from fgkd.views import recipes
-from fgkd.views.rendering import clean_renderer
+from fgkd.views.clean import clean_renderer
 from fgkd.views.view_set import ViewSet
 from stages import cli
 
@@ -133,7 +133,7 @@ def train_timm(run: Path, base: Path, seed: int, epochs: int, data: str) -> None
         optimizer.step()
         optimizer.zero_grad()
         if (batch.spec.step + 1) % schedule.steps_per_epoch == 0:
-            found = score(student, dataset, "val", None)["top1_pct"]
+            found = score(student, dataset, "val", None).top1_pct
             print(
                 f"timm epoch {batch.spec.epoch + 1}/{epochs}  val top-1 {found:.2f} %", flush=True
             )
@@ -145,7 +145,7 @@ def train_timm(run: Path, base: Path, seed: int, epochs: int, data: str) -> None
 
 def score(
     model: models.Classifier, dataset: Dataset, split: str, teacher_NK: torch.Tensor | None
-) -> dict[str, Any]:
+) -> metrics.Metrics:
     """The metrics of a model on a split."""
     samples = dataset.splits[split]
     logits_NK = logits_of(model, dataset, split)
@@ -169,22 +169,24 @@ def logits_of(model: models.Classifier, dataset: Dataset, split: str) -> torch.T
 
 def collect(output: Path, seeds: list[int], data: str) -> dict[str, Any]:
     """Test top-1, agreement with the teacher and training minutes of every run."""
-    from fgkd.report import tables
+    from fgkd.training import run_folder
 
     dataset = open_dataset([data], 0.1)
     teacher = models.load(output / "teacher" / "model")
     teacher_NK = logits_of(teacher, dataset, "test")
-    found: dict[str, Any] = {"teacher": score(teacher, dataset, "test", None)["top1_pct"]}
+    found: dict[str, Any] = {"teacher": score(teacher, dataset, "test", None).top1_pct}
     for arm in ARMS:
         runs = [output / f"{arm}-{seed}" for seed in seeds]
         scores = [score(models.load(r / "model"), dataset, "test", teacher_NK) for r in runs]
         took = [
-            files.read_json(r / "minutes.json", "minutes") if arm == "timm" else tables.minutes(r)
+            files.read_json(r / "minutes.json", "minutes")
+            if arm == "timm"
+            else run_folder.minutes(r)
             for r in runs
         ]
         found[arm] = {
-            "top1_pct": [s["top1_pct"] for s in scores],
-            "agreement_pct": [s["agreement_pct"] for s in scores],
+            "top1_pct": [s.top1_pct for s in scores],
+            "agreement_pct": [s.agreement_pct for s in scores],
             "minutes": took,
         }
     return found

@@ -20,7 +20,7 @@ def inspect(options: InspectConfig, caches: list[str]) -> None:
         console.refuse_unused(options, ["teacher", "samples"], "without --verify", "add --verify")
     files.claim_option(options.json, "json")
     if options.gallery:
-        page.claim(Path(options.gallery), "--gallery")
+        page.claim(Path(options.gallery), "gallery")
     found = []
     for path in caches:
         one = library.inspect_one(path, options)

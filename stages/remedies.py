@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -250,7 +251,7 @@ REMEDIES: dict[type, Callable[[Any], str]] = {
         "--cache DIR, or --distillation none --data NAME:PATH for the baseline"
     ),
     errors.TooFewViews: _too_few_views,
-    errors.MissingPackage: lambda e: f"pip install {quoted(e.install)}",
+    errors.MissingPackage: lambda e: f"pip install {shlex.join(e.install.split())}",
     errors.FileError: lambda e: _look(e.path),
     errors.UnreadableFile: lambda e: _read(e.path),
     errors.WriteError: _write,
@@ -260,6 +261,7 @@ REMEDIES: dict[type, Callable[[Any], str]] = {
     errors.UnreadableImage: lambda e: (
         f"file {quoted(e.path)}   # replace it, or --skip-bad-images to leave it out"
     ),
+    errors.UnreadableImages: lambda e: f"file {shlex.join(map(str, e.paths[:5]))}",
     errors.DataMismatch: _mismatch,
     errors.RunMismatch: _run_mismatch,
     errors.PixelMismatch: lambda e: (
@@ -280,6 +282,7 @@ REMEDIES: dict[type, Callable[[Any], str]] = {
         "instead of --pretrained"
     ),
     errors.ModelError: lambda e: "another --model, or --model-kwargs K=V that this one takes",
+    errors.ExportError: lambda e: f"--export {e.others[0]}" if e.others else "another model",
     errors.CheckpointError: _checkpoint,
     errors.NotFinite: lambda e: (
         "--overwrite to start over with a lower --lr, with --clip-grad 1, or without --amp"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,8 @@ from run_miniatures import STUDENT, assert_same, fgkd, rows, saved
 from scipy import stats
 from timm.data import create_transform, resolve_model_data_config
 
+from fgkd.commands.evaluate import compared
 from fgkd.training import loop
-from stages import evaluate as stage
 
 FIELDS = {
     *("run", "split", "num_images", "top1_pct", "top5_pct", "mean_class_pct", "nll", "ece_pct"),
@@ -123,12 +124,14 @@ def test_intervals_and_mcnemar_are_of_timms_hits(
 
 def test_many_runs_are_held_against_the_first_student() -> None:
     """All pairs of three; of four with the first student; never runs on other images."""
-    teacher, baseline, one, two = (
-        {"stage": stage, "keys": ["a"]} for stage in ("train-teacher", *["train-student"] * 3)
-    )
-    assert stage.compared([teacher, baseline, one]) == [(1, 0), (2, 0), (2, 1)]
-    assert stage.compared([teacher, baseline, one, two]) == [(1, 0), (2, 1), (3, 1)]
-    assert stage.compared([teacher, one | {"keys": ["b"]}]) == []
+
+    def scored(role: str, key: str = "a") -> Any:
+        return SimpleNamespace(role=role, score=SimpleNamespace(keys=[key]))
+
+    teacher, baseline, one = map(scored, ("teacher", "baseline", "student"))
+    assert compared([teacher, baseline, one]) == [(1, 0), (2, 0), (2, 1)]
+    assert compared([teacher, baseline, one, one]) == [(1, 0), (2, 1), (3, 1)]
+    assert compared([teacher, scored("student", "b")]) == []
 
 
 def test_a_student_alone_is_compared_with_the_stored_validation_logits(

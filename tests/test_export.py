@@ -21,7 +21,7 @@ from test_validation import write_run
 from test_weights import perturb, timm_logits, trained
 
 from fgkd import models
-from fgkd.errors import FgkdError
+from fgkd.errors import FgkdError, MissingPackage
 from fgkd.models import export
 
 Asked = tuple[Callable[[np.ndarray], np.ndarray], dict[str, str]]
@@ -74,7 +74,7 @@ def test_logits_elsewhere_are_timms(format: str, of: str, tmp_path: Path) -> Non
     """On one image and on three, from a file written on two; normalised as its metadata says."""
     name, options = MODELS[of]
     ours = trained(tmp_path, name, **options)
-    data, worst = export.convert(models.load(tmp_path), format, CLASSES)
+    data, worst = export.convert(models.load(tmp_path), format, "run")
     path = tmp_path / f"model.{format}"
     path.write_bytes(data)
     ask, metadata = OPEN[format](path)
@@ -144,7 +144,8 @@ def test_a_missing_package_is_named(
         importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else found(name)
     )
     said = make_fails(capsys)("evaluate", run, "--export", "onnx")
-    assert "--export onnx needs the package onnxruntime" in said
+    assert isinstance(said.error, MissingPackage)
+    assert said.error.package == "onnxruntime"
     assert "Try: pip install onnx onnxscript onnxruntime" in said
     assert not list(run.glob("export/*"))
 

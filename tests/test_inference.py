@@ -11,7 +11,7 @@ from test_models import build, images
 from fgkd import distributed
 from fgkd.data import open_dataset
 from fgkd.evaluation import inference
-from fgkd.views.rendering import clean_renderer
+from fgkd.views.clean import clean_renderer
 
 CPU = torch.device("cpu")
 

@@ -78,15 +78,15 @@ def pair(both: int, only_this: int, only_other: int, neither: int) -> dict[str, 
 @pytest.mark.parametrize(("this", "other"), [(0, 0), (1, 0), (3, 9), (9, 3), (12, 12), (0, 24)])
 def test_mcnemar_is_the_binomial_test_where_few_differ(this: int, other: int) -> None:
     found = intervals.mcnemar(**pair(50, this, other, 7))
-    assert (found["only_this"], found["only_other"], found["test"]) == (this, other, "exact")
+    assert (found.only_this, found.only_other, found.test) == (this, other, "exact")
     n = this + other
-    assert found["p_value"] == pytest.approx(stats.binomtest(this, n).pvalue if n else 1.0)
+    assert found.p_value == pytest.approx(stats.binomtest(this, n).pvalue if n else 1.0)
 
 
 @pytest.mark.parametrize(("this", "other"), [(13, 12), (30, 60), (400, 300), (13, 13)])
 def test_mcnemar_is_the_corrected_chi_square_where_many_differ(this: int, other: int) -> None:
     found = intervals.mcnemar(**pair(5, this, other, 7))
     statistic = max(abs(this - other) - 1, 0) ** 2 / (this + other)
-    assert found["test"] == "chi-square"
-    assert found["p_value"] == pytest.approx(stats.chi2(1).sf(statistic))
-    assert found["p_value"] == pytest.approx(stats.binomtest(this, this + other).pvalue, abs=0.01)
+    assert found.test == "chi-square"
+    assert found.p_value == pytest.approx(stats.chi2(1).sf(statistic))
+    assert found.p_value == pytest.approx(stats.binomtest(this, this + other).pvalue, abs=0.01)

@@ -19,7 +19,8 @@ from fgkd import distributed
 from fgkd.data import Samples
 from fgkd.errors import FgkdError
 from fgkd.loading.workers import render
-from fgkd.views.rendering import Request, clean_renderer
+from fgkd.views.clean import clean_renderer
+from fgkd.views.rendering import Request
 
 SHAPES = [(40, 30), (30, 40), (64, 64), (33, 97), (200, 51), (9, 11), (32, 32)]  # width, height
 

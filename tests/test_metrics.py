@@ -134,7 +134,7 @@ def test_no_label_at_all_gives_nan(rows: int) -> None:
 
 def summary(**changes: Any) -> dict[str, Any]:
     base = {**BOTH, "domains_N": torch.arange(N) % 2, "domain_names": ["cub", "dogs", "cars"]}
-    return metrics.summarize(**(base | changes))
+    return metrics.summarize(**(base | changes)).to_json()
 
 
 def test_summary_of_a_domain_is_the_summary_of_its_images() -> None:

@@ -136,7 +136,7 @@ def test_what_cannot_be_predicted_with(
 ) -> None:
     fails = make_fails(capsys)
     said = fails("evaluate", run, "--predict", photos, "--tta", "flip")
-    assert "nobody says whether left and right are classes" in said
+    assert "tta flip mirrors images" in said
     assert "no model at" in fails("evaluate", tmp_path / "no", "--predict", photos)
     assert "RUN is required" in fails("evaluate", "--predict", photos, run)  # runs come first
     path = run / "model" / "config.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,7 @@ from run_miniatures import TEACHER, fgkd
 from fgkd import models
 from fgkd.data import Dataset, open_dataset
 from fgkd.evaluation import inference
-from fgkd.views.rendering import clean_renderer
-from stages import evaluate as stage
+from fgkd.views.clean import clean_renderer
 
 SIZES = ((100, 75), (120, 88), (90, 80))
 
@@ -93,7 +93,7 @@ def test_images_without_a_label_have_no_part(
         dataset.splits["test"].labels[::3] = -1
         return dataset
 
-    monkeypatch.setattr(stage, "open_dataset", partly)
+    monkeypatch.setattr(sys.modules["fgkd.commands.evaluate"], "open_dataset", partly)
     fgkd("evaluate", run, "--report", tmp_path, "--workers", 0)
     page, samples = outline(tmp_path / "index.html"), partly().splits["test"]
     assert_stands_alone(page)

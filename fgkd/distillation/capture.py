@@ -23,7 +23,8 @@ from fgkd.distillation.teachers import Teachers
 from fgkd.evaluation import inference
 from fgkd.loading.workers import render
 from fgkd.progress import SILENT, Pace, Progress
-from fgkd.views.rendering import RenderedViews, Request, Unreadable, clean_renderer
+from fgkd.views.clean import clean_renderer
+from fgkd.views.rendering import RenderedViews, Request, Unreadable
 from fgkd.views.view_set import ViewSet
 
 KEPT_AHEAD = 2  # batches that may wait to be encoded while the teacher continues

@@ -20,7 +20,7 @@ from fgkd.loading.cached_data import cached_data
 from fgkd.training import run_folder
 from fgkd.training.run_folder import Parents
 from fgkd.views import recipes
-from fgkd.views.rendering import clean_renderer
+from fgkd.views.clean import clean_renderer
 from fgkd.views.view_set import ViewSet
 
 DEFAULT_VAL_FRACTION = 0.1

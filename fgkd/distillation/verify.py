@@ -19,7 +19,7 @@ from fgkd.loading.cached_data import cached_data
 from fgkd.loading.cached_views import pixel_mismatch
 from fgkd.loading.workers import render
 from fgkd.models import Classifier
-from fgkd.views.rendering import clean_renderer
+from fgkd.views.clean import clean_renderer
 from fgkd.views.view_set import ViewSet
 
 VIEWS_CHECKED = 4

@@ -23,7 +23,8 @@ from fgkd.estimate.image_store import StoreEstimate
 from fgkd.estimate.training import inference_cost
 from fgkd.evaluation import inference
 from fgkd.loading.workers import render
-from fgkd.views.rendering import RenderedViews, Request, ViewRenderer, clean_renderer
+from fgkd.views.clean import clean_renderer
+from fgkd.views.rendering import RenderedViews, Request, ViewRenderer
 
 MEASURE_S = 8.0  # seconds of teacher time to measure its speed by
 WARMUP = 3  # batches before the measured ones: workers start, kernels are chosen

@@ -18,7 +18,8 @@ from fgkd import distributed
 from fgkd.loading.batch import to_device
 from fgkd.loading.workers import render
 from fgkd.models import Classifier
-from fgkd.views.rendering import CleanView, RenderedViews, Request, Unreadable, ViewRenderer
+from fgkd.views.clean import CleanView
+from fgkd.views.rendering import RenderedViews, Request, Unreadable, ViewRenderer
 
 
 def logits(model: Classifier, image_u8_BVHW3: Tensor, **how: Any) -> Tensor:

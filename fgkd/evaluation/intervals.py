@@ -1,4 +1,4 @@
-"""How sure an accuracy is, and whether two runs differ by more than chance.
+"""Confidence intervals of accuracies, and McNemar's test between two models.
 
 Plain functions of NumPy arrays. Shapes: N images, R resamples, K classes, M cells.
 """
@@ -6,7 +6,7 @@ Plain functions of NumPy arrays. Shapes: N images, R resamples, K classes, M cel
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
@@ -73,18 +73,31 @@ def accuracy_ci95(
     }
 
 
-def mcnemar(*, hit_N: np.ndarray, other_hit_N: np.ndarray) -> dict[str, Any]:
-    """Two runs on the same images: those only one has right, and the p-value of no difference.
+@dataclass(frozen=True)
+class McNemar:
+    """McNemar's test of two models on the same images.
 
-    Exact binomial (two-sided) below 25 such images, else chi-square with continuity correction.
-    McNemar, Psychometrika 1947; Edwards, Psychometrika 1948.
+    only_this, only_other: images that one alone has right. test: "exact" (binomial, two-sided) or
+    "chi-square" (with continuity correction). p_value: of no difference.
+    """
+
+    only_this: int
+    only_other: int
+    test: str
+    p_value: float
+
+
+def mcnemar(*, hit_N: np.ndarray, other_hit_N: np.ndarray) -> McNemar:
+    """McNemar's test of two models, from whether each has each image right.
+
+    Exact below 25 images that one alone has right, else chi-square. McNemar, Psychometrika 1947;
+    Edwards, Psychometrika 1948.
     """
     only_this, only_other = int((hit_N & ~other_hit_N).sum()), int((other_hit_N & ~hit_N).sum())
     n, fewer = only_this + only_other, min(only_this, only_other)
     if n < EXACT_BELOW:
         tail = sum(math.comb(n, i) for i in range(fewer + 1)) / 2**n
-        test, p_value = "exact", min(1.0, 2 * tail)
-    else:
-        chi_square = max(abs(only_this - only_other) - 1, 0) ** 2 / n
-        test, p_value = "chi-square", math.erfc(math.sqrt(chi_square / 2))
-    return {"only_this": only_this, "only_other": only_other, "test": test, "p_value": p_value}
+        return McNemar(only_this, only_other, "exact", min(1.0, 2 * tail))
+    chi_square = max(abs(only_this - only_other) - 1, 0) ** 2 / n
+    p_value = math.erfc(math.sqrt(chi_square / 2))
+    return McNemar(only_this, only_other, "chi-square", p_value)

@@ -1,16 +1,18 @@
-"""How good logits are: against labels, against a teacher, by domain.
+"""Metrics of logits: accuracy and calibration against labels, agreement with a teacher, by domain.
 
 Pure and keyword-only functions of CPU tensors; sums are taken in float64. Three rules hold in all:
 a label of -1 is unknown, and its row is left out wherever labels are read; a tie goes to the lowest
-class; a row with a logit that is not finite is wrong and agrees with nobody (its nll, calibration
-and divergence are nan). The mean of no row at all is nan.
+class; a row with a logit that is not finite is wrong and agrees with no teacher (its nll,
+calibration and divergence are nan). The mean of no row at all is nan.
 
 Shapes: N images, K classes, C bins of confidence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +20,34 @@ import torch.nn.functional as F
 from torch import Tensor
 
 NUM_BINS = 15
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Metrics of some images' logits: accuracies, calibration and agreement in percent, else nats.
+
+    num_images counts unlabelled images too. agreement_pct, kl_to_teacher: None without a teacher.
+    domains: the metrics of each domain that has images, by its name; a domain's own has none.
+    ci95: the [low, high] ends of the accuracies' 95 % intervals, by name, where they were computed.
+    """
+
+    num_images: int
+    top1_pct: float
+    top5_pct: float
+    mean_class_pct: float
+    nll: float
+    ece_pct: float
+    agreement_pct: float | None = None
+    kl_to_teacher: float | None = None
+    domains: Mapping[str, Metrics] | None = None
+    ci95: Mapping[str, Sequence[float]] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values by name, without those that are not known."""
+        values = dataclasses.asdict(self)
+        if self.domains is not None:
+            values["domains"] = {name: part.to_json() for name, part in self.domains.items()}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 def _pct(hit_N: Tensor) -> float:
@@ -93,14 +123,18 @@ def entropy(*, logits_NK: Tensor) -> float:
     return -(log_p_NK.exp() * log_p_NK).sum(1).mean().item()
 
 
-def _summary(logits_NK: Tensor, labels_N: Tensor, teacher_NK: Tensor | None) -> dict[str, Any]:
-    metrics = (top1_pct, top5_pct, mean_class_pct, nll, ece_pct)
-    row: dict[str, Any] = {"num_images": len(labels_N)}
-    row |= {metric.__name__: metric(logits_NK=logits_NK, labels_N=labels_N) for metric in metrics}
-    if teacher_NK is not None:
-        both = {"logits_NK": logits_NK, "teacher_NK": teacher_NK}
-        row |= {"agreement_pct": agreement_pct(**both), "kl_to_teacher": kl_to_teacher(**both)}
-    return row
+def _metrics(logits_NK: Tensor, labels_N: Tensor, teacher_NK: Tensor | None) -> Metrics:
+    both = None if teacher_NK is None else {"logits_NK": logits_NK, "teacher_NK": teacher_NK}
+    return Metrics(
+        len(labels_N),
+        top1_pct(logits_NK=logits_NK, labels_N=labels_N),
+        top5_pct(logits_NK=logits_NK, labels_N=labels_N),
+        mean_class_pct(logits_NK=logits_NK, labels_N=labels_N),
+        nll(logits_NK=logits_NK, labels_N=labels_N),
+        ece_pct(logits_NK=logits_NK, labels_N=labels_N),
+        agreement_pct(**both) if both else None,
+        kl_to_teacher(**both) if both else None,
+    )
 
 
 def summarize(
@@ -110,18 +144,16 @@ def summarize(
     domains_N: Tensor,
     domain_names: Sequence[str],
     teacher_NK: Tensor | None = None,
-) -> dict[str, Any]:
-    """Every metric over all images and, under `domains`, over each domain that has any.
+) -> Metrics:
+    """Every metric over all images, and over each domain that has any.
 
-    `domains_N` holds indices into `domain_names`. A domain is judged on the full label space: a
-    bird taken for a dog is wrong. `num_images` counts unlabelled images too; `agreement_pct` and
-    `kl_to_teacher` are there when `teacher_NK` is. Plain ints and floats throughout.
+    `domains_N` holds indices into `domain_names`. A domain's metrics are over the full label space:
+    a bird taken for a dog is wrong.
     """
-    row = _summary(logits_NK, labels_N, teacher_NK)
-    row["domains"] = {}
+    parts = {}
     for index, name in enumerate(domain_names):
         here_N = domains_N == index
         if here_N.any():
             teacher = None if teacher_NK is None else teacher_NK[here_N]
-            row["domains"][name] = _summary(logits_NK[here_N], labels_N[here_N], teacher)
-    return row
+            parts[name] = _metrics(logits_NK[here_N], labels_N[here_N], teacher)
+    return dataclasses.replace(_metrics(logits_NK, labels_N, teacher_NK), domains=parts)

@@ -1,6 +1,6 @@
-"""Models carried elsewhere: ONNX, TorchScript and torch.export files of a run's model.
+"""Export of a trained model to ONNX, TorchScript and torch.export files.
 
-All three are timm's own model: `image` float32 [B, 3, H, W], RGB, normalised, of any batch size, to
+All three hold timm's model: `image` float32 [B, 3, H, W], RGB, normalised, of any batch size, to
 `logits` float32 [B, K] (a distilled DeiT's two heads averaged). What a caller must know besides
 travels in the file, as ONNX metadata or as the extra file `metadata.json`.
 """
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fgkd import models
-from fgkd.errors import FgkdError
+from fgkd.errors import ExportError, FgkdError, MissingPackage, ModelError
 
 Run = Callable[[Tensor], Tensor]  # image_B3HW -> logits_BK
 METADATA = "metadata.json"
@@ -31,10 +31,8 @@ def to_onnx(net: nn.Module, image_B3HW: Tensor, metadata: dict[str, str]) -> byt
     """An ONNX model with a dynamic batch and the metadata in its metadata_props."""
     for package in ONNX_PACKAGES:
         if importlib.util.find_spec(package) is None:
-            raise FgkdError(
-                f"--export onnx needs the package {package}",
-                f"pip install {' '.join(ONNX_PACKAGES)}",
-            )
+            message = f"to export onnx, the package {package} is needed"
+            raise MissingPackage(message, package=package, install=" ".join(ONNX_PACKAGES))
     program = torch.onnx.export(
         net,
         (image_B3HW,),
@@ -68,7 +66,7 @@ def to_torchscript(net: nn.Module, image_B3HW: Tensor, metadata: dict[str, str])
     """A traced TorchScript module, for torch.jit.load and libtorch."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        # torch prefers torch.export (--export pt2); libtorch of many installations reads this.
+        # torch prefers torch.export (pt2); libtorch of many installations reads this.
         warnings.filterwarnings("ignore", r"`torch\.jit", FutureWarning)
         # Checks of the image's size, constant by design; the batch is checked after the trace.
         warnings.filterwarnings("ignore", "Converting a tensor to a Python")
@@ -123,34 +121,35 @@ def describe(config: dict[str, Any], class_names: list[str]) -> dict[str, str]:
     }
 
 
-def convert(model: models.Classifier, format: str, class_names: list[str]) -> tuple[bytes, float]:
+def convert(model: models.Classifier, format: str, name: str) -> tuple[bytes, float]:
     """A model as a file of `format`, and the largest error of a logit in it.
 
-    The file was run on one image and on three. Raises: FgkdError when a package is missing, the
-    model cannot be expressed, or the file answers otherwise than the model.
+    The file is run on one image and on three. name: of the model, for messages. Raises:
+    MissingPackage; ModelError for a model without class names; ExportError when the model cannot
+    be expressed, or the file gives other logits than the model.
     """
     write, open_run = FORMATS[format]
-    name, others = model.config["architecture"], [other for other in FORMATS if other != format]
+    others = tuple(other for other in FORMATS if other != format)
     generator = torch.Generator().manual_seed(0)
     images_3 = torch.randn(3, *model.config["input_size"], generator=generator)
     net = copy.deepcopy(model.net).requires_grad_(False)  # no file asks for gradients
     with torch.no_grad():
         want_3K = net(images_3)
+        if len(model.classes) != want_3K.shape[1]:
+            message = f"{name} names {len(model.classes)} classes of {want_3K.shape[1]}"
+            raise ModelError(message, model=name)
         try:
-            data = write(net, images_3[:2], describe(model.config, class_names))
+            data = write(net, images_3[:2], describe(model.config, model.classes))
             run = open_run(data)
             got_3K, got_1K = run(images_3), run(images_3[:1])
         except FgkdError:
             raise
         except Exception as error:  # whatever a converter finds that it cannot express
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise FgkdError(
-                f"{name} cannot be written as {format}: {reason}", f"--export {others[0]}"
-            ) from error
+            message = f"{model.architecture} cannot be written as {format}: {reason}"
+            raise ExportError(message, model=name, format=format, others=others) from error
     worst = max((got_3K - want_3K).abs().max(), (got_1K - want_3K[:1]).abs().max()).item()
     if not worst <= TOLERANCE * max(1.0, want_3K.abs().max().item()):
-        raise FgkdError(
-            f"{name} as {format} is {worst:.1e} off torch's logits; not written",
-            f"--export {others[0]}",
-        )
+        message = f"{model.architecture} as {format} is {worst:.1e} off torch's logits; not written"
+        raise ExportError(message, model=name, format=format, others=others)
     return data, worst

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fgkd import files
-from fgkd.errors import FgkdError
+from fgkd.errors import OptionError
 
 TEMPLATES = Path(__file__).with_name("templates")
 MARK = '<meta name="generator" content="fgkd">'  # by which an earlier page is known as ours
@@ -126,17 +126,18 @@ def number(value: float | None, pattern: str = "{:,}") -> Cell:
 def claim(folder: Path, option: str) -> None:
     """Make sure, before any work, that a page may be written into a folder.
 
-    Raises: FgkdError if it cannot be made, or holds an index.html that is not one of these pages.
+    Raises: WriteError if it cannot be made; OptionError if it holds an index.html that is not one
+    of these pages.
     """
     index = folder / "index.html"
     if folder.exists() and not folder.is_dir():
-        raise FgkdError(f"{option} {folder} is a file, not a folder", f"{option} runs/page")
+        message = f"{option} {folder} is a file, not a folder"
+        raise OptionError(message, option=option, value=folder, suggestion="runs/page")
     try:
         files.claim(index)
         if index.exists() and MARK not in index.read_text(errors="replace"):
-            raise FgkdError(
-                f"{index} is not a page of fgkd; it was left alone", f"{option} {folder}/fgkd"
-            )
+            message = f"{index} is not a page of fgkd; it was left alone"
+            raise OptionError(message, option=option, value=folder, suggestion=folder / "fgkd")
     except OSError as error:
         raise files.write_error(index, error) from error
 

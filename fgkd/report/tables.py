@@ -1,12 +1,12 @@
-"""Runs side by side: results -> a table for people."""
+"""Tables of results in plain text."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-from fgkd import files
+from fgkd.evaluation.metrics import Metrics
+from fgkd.evaluation.prediction import Prediction
+from fgkd.evaluation.scoring import Result
 
 COLUMNS = {
     "top1_pct": "top-1 %",
@@ -17,12 +17,6 @@ COLUMNS = {
     "agreement_pct": "agree %",
     "kl_to_teacher": "KL",
 }
-
-
-def minutes(run_dir: Path) -> float | None:
-    """Minutes a run or a capture took, evaluation and resumed parts included; None if unknown."""
-    rows = files.read_numbers(run_dir / "timings.jsonl")
-    return sum(r.get("train_s", 0.0) + r.get("eval_s", 0.0) for r in rows) / 60 if rows else None
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
@@ -39,51 +33,73 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -
     return "\n".join([line(header), "  ".join("-" * w for w in widths), *map(line, rows)])
 
 
-def results_table(results: Sequence[dict[str, Any]]) -> str:
+def known_columns(results: Sequence[Result]) -> dict[str, str]:
+    """Of `COLUMNS`, those that some result has."""
+    return {
+        name: title
+        for name, title in COLUMNS.items()
+        if any(getattr(one.metrics, name) is not None for one in results)
+    }
+
+
+def results_table(results: Sequence[Result]) -> str:
     """One row a run, and below it one a domain where a run has several.
 
     An accuracy is followed by half the width of its 95 % interval, where there is one.
     """
-    shown = {k: v for k, v in COLUMNS.items() if any(k in r for r in results)}
-    timed = any(r.get("minutes") is not None for r in results)
+    shown = known_columns(results)
+    timed = any(one.minutes is not None for one in results)
     header = ["run", "images", *shown.values(), *(["minutes"] if timed else [])]
     rows = []
-    for result in results:
-        rows.append([result["run"], *_cells(result, list(shown))])
-        if timed:
-            took = result.get("minutes")
-            rows[-1].append("" if took is None else f"{took:.1f}")
-        for domain, part in result["domains"].items():
-            if len(result["domains"]) > 1:
-                row = [f"  {domain}", *_cells(part, list(shown)), *([""] if timed else [])]
-                rows.append(row)
+    for one in results:
+        took = "" if one.minutes is None else f"{one.minutes:.1f}"
+        rows.append([one.run, *_cells(one.metrics, list(shown)), *([took] if timed else [])])
+        domains = one.metrics.domains or {}
+        if len(domains) > 1:
+            for name, part in domains.items():
+                blank = [""] if timed else []
+                rows.append([f"  {name}", *_cells(part, list(shown)), *blank])
     return table(header, rows)
 
 
-def _cells(values: dict[str, Any], names: list[str]) -> list[str]:
-    return [f"{values['num_images']:,}", *(formatted(name, values) for name in names)]
+def _cells(values: Metrics, names: Sequence[str]) -> list[str]:
+    return [f"{values.num_images:,}", *(formatted(name, values) for name in names)]
 
 
-def formatted(name: str, values: dict[str, Any]) -> str:
-    """A metric of a result, with half the width of its 95 % interval where there is one."""
-    value = values.get(name)
+def formatted(name: str, values: Metrics) -> str:
+    """A metric by name, with half the width of its 95 % interval where there is one."""
+    value = getattr(values, name)
     if value is None:
         return ""
     text = f"{value:.2f}" if name.endswith("_pct") else f"{value:.3f}"
-    low, high = values.get("ci95", {}).get(name, (None, None))
-    return text if low is None else f"{text} ±{(high - low) / 2:.1f}"
+    if not values.ci95 or name not in values.ci95:
+        return text
+    low, high = values.ci95[name]
+    return f"{text} ±{(high - low) / 2:.1f}"
 
 
-def mcnemar_lines(results: Sequence[dict[str, Any]]) -> list[str]:
-    """One line a pair of runs: who alone is right how often, and the p-value of no difference."""
+def mcnemar_lines(results: Sequence[Result]) -> list[str]:
+    """One line a pair of runs: images that one alone has right, and the p-value."""
     lines = []
-    for result in results:
-        for test in result["mcnemar"]:
-            p = test["p_value"]
+    for one in results:
+        for against, test in one.mcnemar:
+            p = test.p_value
             lines.append(
-                f"{result['run']} against {test['against']}: alone right on "
-                f"{test['only_this']:,} and {test['only_other']:,} images, "
+                f"{one.run} against {against}: alone right on "
+                f"{test.only_this:,} and {test.only_other:,} images, "
                 + ("p < 0.001" if p < 0.001 else f"p = {p:.3f}")
-                + (" (exact McNemar)" if test["test"] == "exact" else " (McNemar)")
+                + (" (exact McNemar)" if test.test == "exact" else " (McNemar)")
             )
     return lines
+
+
+def predictions_table(found: Sequence[Prediction], many_models: bool) -> str:
+    """A line a class, the image at its first; an error in place of the class."""
+    rows = []
+    for one in found:
+        head = [one.image, *([one.run] if many_models else [])]
+        top = [(name, f"{100 * p:.2f}") for name, p in one.top] or [(f"error: {one.error}", "")]
+        for number, cells in enumerate(top):
+            rows.append([*(head if number == 0 else [""] * len(head)), *cells])
+    header = ["image", *(["run"] if many_models else []), "class", "probability %"]
+    return table(header, rows, left=len(header) - 1)

@@ -259,3 +259,9 @@ def read(path: Path) -> RunFacts:
         message = f"run description {path}/run.json is damaged, or another program's"
         raise UnreadableFile(message, path=path / "run.json", reason="not a run description")
     return RunFacts.from_json(found)
+
+
+def minutes(folder: Path) -> float | None:
+    """Minutes a run or a capture took, evaluation and resumed parts included; None if unknown."""
+    rows = files.read_numbers(folder / "timings.jsonl")
+    return sum(r.get("train_s", 0.0) + r.get("eval_s", 0.0) for r in rows) / 60 if rows else None

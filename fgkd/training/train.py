@@ -20,7 +20,7 @@ from fgkd.progress import Pace, Progress
 from fgkd.training import checkpoint, loop, setup
 from fgkd.training.run_folder import RunFolder
 from fgkd.training.trackers import TensorBoard
-from fgkd.views.rendering import clean_renderer
+from fgkd.views.clean import clean_renderer
 
 VAL_METRICS = ("top1_pct", "top5_pct", "nll", "agreement_pct", "kl_to_teacher")
 
@@ -66,7 +66,8 @@ class Validation:
             domain_names=self.dataset.domains,
             teacher_NK=None if self.teacher_NK is None else self.teacher_NK[rows],
         )
-        return {f"val_{name}": found[name] for name in VAL_METRICS if name in found}
+        values = found.to_json()
+        return {f"val_{name}": values[name] for name in VAL_METRICS if name in values}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Rendering: from image files to the pixels of augmented and of evaluation views.
+"""Rendering: from image files to the pixels of views.
 
 Shape legend: B batch, V views, H, W pixels, 3 channels.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from fgkd.data import Samples, content
 from fgkd.data.boxes import in_pixels
-from fgkd.data.decoding import decode_pil, decode_rgb, shrink
+from fgkd.data.decoding import decode_rgb, shrink
 from fgkd.data.image_store import ImageStore
 from fgkd.data.samples import Place, read_place
 from fgkd.errors import ContentMismatch, FgkdError, OptionError
@@ -64,8 +64,6 @@ class RenderedViews:
     unreadable: list[Unreadable]
 
 
-# Views of test-time augmentation: crops (the centre, or the corners and the centre), mirrored too?
-TTA = {"none": (1, False), "flip": (1, True), "five-crop": (5, False), "ten-crop": (5, True)}
 ImageOf = Callable[[int], np.ndarray]  # row -> decoded uint8 [H, W, 3]
 
 
@@ -122,62 +120,23 @@ class KeyedView:
         return own if mix is None else mixing.mix(own, self.one(image_of, partner, view, size), mix)
 
 
-class CleanView:
-    """The evaluation view: timm's eval transform on Pillow's pixels, kept as uint8.
+class View(Protocol):
+    """What a renderer renders: views of a split's images, by number."""
 
-    tta: which views of an image there are; view 0 of `none` and `flip` is timm's own.
-    """
+    @property
+    def samples(self) -> Samples:
+        """The split."""
 
-    def __init__(self, samples: Samples, model_config: dict[str, Any], tta: str = "none") -> None:
-        from timm.data.transforms_factory import transforms_imagenet_eval
+    def decode(self, data: bytes, name: str) -> np.ndarray:
+        """uint8 [H, W, 3], what views are cropped from."""
 
-        self.samples = samples
-        self.size: int = model_config["input_size"][-1]
-        self.num_crops, flips = TTA[tta]
-        self.num_views = self.num_crops * (1 + flips)
-        self.transform = transforms_imagenet_eval(
-            self.size,
-            crop_pct=model_config["crop_pct"],
-            crop_mode=model_config.get("crop_mode"),
-            interpolation=model_config["interpolation"],
-            mean=tuple(model_config["mean"]),  # what crop_mode border pads with
-            use_prefetcher=True,
-        )
-
-    @staticmethod
-    def decode(data: bytes, name: str) -> np.ndarray:
-        """uint8 [H, W, 3] by Pillow, as timm's own evaluation decodes."""
-        return np.asarray(decode_pil(data, name))
-
-    def mix(self, row: int, partner: int, view: int, size: int) -> None:
-        """Clean views are never mixed."""
+    def mix(self, row: int, partner: int, view: int, size: int) -> mixing.MixParams | None:
+        """How a view is mixed with its partner's; None: not at all."""
 
     def __call__(
         self, image_of: ImageOf, row: int, view: int, size: int, partner: int, mix: Any
     ) -> np.ndarray:
-        from PIL import Image
-
-        image_CHW = self._crop(Image.fromarray(image_of(row)), view % self.num_crops)
-        image_HWC = image_CHW.transpose(1, 2, 0)
-        return image_HWC[:, ::-1] if view >= self.num_crops else image_HWC
-
-    def _crop(self, image: Any, number: int) -> np.ndarray:
-        """uint8 [3, H, W]: timm's whole transform, or one of five crops in its crop's place."""
-        from torchvision.transforms.functional import five_crop
-
-        if self.num_crops == 1:
-            return np.asarray(self.transform(image))
-        resize, _, to_array = self.transform.transforms
-        resized = resize(image)
-        if min(resized.size) < self.size:  # crop_mode border: the image lies inside the input
-            raise OptionError(
-                f"five crops of {self.size} px do not fit into {resized.width}x{resized.height}: "
-                "the model's crop_mode shows the whole image, with a border",
-                option="tta",
-                value="five-crop",
-                suggestion="flip",
-            )
-        return np.asarray(to_array(five_crop(resized, self.size)[number]))
+        """uint8 [size, size, 3]."""
 
 
 class ViewRenderer(TorchDataset[Any]):
@@ -190,7 +149,7 @@ class ViewRenderer(TorchDataset[Any]):
 
     def __init__(
         self,
-        view: KeyedView | CleanView,
+        view: View,
         sizes: Sequence[int],
         hashes: Sequence[str] | np.ndarray | None = None,
         skip_unreadable: bool = False,
@@ -276,11 +235,3 @@ class ViewRenderer(TorchDataset[Any]):
         if request.check_content and self.hashes is not None and self.hashes[row]:
             content.check_content(self.samples.keys[row], self.hashes[row], data)
         return self.view.decode(data, self.samples.paths[row])
-
-
-def clean_renderer(
-    samples: Samples, model_config: dict[str, Any], skip_unreadable: bool, tta: str = "none"
-) -> ViewRenderer:
-    """A renderer of the evaluation views that a model's config asks for, `tta` of each image."""
-    view = CleanView(samples, model_config, tta)
-    return ViewRenderer(view, [view.size], skip_unreadable=skip_unreadable)

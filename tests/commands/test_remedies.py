@@ -53,6 +53,9 @@ SAMPLES: dict[str, Any] = {
         "device": "cuda",
         "rank": 1,
         "stored": (1.0, 2.0),
+        "paths": ("a b.jpg",),
+        "format": "onnx",
+        "others": ("pt2",),
     },
     **{"difference": 0.5},
 }

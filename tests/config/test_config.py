@@ -28,7 +28,7 @@ from fgkd.errors import (
 )
 from fgkd.models import export
 from fgkd.training import optim, schedules
-from fgkd.views import recipes, rendering
+from fgkd.views import clean, recipes
 
 COMPOSED = (config.TrainTeacherConfig, config.CacheLogitsConfig, config.TrainStudentConfig)
 CONFIGS = (*COMPOSED, config.EvaluateConfig, config.InspectConfig)
@@ -58,7 +58,7 @@ def test_choices_are_the_registries() -> None:
     assert set(choices(cache, "format")) == set(BACKENDS)
     assert set(choices(cache, "encoding")) == set(encodings.ENCODINGS)
     assert choices(cache, "dtype") == choices(student, "dtype") == specs.DTYPE_NAMES
-    assert set(choices(config.EvaluateConfig, "tta")) == set(rendering.TTA)
+    assert set(choices(config.EvaluateConfig, "tta")) == set(clean.TTA)
     assert set(choices(config.EvaluateConfig, "export")) == set(export.FORMATS)
     assert set(specs.DATASET_NAMES) == set(DATASETS)
 

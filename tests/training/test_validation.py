@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,10 @@ from timm.data import create_dataset, create_loader, create_transform, resolve_m
 from torchvision.transforms import functional as tv
 
 from fgkd import files, models
-from fgkd.config import EvaluateConfig
 from fgkd.data import open_dataset
+from fgkd.evaluation import scoring
+from fgkd.evaluation.scoring import Score
 from fgkd.views.recipes import ViewRecipe
-from stages import evaluate as stage
 
 CPU = torch.device("cpu")
 SIZES = [(40, 30), (30, 47), (64, 64), (33, 97), (120, 51), (35, 33)]  # width, height
@@ -53,9 +54,11 @@ def write_run(run: Path, data: str, name: str = DEIT, **config: Any) -> Path:
     return run
 
 
-def scored(run: Path, **options: Any) -> dict[str, Any]:
-    """What `evaluate` computes for a run, before its metrics."""
-    return stage.score(run, EvaluateConfig(workers=0, batch_size=4, **options), CPU)
+def scored(run: Path, data: Path, **options: Any) -> Score:
+    """The score of a run's model on the test split."""
+    dataset = open_dataset(f"folder:{data}")
+    model = models.load(run / "model")
+    return scoring.score(model, dataset, "test", device=CPU, workers=0, batch_size=4, **options)
 
 
 @pytest.mark.parametrize(
@@ -82,13 +85,12 @@ def test_every_logit_is_that_of_timms_validation(
     loader = create_loader(dataset, batch_size=7, use_prefetcher=False, num_workers=0, **settings)
     with torch.no_grad():
         theirs, labels = map(torch.cat, zip(*((model(x), y) for x, y in loader), strict=True))
-    ours = scored(run)
-    assert ours["labels"].tolist() == labels.tolist()
-    torch.testing.assert_close(ours["logits"], theirs, atol=1e-5, rtol=0)
+    ours = scored(run, odd_data)
+    assert ours.labels_N.tolist() == labels.tolist()
+    torch.testing.assert_close(ours.logits_NK, theirs, atol=1e-5, rtol=0)
     correct = int((theirs.argmax(1) == labels).sum())
-    result = stage.summarize(ours, None, "test")
-    assert result["top1_pct"] * len(labels) / 100 == pytest.approx(correct)
-    assert len(ours["logits"].unique(dim=0)) == len(labels) == 15  # the images differ
+    assert scoring.measure(ours).top1_pct * len(labels) / 100 == pytest.approx(correct)
+    assert len(ours.logits_NK.unique(dim=0)) == len(labels) == 15  # the images differ
 
 
 def five_crops(image: Image.Image, size: int) -> list[Image.Image]:
@@ -117,9 +119,9 @@ def test_tta_is_the_mean_of_the_logits_of_the_views(
         with torch.no_grad():
             answers = [model(to_input[1](to_input[0](view))[None])[0] for view in views]
         expected.append(torch.stack(answers).mean(0))
-    found = scored(run, tta=tta)["logits"]
+    found = scored(run, odd_data, tta=tta).logits_NK
     torch.testing.assert_close(found, torch.stack(expected), atol=1e-5, rtol=0)
-    plain = scored(run)["logits"]
+    plain = scored(run, odd_data).logits_NK
     assert not np.allclose(found, plain, atol=1e-4)
 
 
@@ -135,13 +137,13 @@ def test_tta_is_said_and_refused_where_it_is_wrong(
     fgkd("evaluate", run, "--workers", 0)
     assert "--tta" not in capsys.readouterr().out
     fgkd("evaluate", run, "--workers", 0, "--tta", "flip")
-    assert "--tta flip: logits are means over views" in capsys.readouterr().out
+    assert "tta flip: logits are means over views" in capsys.readouterr().out
     border = write_run(tmp_path / "border", f"folder:{odd_data}", crop_mode="border")
     said = fails("evaluate", border, "--workers", 0, "--tta", "five-crop")
     assert "five crops of 32 px do not fit into" in said
     chiral = dataclasses.replace(open_dataset([f"folder:{odd_data}"]), chiral=True)
-    monkeypatch.setattr(stage, "open_dataset", lambda *_: chiral)
+    monkeypatch.setattr(sys.modules["fgkd.commands.evaluate"], "open_dataset", lambda *_: chiral)
     for tta in ("flip", "ten-crop"):
         said = fails("evaluate", run, "--workers", 0, "--tta", tta)
-        assert f"--tta {tta} mirrors images" in said
+        assert f"tta {tta} mirrors images" in said
     fgkd("evaluate", run, "--workers", 0, "--tta", "five-crop")

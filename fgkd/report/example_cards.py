@@ -1,4 +1,4 @@
-"""Images of an evaluated split as cards: the label, and what each run answered."""
+"""Example images as cards: the label, and each model's predicted class."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Examples:
         self.thumbs = Thumbs()
 
     def add(self, name: str, answers: Answers) -> None:
-        """Show somebody's answers from now on."""
+        """Show these answers on cards that are made from now on."""
         self.answers[name] = answers
 
     def cards(self, rows: Iterable[int]) -> list[Card]:

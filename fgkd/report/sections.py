@@ -5,19 +5,23 @@ Shape legend: N labelled images, K classes.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import numpy as np
+import torch
 
 from fgkd import files, rng
 from fgkd.data import Samples
+from fgkd.errors import OptionError
+from fgkd.evaluation.metrics import Metrics
+from fgkd.evaluation.scoring import Result, Score
 from fgkd.report import findings, image_quality, plots, tables
+from fgkd.report.example_cards import Examples
 from fgkd.report.findings import Answers
 from fgkd.report.page import Cell, Figure, Group, Section, Table, number, text
-
-from .examples import Examples
 
 MAX_MEASURED = 3000  # images whose quality is measured
 MAX_PAIRS, MAX_TAUGHT = 6, 12
@@ -51,45 +55,70 @@ CURVES = (  # column of metrics.jsonl, title, axis, caption
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A run as the page shows it: its figures and its answers on the labelled images."""
+    """A scored run as a report shows it.
 
-    name: str
-    role: str  # teacher, student or baseline
-    scored: dict[str, Any]
-    result: dict[str, Any]
-    labels_N: np.ndarray
-    known_N: np.ndarray  # of the evaluated images, those with a label
-    answers: Answers
+    role: "teacher", "student" or "baseline". teacher_NK: the teacher's logits of the same images,
+    where they are known. name: a short one, to tell it from the other runs.
+    """
 
-    def same_images(self, other: Run) -> bool:
-        """Whether answers may be compared image by image."""
-        return (
-            self.scored["keys"] == other.scored["keys"]
-            and self.scored["dataset"].classes == other.scored["dataset"].classes
-        )
+    path: Path
+    role: str
+    score: Score
+    result: Result
+    teacher_NK: torch.Tensor | None = None
+    name: str = ""
 
+    @functools.cached_property
+    def known_N(self) -> np.ndarray:
+        """bool: the scored images with a label; the properties below are of them alone."""
+        return self.score.labels_N >= 0
 
-def samples_of(run: Run) -> Samples:
-    """The labelled images of a run, in the order of its answers."""
-    samples = run.scored["dataset"].splits[run.result["split"]]
-    return samples.take(run.scored["rows"][run.known_N])
+    def require_labels(self) -> None:
+        """Raise OptionError when no image has a label."""
+        if not self.known_N.any():
+            message = f"no image that {self.path} was scored on has a label: nothing to report"
+            raise OptionError(message, option="report")
+
+    @property
+    def labels_N(self) -> np.ndarray:
+        """The classes."""
+        return self.score.labels_N[self.known_N]
+
+    @property
+    def samples(self) -> Samples:
+        """The images."""
+        return self.score.samples.take(self.score.rows_N[self.known_N])
+
+    @functools.cached_property
+    def answers(self) -> Answers:
+        """The run's predictions."""
+        return self._answers(self.score.logits_NK)
+
+    @functools.cached_property
+    def teacher_answers(self) -> Answers | None:
+        """The teacher's predictions, where they are known."""
+        return None if self.teacher_NK is None else self._answers(self.teacher_NK)
+
+    def _answers(self, logits_NK: torch.Tensor) -> Answers:
+        return Answers.of(logits_NK[torch.from_numpy(self.known_N)], self.labels_N)
 
 
 def overview(runs: Sequence[Run], notes: Sequence[str]) -> Section:
     """The tables of the runs and of the tests between them, and accuracies with intervals."""
-    shown = {k: v for k, v in tables.COLUMNS.items() if any(k in r.result for r in runs)}
+    shown = tables.known_columns([run.result for run in runs])
     rows = []
     for run in runs:
-        values = run.result
-        cells = [Cell(tables.formatted(name, values), values.get(name)) for name in shown]
-        took = number(values.get("minutes"), "{:.1f}")
-        images, model = number(values["num_images"]), text(values["model"])
+        values = run.result.metrics
+        cells = [Cell(tables.formatted(name, values), getattr(values, name)) for name in shown]
+        took = number(run.result.minutes, "{:.1f}")
+        images, model = number(values.num_images), text(run.result.model)
         rows.append([text(run.name), images, *cells, took, text(run.role), model])
     columns = ["run", "images", *shown.values(), "minutes", "role", "model"]
     parts = [Table("All runs; ± is half a 95 % interval.", columns, rows), *mcnemar_table(runs)]
     series = {"top-1": "top1_pct", "top-5": "top5_pct"}
     points = {
-        run.name: {name: interval(run.result, key) for name, key in series.items()} for run in runs
+        run.name: {name: interval(run.result.metrics, key) for name, key in series.items()}
+        for run in runs
     }
     caption = f"Images whose label is the first answer, or among the first five; {INTERVALS}"
     figures = [plots.shares(points, "Accuracy", caption), *domains(runs)]
@@ -98,14 +127,14 @@ def overview(runs: Sequence[Run], notes: Sequence[str]) -> Section:
 
 def mcnemar_table(runs: Sequence[Run]) -> list[Table]:
     """McNemar's tests between runs on the same images."""
-    names = {run.result["run"]: run.name for run in runs}
+    names = {run.result.run: run.name for run in runs}
     rows = [
         [
-            *(text(run.name), text(names[test["against"]]), number(test["only_this"])),
-            *(number(test["only_other"]), number(test["p_value"], "{:.2g}"), text(test["test"])),
+            *(text(run.name), text(names[against]), number(test.only_this)),
+            *(number(test.only_other), number(test.p_value, "{:.2g}"), text(test.test)),
         ]
         for run in runs
-        for test in run.result["mcnemar"]
+        for against, test in run.result.mcnemar
     ]
     caption = "McNemar's test of top-1: images that only one of two runs has right, and p."
     columns = ["run", "against", "only run right", "only other right", "p", "test"]
@@ -116,28 +145,30 @@ def domains(runs: Sequence[Run]) -> list[Figure]:
     """Top-1 by domain, where there are several."""
     rows: dict[str, dict[str, tuple[float, float, float]]] = {}
     for run in runs:
-        for name, part in run.result["domains"].items():
-            if np.isfinite(part["top1_pct"]):  # nan: no image there has a label
+        for name, part in (run.result.metrics.domains or {}).items():
+            if np.isfinite(part.top1_pct):  # nan: no image there has a label
                 rows.setdefault(name, {})[run.name] = interval(part, "top1_pct")
     caption = f"Top-1 on each part of a combined dataset, over all its classes; {INTERVALS}"
     return [plots.shares(rows, "Top-1 by domain", caption)] if len(rows) > 1 else []
 
 
-def interval(values: dict[str, Any], name: str) -> tuple[float, float, float]:
+def interval(values: Metrics, name: str) -> tuple[float, float, float]:
     """An accuracy and the ends of its interval, in percent."""
-    return values[name], *values["ci95"][name]
+    assert values.ci95
+    low, high = values.ci95[name]
+    return getattr(values, name), low, high
 
 
 def training(runs: Sequence[Run]) -> Section:
     """The curves of the runs' metrics.jsonl."""
-    rows = {run.name: files.read_numbers(run.scored["path"] / "metrics.jsonl") for run in runs}
+    rows = {run.name: files.read_numbers(run.path / "metrics.jsonl") for run in runs}
     figures = [plots.curves(rows, column, *words) for column, *words in CURVES]
     return Section("training", "Training", figures=[f for f in figures if f])
 
 
 def by_class(focus: Run, peers: Sequence[Run]) -> Section:
     """Accuracy of every class, and of every domain, as tables; and as a curve."""
-    names, labels_N = focus.scored["dataset"].classes, focus.labels_N
+    names, labels_N = focus.score.dataset.classes, focus.labels_N
     classes = np.unique(labels_N)
     images_K = np.bincount(labels_N)[classes]
     pct = {
@@ -158,13 +189,13 @@ def by_class(focus: Run, peers: Sequence[Run]) -> Section:
 
 def domain_table(focus: Run, peers: Sequence[Run]) -> list[Table]:
     """Top-1 and top-5 by domain, where there are several."""
-    parts, shown = focus.result["domains"], ("top1_pct", "top5_pct")
+    parts, shown = focus.result.metrics.domains or {}, ("top1_pct", "top5_pct")
     rows = [
         [
-            *(text(domain), number(part["num_images"])),
+            *(text(domain), number(part.num_images)),
             *(
-                Cell(tables.formatted(name, values), values[name])
-                for values in (run.result["domains"][domain] for run in peers)
+                Cell(tables.formatted(name, values), getattr(values, name))
+                for values in ((run.result.metrics.domains or {})[domain] for run in peers)
                 for name in shown
             ),
         ]
@@ -177,7 +208,7 @@ def domain_table(focus: Run, peers: Sequence[Run]) -> list[Table]:
 
 def confusions(focus: Run, examples: Examples) -> Section:
     """The pairs of classes taken for each other most often, with images of both."""
-    names: list[str] = focus.scored["dataset"].classes
+    names: list[str] = focus.score.dataset.classes
     labels_N, answers_N = focus.labels_N, focus.answers.answers_N
 
     def taken(true: int, other: int) -> int:
@@ -208,9 +239,10 @@ def confusions(focus: Run, examples: Examples) -> Section:
 
 
 def confidence(runs: Sequence[Run], peers: Sequence[Run]) -> Section:
-    """Whether the probabilities mean what they say."""
+    """Calibration: how accurate predictions of each confidence are."""
     figures = [
-        plots.reliability(r.name, i, r.answers, r.result["ece_pct"]) for i, r in enumerate(runs)
+        plots.reliability(r.name, i, r.answers, r.result.metrics.ece_pct)
+        for i, r in enumerate(runs)
     ]
     figures += [plots.confidences(run.name, run.answers) for run in runs]
     figures.append(plots.coverage({run.name: run.answers for run in peers}))
@@ -218,8 +250,8 @@ def confidence(runs: Sequence[Run], peers: Sequence[Run]) -> Section:
 
 
 def by_quality(focus: Run, peers: Sequence[Run]) -> Section:
-    """Accuracy by what the image files say of themselves, measured on a keyed sample."""
-    samples = samples_of(focus)
+    """Accuracy by properties of the image files, measured on a sample of them."""
+    samples = focus.samples
     rows = np.sort(rng.stream("quality").permutation(len(samples))[:MAX_MEASURED])
     found = [image_quality.measure(samples.read(row), samples.keys[row]) for row in rows.tolist()]
     answers = {run.name: run.answers.take(rows) for run in peers}
@@ -234,10 +266,9 @@ def by_quality(focus: Run, peers: Sequence[Run]) -> Section:
     return Section("quality", "Image quality", said, figures=[f for f in figures if f])
 
 
-def taught(
-    focus: Run, peers: Sequence[Run], teacher: Answers | None, examples: Examples
-) -> Section:
+def taught(focus: Run, peers: Sequence[Run], examples: Examples) -> Section:
     """Where the student is right with its teacher, and the baseline without one is wrong."""
+    teacher = focus.teacher_answers
     if teacher is None or focus.role == "teacher":
         return Section("taught", "What the teacher taught")
     others = {"teacher": teacher, focus.role: focus.answers}
@@ -263,7 +294,7 @@ def taught(
 
 
 def who_is_right(hits: dict[str, np.ndarray]) -> dict[str, int]:
-    """Images by the set of those who are right on them, largest set first."""
+    """Numbers of images by the set of models that are right on them, largest set first."""
     names = list(hits)
     code_N = sum(hit_N.astype(int) << i for i, hit_N in enumerate(hits.values()))
     counts = np.bincount(np.asarray(code_N), minlength=1 << len(names))

@@ -1,0 +1,60 @@
+"""Exporting a trained model as one file for other runtimes."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from fgkd import distributed, files
+from fgkd.errors import OutputExists, UnknownName
+from fgkd.models import export as formats
+from fgkd.models.loading import load_classifier
+
+
+@dataclass(frozen=True)
+class ExportedModel:
+    """A model in a file. difference: the largest one between a logit of the file and torch's."""
+
+    path: Path
+    architecture: str
+    num_classes: int
+    num_bytes: int
+    difference: float
+
+
+def export(
+    run: str | Path, *, format: str, output: str | Path | None = None, overwrite: bool = False
+) -> ExportedModel:
+    """Write a model as `model.FORMAT` into a folder, and check its logits against torch's.
+
+    run: in any form that `load_classifier` takes. format: "onnx", "torchscript" or "pt2". output:
+    the folder; None: RUN/export. overwrite: rename a file that exists. Raises: UnknownName,
+    OutputExists, WriteError, MissingPackage; ModelError for a model that the format cannot express.
+    """
+    if format not in formats.FORMATS:
+        known = list(formats.FORMATS)
+        message = f"format {format!r} is not one of {', '.join(known)}"
+        raise UnknownName(message, option="export", value=format, known=known)
+    path = Path(output or Path(str(run)) / "export") / f"model.{format}"
+    model = load_classifier(run)
+    if distributed.rank() == 0:
+        _claim(path, overwrite)
+    data, worst = formats.convert(model, format, str(run))
+    if distributed.rank() == 0:
+        new = path.with_name(f"{path.name}.new")
+        files.write_bytes(new, data)
+        if path.exists():  # not before the new one is whole on this disk
+            os.replace(path, files.aside(path))
+        os.replace(new, path)
+    return ExportedModel(path, model.architecture, len(model.classes), len(data), worst)
+
+
+def _claim(path: Path, overwrite: bool) -> None:
+    """Raise OutputExists or WriteError if the file cannot be written."""
+    try:
+        files.claim(path)
+    except OSError as error:
+        raise files.write_error(path, error) from error
+    if path.exists() and not overwrite:
+        raise OutputExists(f"{path} exists", path=path, renamed=files.aside(path))

@@ -1,0 +1,109 @@
+"""Predictions: the most probable classes of any image files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fgkd.data import Samples
+from fgkd.data.decoding import FORMATS
+from fgkd.errors import ModelError
+from fgkd.evaluation import inference
+from fgkd.evaluation.scoring import refuse_mirroring
+from fgkd.models import Classifier
+from fgkd.views.clean import clean_renderer
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A model's most probable classes of an image, or the reason why it could not be read.
+
+    run: the model, as it was given; "" for a path that is no image. top: (class, probability)
+    pairs, the most probable first.
+    """
+
+    image: str
+    run: str
+    top: tuple[tuple[str, float], ...] = ()
+    error: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """As a line of the file of predictions."""
+        run = {"run": self.run} if self.run else {}
+        if self.error:
+            return {"image": self.image, **run, "error": self.error}
+        top = [{"class": name, "probability": p} for name, p in self.top]
+        return {"image": self.image, **run, "top": top}
+
+
+def find_images(given: Sequence[str | Path]) -> tuple[list[str], list[Prediction]]:
+    """Image files of the paths, folders walked in sorted order; and the paths that give none."""
+    from PIL import Image
+
+    kinds = {end for end, kind in Image.registered_extensions().items() if kind in FORMATS}
+    paths, missing = [], []
+    for path in map(Path, given):
+        inside = sorted(path.rglob("*")) if path.is_dir() else []
+        found = [
+            str(file)
+            for file in inside
+            if file.suffix.lower() in kinds and not file.name.startswith(".") and file.is_file()
+        ]
+        if path.is_file():
+            found = [str(path)]  # whatever its name: its content decides
+        elif not found:
+            reason = "no image in this folder" if path.is_dir() else "no such file or folder"
+            missing.append(Prediction(str(path), "", error=reason))
+        paths += found
+    return paths, missing
+
+
+def predict(
+    model: Classifier,
+    paths: Sequence[str],
+    *,
+    name: str,
+    device: torch.device,
+    top: int = 5,
+    tta: str = "none",
+    batch_size: int = 256,
+    workers: int = 2,
+) -> list[Prediction]:
+    """A model's predictions of image files, in their order. name: of the model, for the results.
+
+    Raises: ModelError for a model without class names; OptionError for mirroring test-time
+    augmentation, as it is not known whether left and right differ.
+    """
+    refuse_mirroring(tta, "it is not known whether left and right are different classes")
+    num_classes = model.config["num_classes"]
+    if len(model.classes) != num_classes:
+        message = f"{name} names {len(model.classes)} classes of {num_classes}"
+        raise ModelError(message, model=name)
+    if not paths:
+        return []
+    none = np.full(len(paths), -1)
+    samples = Samples(list(paths), none, np.zeros_like(none), list(paths))
+    rows, logits_NK, unreadable = inference.evaluate(
+        model.to(device),
+        clean_renderer(samples, model.config, skip_unreadable=True, tta=tta),
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+    )
+    probs_NK = logits_NK.double().softmax(1)
+    best_NK = probs_NK.argsort(dim=1, descending=True, stable=True)[:, :top]
+    at, reasons = {row: i for i, row in enumerate(rows.tolist())}, dict(unreadable)
+    found = []
+    for row, path in enumerate(paths):
+        if row not in at:
+            found.append(Prediction(path, name, error=reasons[path]))
+            continue
+        i = at[row]
+        pairs = tuple((model.classes[k], probs_NK[i, k].item()) for k in best_NK[i].tolist())
+        found.append(Prediction(path, name, pairs))
+    return found
