@@ -19,7 +19,6 @@ class FgkdError(Exception):
     """
 
     message: str
-    hint: str = ""
 
     def __str__(self) -> str:
         return self.message
@@ -121,6 +120,13 @@ class MissingFile(FileError):
 
 
 @dataclass(eq=False, kw_only=True)
+class MissingDataset(MissingFile):
+    """The folder of a dataset is not there. dataset: its name, as in NAME:PATH."""
+
+    dataset: str
+
+
+@dataclass(eq=False, kw_only=True)
 class UnreadableFile(FileError):
     """A file cannot be read: the system refuses, or it is of another format or damaged."""
 
@@ -130,6 +136,16 @@ class WriteError(FileError):
     """A file cannot be written. errno: the system's error number, 0 if it has none."""
 
     errno: int = 0
+
+
+@dataclass(eq=False, kw_only=True)
+class MissingModel(MissingFile):
+    """A folder holds no trained model."""
+
+
+@dataclass(eq=False, kw_only=True)
+class DamagedCopy(FileError):
+    """A folder that fgkd wrote, and can write again from its source, is damaged."""
 
 
 @dataclass(eq=False, kw_only=True)
@@ -166,6 +182,13 @@ class DatasetError(FileError):
 
     line: int | None = None
     pattern: str = ""
+
+
+@dataclass(eq=False, kw_only=True)
+class BadBoundingBox(FgkdError):
+    """A bounding box has no area, or lies outside its image. box: x, y, width, height in pixels."""
+
+    box: Sequence[float]
 
 
 @dataclass(eq=False, kw_only=True)
@@ -238,6 +261,13 @@ class RunMismatch(DataMismatch):
 
     stage: str
     subject: str = "run"
+
+
+@dataclass(eq=False, kw_only=True)
+class RecipeError(FgkdError):
+    """A stored view recipe lacks fields, or has unknown ones. fields: their names."""
+
+    fields: Sequence[str]
 
 
 @dataclass(eq=False, kw_only=True)

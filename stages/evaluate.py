@@ -20,7 +20,7 @@ from . import console
 
 def evaluate(options: EvaluateConfig, runs: list[str]) -> None:
     """Print the table of the runs, or what was asked for instead."""
-    console.require(runs, "RUN", "runs/student")
+    console.require(runs, "RUN", "fgkd evaluate runs/student --split test")
     check_options(options)
     if options.export:
         show_exports(options, runs)
@@ -60,8 +60,7 @@ def show_results(options: EvaluateConfig, runs: list[str]) -> None:
 
 def show_predictions(options: EvaluateConfig, runs: list[str]) -> None:
     """Print each run's classes of each image; exit 1, after that, if an image was unreadable."""
-    for run in runs:
-        weights.require_model(model_folder(run))
+    require_models(runs)
     found = predict(
         runs,
         options.predict,
@@ -83,12 +82,19 @@ def show_predictions(options: EvaluateConfig, runs: list[str]) -> None:
         raise UnreadableImages(message, paths=failed)
 
 
+def require_models(runs: list[str]) -> None:
+    """Raise MissingModel for a run without a model, before hours go into those named before it."""
+    for run in runs:
+        weights.require_model(model_folder(run))
+
+
 def show_exports(options: EvaluateConfig, runs: list[str]) -> None:
     """Write each run's model as a file, and print its path."""
     assert options.export
     if options.export_dir and len(runs) > 1:
         message = f"--export-dir is for one RUN, not {len(runs)}"
         raise OptionError(message, option="export_dir", value=options.export_dir)
+    require_models(runs)
     for run in runs:
         found = export(
             run,

@@ -39,7 +39,7 @@ def remedy(error: errors.FgkdError) -> str:
 
 def explain(error: errors.FgkdError) -> str:
     """The error's message and, below it, the remedy."""
-    found = error.hint or remedy(error)
+    found = remedy(error)
     return f"{error.message}\nTry: {found}" if found else error.message
 
 
@@ -253,11 +253,22 @@ REMEDIES: dict[type, Callable[[Any], str]] = {
     errors.TooFewViews: _too_few_views,
     errors.MissingPackage: lambda e: f"pip install {shlex.join(e.install.split())}",
     errors.FileError: lambda e: _look(e.path),
+    errors.MissingModel: lambda e: (
+        f"{_look(e.path)}   # an unfinished run? continue it with --resume"
+    ),
+    errors.DamagedCopy: lambda e: f"rm -r {quoted(e.path)}   # the next command writes it again",
+    errors.MissingDataset: lambda e: (
+        f"{_look(e.path)}   # moved? give its place: --data {e.dataset}:PATH"
+    ),
     errors.UnreadableFile: lambda e: _read(e.path),
     errors.WriteError: _write,
     errors.OutputExists: _output_exists,
     errors.WrongKind: _wrong_kind,
     errors.DatasetError: _dataset,
+    errors.BadBoundingBox: lambda e: "correct the dataset's list of boxes, or --no-bbox-crop",
+    errors.RecipeError: lambda e: (
+        "write the cache or train the teacher again with this version of fgkd"
+    ),
     errors.UnreadableImage: lambda e: (
         f"file {quoted(e.path)}   # replace it, or --skip-bad-images to leave it out"
     ),

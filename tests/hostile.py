@@ -51,7 +51,7 @@ def frugal() -> Iterator[None]:
 def explained(error: FgkdError, where: str) -> None:
     """An error that says where and what to do."""
     assert where in str(error)
-    assert error.hint or remedy(error)
+    assert remedy(error)
 
 
 def consume(name: str, path: Path) -> dict[str, np.ndarray] | None:

@@ -89,7 +89,7 @@ def test_spec_errors(tmp_path: Path) -> None:
     assert "unknown dataset 'cubs'" in error.message
     assert "did you mean cub" in error.message
     assert all(name in error.message for name in DATASETS)
-    assert "does not say where" in open_error("cub").message
+    assert "needs a path" in open_error("cub").message
     assert str(tmp_path / "no") in open_error(f"cub:{tmp_path}/no").message
     assert "no dataset" in open_error().message
 

@@ -19,6 +19,7 @@ from data_miniatures import (
 from PIL import Image
 
 from fgkd.data import icons, open_dataset
+from stages.remedies import remedy
 
 REPO = Path(__file__).parent.parent
 
@@ -90,7 +91,7 @@ def test_icons_refuse_a_damaged_copy(few_icons: Path, tmp_path: Path) -> None:
     image.write_bytes(whole[:-9])
     error = open_error(f"icons:{root}")
     assert image.name in error.message
-    assert error.hint.startswith(f"rm -r {root} ")
+    assert remedy(error).startswith(f"rm -r {root} ")
     image.unlink()
     assert image.name in open_error(f"icons:{root}").message
     image.write_bytes(whole)

@@ -15,6 +15,7 @@ from PIL import Image
 
 from fgkd.data.decoding import MAX_PIXELS, decode_pil, decode_rgb
 from fgkd.errors import FgkdError
+from stages.remedies import remedy
 
 REPO = Path(__file__).parent.parent
 
@@ -95,7 +96,7 @@ def test_undecodable(data: bytes, reason: str) -> None:
         decode_rgb(data, "train/a/b.jpg")
     assert "train/a/b.jpg" in caught.value.message
     assert reason in caught.value.message
-    assert "--skip-bad-images" in caught.value.hint
+    assert "--skip-bad-images" in remedy(caught.value)
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")

@@ -21,6 +21,7 @@ from fgkd.errors import FgkdError
 from fgkd.loading.workers import render
 from fgkd.views.clean import clean_renderer
 from fgkd.views.rendering import Request
+from stages.remedies import remedy
 
 SHAPES = [(40, 30), (30, 40), (64, 64), (33, 97), (200, 51), (9, 11), (32, 32)]  # width, height
 
@@ -85,7 +86,7 @@ def test_bad_images(workers: int, samples: Samples, tmp_path: Path) -> None:
     strict = render(clean_renderer(damaged, config, False), requests, workers)
     with pytest.raises(FgkdError, match=r"missing\.jpg") as caught:
         list(strict)
-    assert caught.value.hint
+    assert remedy(caught.value)
     assert "Traceback" not in str(caught.value)
     lenient = list(render(clean_renderer(damaged, config, True), requests, workers))
     assert [answer.rows.tolist() for answer in lenient] == [[1, 3], []]

@@ -11,7 +11,7 @@ from fgkd.data import cub, dogs, folder, foodx, icons, nabirds, tars, torchvisio
 from fgkd.data.boxes import with_boxes
 from fgkd.data.combine import split_validation, union
 from fgkd.data.samples import Dataset, Samples
-from fgkd.errors import FgkdError, near, quoted
+from fgkd.errors import MissingDataset, MissingOption, OptionError, UnknownName, near
 
 __all__ = [
     "DATASETS",
@@ -48,10 +48,10 @@ def open_dataset(specs: str | Sequence[str], val_fraction: float = 0.1) -> Datas
 
     A dataset without a validation split gets one of `val_fraction` (in [0, 1)) of its train split,
     before the union: what is held out of one does not depend on the others.
-    Raises: FgkdError for an unknown name, a missing path, or whatever the loader finds wrong.
+    Raises: UnknownName, MissingDataset, or a DatasetError of the files.
     """
     if not specs:
-        raise FgkdError("no dataset given", "--data icons")
+        raise MissingOption("no dataset given", option="data", suggestion=("icons",))
     given = [specs] if isinstance(specs, str) else list(specs)
     members = [split_validation(_load(spec), val_fraction) for spec in given]
     found = members[0] if len(members) == 1 else union(members)
@@ -70,16 +70,18 @@ def absolute_specs(specs: Sequence[str]) -> list[str]:
 def _load(spec: str) -> Dataset:
     name, _, path = spec.partition(":")
     if name not in DATASETS:
-        raise FgkdError(
-            f"unknown dataset {name!r} in --data {spec}{near(name, list(DATASETS))} "
-            f"(there are {', '.join(DATASETS)})",
-            "--data folder:PATH   # any folder with train/<class>/*.jpg",
+        known = list(DATASETS)
+        message = (
+            f"unknown dataset {name!r} in {spec}{near(name, known)} (known: {', '.join(known)})"
         )
+        example = ("folder:PATH",)
+        raise UnknownName(message, option="data", value=spec, known=known, suggestion=example)
     root = Path(path).expanduser()
     if name == "icons":  # the one that is in the package, and that makes its folder itself
         return icons.load(root if path else None)
     if not path:
-        raise FgkdError(f"--data {spec} does not say where it is", f"--data {name}:PATH")
+        message = f"dataset {spec} needs a path"
+        raise OptionError(message, option="data", value=spec, suggestion=(f"{name}:PATH",))
     if not root.is_dir():
-        raise FgkdError(f"no folder {root} (from --data {spec})", f"ls {quoted(root.parent)}")
+        raise MissingDataset(f"no folder {root} (dataset {spec})", path=root, dataset=name)
     return DATASETS[name](root)

@@ -16,7 +16,7 @@ import numpy as np
 
 from fgkd.data.lists import find_file, read_table
 from fgkd.data.samples import BoxReader, Dataset
-from fgkd.errors import FgkdError, quoted
+from fgkd.errors import BadBoundingBox, DatasetError, OptionError, UnreadableFile
 
 LIMIT = 1e6  # pixels; no image that is decoded has such a side
 
@@ -24,7 +24,7 @@ LIMIT = 1e6  # pixels; no image that is decoded has such a side
 def with_boxes(dataset: Dataset) -> Dataset:
     """The dataset with the boxes of its train split read; evaluation needs none.
 
-    Raises: FgkdError if it has no boxes, or if one is missing, damaged or without an area.
+    Raises: OptionError if it has no boxes; DatasetError, UnreadableFile or BadBoundingBox.
     """
     if "train" not in dataset.splits:
         return dataset
@@ -35,20 +35,21 @@ def with_boxes(dataset: Dataset) -> Dataset:
 
 
 def read(name: str, reader: BoxReader | None, keys: list[str]) -> np.ndarray:
-    """The boxes of a dataset's samples. Raises: FgkdError for a dataset without boxes."""
+    """The boxes of a dataset's samples. Raises: OptionError for a dataset without boxes."""
     if reader is None:
-        raise FgkdError(f"the dataset {name} has no bounding boxes", "--no-bbox-crop")
+        message = f"the dataset {name} has no bounding boxes"
+        raise OptionError(message, option="bbox_crop", value=True, suggestion=False)
     return reader(keys)
 
 
 def checked(keys: Sequence[str], boxes: Any) -> np.ndarray:
-    """The boxes as float64 [N, 4]. Raises: FgkdError naming one that is not in pixels."""
+    """The boxes as float64 [N, 4]. Raises: BadBoundingBox."""
     boxes_N4 = np.asarray(boxes, np.float64).reshape(len(keys), 4)
     good = (np.abs(boxes_N4) < LIMIT).all(1) & (boxes_N4[:, 2:] > 0).all(1)
     if not good.all():
         row = int(np.flatnonzero(~good)[0])
         what = f"the bounding box of {keys[row]} is {boxes_N4[row].tolist()}"
-        raise FgkdError(f"{what} (x, y, width, height)", "correct the data set's list of boxes")
+        raise BadBoundingBox(f"{what} (x, y, width, height)", box=boxes_N4[row].tolist())
     return boxes_N4
 
 
@@ -90,8 +91,9 @@ def of_cars(root: Path, keys: list[str]) -> np.ndarray:
                 corners = [float(row[f"bbox_{side}"]) for side in ("x1", "y1", "x2", "y2")]
                 boxes[f"{folder}/{row['fname']}"] = from_corners(corners)
         except Exception as error:  # what scipy raises on a damaged file is open-ended
-            what = f"cannot read the boxes of {root / file}: {error} ({type(error).__name__})"
-            raise FgkdError(what, f"ls -l {quoted(root / file)}") from None
+            reason = f"{error} ({type(error).__name__})"
+            what = f"cannot read the boxes of {root / file}: {reason}"
+            raise UnreadableFile(what, path=root / file, reason=reason) from None
     return np.array([boxes[key] for key in keys])
 
 
@@ -108,9 +110,8 @@ def of_dogs(root: Path, keys: list[str]) -> np.ndarray:
             ]
             left, top, right, bottom = zip(*found, strict=True)
         except (OSError, ValueError, ElementTree.ParseError) as error:
-            raise FgkdError(
-                f"cannot read a box from {path}: {error}", f"head {quoted(path)}"
-            ) from None
+            message = f"cannot read a box from {path}: {error}"
+            raise UnreadableFile(message, path=path, reason=str(error)) from None
         return [min(left), min(top), max(right) - min(left), max(bottom) - min(top)]
 
     return np.array([one(key) for key in keys])
@@ -128,8 +129,9 @@ def of_pets(root: Path, keys: list[str]) -> np.ndarray:
         try:
             pet_HW = decode_rgb(path.read_bytes(), str(path))[..., 0] != 2
         except OSError as error:
-            raise FgkdError(
-                f"cannot read {path}: {error.strerror}", f"ls -l {quoted(path)}"
+            reason = str(error.strerror)
+            raise UnreadableFile(
+                f"cannot read {path}: {reason}", path=path, reason=reason
             ) from None
         columns, rows = np.flatnonzero(pet_HW.any(0)), np.flatnonzero(pet_HW.any(1))
         if not len(rows):
@@ -163,8 +165,6 @@ def _numbers(path: Path, table: dict[str, str], id_: str) -> list[float]:
     try:
         a, b, c, d = map(float, text.split())
     except ValueError:
-        raise FgkdError(
-            f"{path}: expected '{id_}' and four numbers, found {text!r}",
-            f"grep {quoted(f'^{id_} ')} {quoted(path)}",
-        ) from None
+        message = f"{path}: expected '{id_}' and four numbers, found {text!r}"
+        raise DatasetError(message, path=path, pattern=f"^{id_} ") from None
     return [a, b, c, d]

@@ -11,7 +11,7 @@ import numpy as np
 
 from fgkd.data import boxes
 from fgkd.data.samples import Dataset, Samples
-from fgkd.errors import FgkdError
+from fgkd.errors import OptionError
 from fgkd.rng import hash64
 
 
@@ -45,10 +45,9 @@ def split_validation(dataset: Dataset, fraction: float) -> Dataset:
 def union(members: Sequence[Dataset]) -> Dataset:
     """One dataset of several: labels follow one another in the order given, domains are kept apart.
 
-    Keys get the prefix "domain/"; so do all class names if two datasets share one. A val or
-    test split holds the datasets that have one (a note
-    says which have not).
-    Raises: FgkdError if one has no train split.
+    Keys get the prefix "domain/"; so do all class names if two datasets share one. A val or test
+    split holds the datasets that have one (a note says which have not).
+    Raises: OptionError if one has no train split.
     """
     domains = _domain_names([member.name for member in members])
     named = dict(zip(domains, members, strict=True))
@@ -60,10 +59,10 @@ def union(members: Sequence[Dataset]) -> Dataset:
     for split in dict.fromkeys(split for member in members for split in member.splits):
         lacking = [domain for domain in named if split not in named[domain].splits]
         if lacking and split == "train":
-            raise FgkdError(
-                f"{', '.join(lacking)} has no train split; every dataset of a union must have one",
-                f"--data {lacking[0]}:PATH   # alone, to evaluate on it",
-            )
+            names = ", ".join(lacking)
+            message = f"{names} has no train split; every dataset of a union must have one"
+            alone = (f"{lacking[0]}:PATH",)
+            raise OptionError(message, option="data", value=names, suggestion=alone)
         if lacking:
             notes.append(f"split {split} has no images of {', '.join(lacking)}")
         splits[split] = _concatenate(named, split)

@@ -8,7 +8,7 @@ from pathlib import Path
 from fgkd.data import boxes
 from fgkd.data.lists import find_file, make_samples, read_table, require_dir
 from fgkd.data.samples import Dataset, Samples
-from fgkd.errors import FgkdError, quoted
+from fgkd.errors import DatasetError
 
 LAYOUT = (
     "images/<class>/*.jpg beside images.txt, image_class_labels.txt, train_test_split.txt "
@@ -21,7 +21,7 @@ def load(root: Path) -> Dataset:
 
     `root` is the folder that holds `images/`, or the one around it that the archive makes.
     Classes keep their full name ("001.Black_footed_Albatross"), in the order of their ids.
-    Raises: FgkdError for a missing file or lists that do not agree.
+    Raises: MissingFile; DatasetError for lists that do not agree.
     """
     if (root / "CUB_200_2011").is_dir():
         root = root / "CUB_200_2011"
@@ -41,10 +41,8 @@ def read_lists(name: str, root: Path, layout: str, id_pattern: str = r"\d+") -> 
     for id_ in images:
         if class_ids[id_] not in class_names or is_train[id_] not in ("0", "1"):
             what = f"image id {id_} has class {class_ids[id_]!r} and split {is_train[id_]!r}"
-            raise FgkdError(
-                f"{what} in the lists of {root}",
-                f"grep -n {quoted(f'^{id_} ')} {quoted(root)}/*.txt",
-            )
+            message = f"{what} in the lists of {root}"
+            raise DatasetError(message, path=root, pattern=f"^{id_} ")
     used = sorted({class_ids[id_] for id_ in images}, key=int)
     label_of = {class_id: label for label, class_id in enumerate(used)}
     box_reader = functools.partial(boxes.of_cub, root, layout, id_pattern)
@@ -72,8 +70,6 @@ def _table(
     missing = (images or {}).keys() - table.keys()
     if missing:
         first = min(missing, key=_in_order)
-        raise FgkdError(
-            f"{path} has no line for {len(missing)} ids of images.txt, as {first}",
-            f"wc -l {quoted(root)}/*.txt",
-        )
+        message = f"{path} has no line for {len(missing)} ids of images.txt, as {first}"
+        raise DatasetError(message, path=root, pattern=f"^{first} ")
     return table

@@ -15,7 +15,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
-from fgkd.errors import FgkdError, quoted
+from fgkd.errors import UnreadableImage
 
 # The raster formats of image datasets. Image files are untrusted, and Pillow's other readers do
 # more than decode (EPS starts Ghostscript).
@@ -26,7 +26,7 @@ MAX_PIXELS = 89_478_485  # Pillow's own threshold for a "decompression bomb"
 def decode_rgb(data: bytes, name: str) -> np.ndarray:
     """uint8 [H, W, 3] pixels of an encoded image, writable; `name` is for the error.
 
-    Raises: FgkdError if the data are empty, truncated, not an image, or too large.
+    Raises: UnreadableImage if the data are empty, truncated, not an image, or too large.
     """
     pixels_HWC = _decode_jpeg(data) if data[:2] == b"\xff\xd8" else None
     return np.array(decode_pil(data, name)) if pixels_HWC is None else pixels_HWC
@@ -103,8 +103,5 @@ def header_size(data: bytes) -> tuple[int, int] | None:
         return None
 
 
-def _undecodable(name: str, reason: str) -> FgkdError:
-    return FgkdError(
-        f"cannot decode image {name}: {reason}",
-        f"file {quoted(name)}   # replace it, or run again with --skip-bad-images to leave it out",
-    )
+def _undecodable(name: str, reason: str) -> UnreadableImage:
+    return UnreadableImage(f"cannot decode image {name}: {reason}", path=name, reason=reason)

@@ -13,7 +13,7 @@ from pathlib import Path
 from fgkd.data import boxes
 from fgkd.data.lists import find_file, make_samples, require_dir
 from fgkd.data.samples import Dataset
-from fgkd.errors import FgkdError, quoted
+from fgkd.errors import DatasetError, UnreadableFile
 
 LAYOUT = "Images/<synset>/*.jpg, and train_list.mat and test_list.mat beside it or in splits/"
 NOTE = "every image comes from ImageNet: ImageNet-pretrained models have seen the test set"
@@ -22,7 +22,7 @@ NOTE = "every image comes from ImageNet: ImageNet-pretrained models have seen th
 def load(root: Path) -> Dataset:
     """Stanford Dogs with its official split; class names are the synset folders' names.
 
-    Raises: FgkdError for a missing or damaged list, or labels that are not the folders' order.
+    Raises: MissingFile, UnreadableFile; DatasetError for labels that are not the folders' order.
     """
     require_dir(root / "Images", LAYOUT)
     lists = {
@@ -37,11 +37,11 @@ def load(root: Path) -> Dataset:
         labels = [label_of[file.split("/")[0]] for file in files]
         for file, label, number in zip(files, labels, numbers, strict=True):
             if number != label + 1:
-                raise FgkdError(
+                message = (
                     f"{lists[split]} labels {file} {number}, but its folder is number {label + 1} "
-                    f"of the {len(classes)} in the lists",
-                    f"ls {quoted(root)}/Images | cat -n",
+                    f"of the {len(classes)} in the lists"
                 )
+                raise DatasetError(message, path=root / "Images")
         keys = [f"Images/{file}" for file in files]
         splits[split] = make_samples(root, keys, labels, functools.partial(boxes.of_dogs, root))
     return Dataset("dogs", classes, ["dogs"], splits, notes=[NOTE])
@@ -56,11 +56,9 @@ def _read_list(path: Path) -> tuple[list[str], list[int]]:
         files = [str(cell.item()) for cell in mat["file_list"].ravel()]
         labels = [int(label) for label in mat["labels"].ravel()]
     except Exception as error:  # what scipy raises on a damaged file is open-ended
-        raise FgkdError(
-            f"cannot read {path}: {error} ({type(error).__name__})", f"ls -l {quoted(path)}"
-        ) from None
+        reason = f"{error} ({type(error).__name__})"
+        raise UnreadableFile(f"cannot read {path}: {reason}", path=path, reason=reason) from None
     if len(files) != len(labels):
-        raise FgkdError(
-            f"{path} has {len(files)} files and {len(labels)} labels", f"ls -l {quoted(path)}"
-        )
+        message = f"{path} has {len(files)} files and {len(labels)} labels"
+        raise DatasetError(message, path=path)
     return files, labels

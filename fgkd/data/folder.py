@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fgkd.data.lists import make_samples
 from fgkd.data.samples import Dataset
-from fgkd.errors import FgkdError, quoted
+from fgkd.errors import DatasetError
 
 LAYOUT = "train/<class>/*.jpg and, if there are any, val/<class>/*.jpg and test/<class>/*.jpg"
 SPLITS = ("train", "val", "test")
@@ -21,13 +21,12 @@ EXTENSIONS = (".png", ".jpg", ".jpeg")  # timm's, in any case
 def load(root: Path) -> Dataset:
     """The dataset of a folder tree. Keys are `<split>/<class>/<file>`.
 
-    Raises: FgkdError if there is no split, or a split misses a class or has an empty one.
+    Raises: DatasetError if there is no split, or a split lacks a class or has an empty one.
     """
     splits = [split for split in SPLITS if (root / split).is_dir()]
     if not splits:
-        raise FgkdError(
-            f"no train, val or test folder in {root}; expected {LAYOUT}", f"ls {quoted(root)}"
-        )
+        message = f"no train, val or test folder in {root}; expected {LAYOUT}"
+        raise DatasetError(message, path=root)
     classes = _class_names(root, splits)
     ignored: list[str] = []
     samples = {}
@@ -52,14 +51,11 @@ def _class_names(root: Path, splits: list[str]) -> list[str]:
         for name in classes:
             if name not in found[split]:
                 have = ", ".join(other for other in splits if name in found[other])
-                raise FgkdError(
-                    f"class folder {name!r} is missing in split {split} (it is in {have})",
-                    f"ls {quoted(root / split)}",
-                )
+                message = f"class folder {name!r} is missing in split {split} (it is in {have})"
+                raise DatasetError(message, path=root / split)
     if not classes:
-        raise FgkdError(
-            f"no class folders in {root / splits[0]}; expected {LAYOUT}", f"ls {quoted(root)}"
-        )
+        message = f"no class folders in {root / splits[0]}; expected {LAYOUT}"
+        raise DatasetError(message, path=root)
     return classes
 
 
@@ -78,8 +74,6 @@ def _image_keys(root: Path, class_dir: str, ignored: list[str]) -> list[str]:
                 is_image = name.lower().endswith(EXTENSIONS)
                 (keys if is_image else ignored).append(f"{prefix}/{name}")
     if not keys:
-        raise FgkdError(
-            f"class folder {root / class_dir} holds no image ({', '.join(EXTENSIONS)})",
-            f"ls {quoted(root / class_dir)}",
-        )
+        message = f"class folder {root / class_dir} holds no image ({', '.join(EXTENSIONS)})"
+        raise DatasetError(message, path=root / class_dir)
     return keys

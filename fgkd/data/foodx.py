@@ -19,7 +19,7 @@ NOTE = "test labels were never released: the official val set is reported as tes
 def load(root: Path) -> Dataset:
     """FoodX-251: split train, and its official val set as split test.
 
-    Raises: FgkdError for a missing file, or a line that is not "<image>,<label>".
+    Raises: MissingFile; DatasetError for a line that is not "<image>,<label>".
     """
     names = read_table(find_file(root, ["annot/class_list.txt", "class_list.txt"], LAYOUT))
     label_of = {class_id: label for label, class_id in enumerate(sorted(names, key=int))}

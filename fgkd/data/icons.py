@@ -15,7 +15,7 @@ import numpy as np
 
 from fgkd.data import folder
 from fgkd.data.samples import Dataset
-from fgkd.errors import FgkdError, quoted
+from fgkd.errors import DamagedCopy, OptionError
 from fgkd.files import PARTIAL, sha256, write_error
 
 ARCHIVE = Path(__file__).with_name("icons.npz")
@@ -31,7 +31,7 @@ def load(root: Path | None) -> Dataset:
     """The icon set in the folder `root` (default: `default_root()`), unpacked if it is not there.
 
     Keys are `<split>/<class>/<set>_<icon>.png`. Chiral: left and right are classes.
-    Raises: FgkdError if `root` holds something else, or a damaged copy.
+    Raises: OptionError if `root` holds something else; DamagedCopy.
     """
     root = Path(os.path.abspath(root or default_root()))
     with np.load(ARCHIVE, allow_pickle=False) as archive:
@@ -67,23 +67,20 @@ def _unpack(root: Path, keys: list[str], images_NHW: np.ndarray) -> None:
 
 
 def _check(root: Path, keys: list[str]) -> None:
-    """Raises: FgkdError unless `root` is the unpacked archive, every file there at full length."""
+    """Raise an error unless `root` is the unpacked archive, every file there at full length."""
     marker = root / MARKER
     if not marker.is_file():
-        raise FgkdError(
-            f"{root} is not an icon set, and not empty: nothing was written there",
-            f"--data icons:{quoted(root / 'icons')}",
-        )
+        message = f"{root} is not an icon set, and not empty: nothing was written there"
+        elsewhere = (f"icons:{root / 'icons'}",)
+        raise OptionError(message, option="data", value=f"icons:{root}", suggestion=elsewhere)
     expected = len(_png(np.zeros((32, 32), np.uint8)))  # PNGs without compression: all one size
     lengths = {key: _length(f"{root}/{key}") for key in keys}
     damaged = [key for key, length in lengths.items() if length != expected]
     if marker.read_text().strip() != sha256(ARCHIVE):
         damaged = [MARKER]
     if damaged:
-        raise FgkdError(
-            f"the icon set in {root} is damaged or of another version, as {damaged[0]} shows",
-            f"rm -r {quoted(root)}   # it is unpacked again on the next run",
-        )
+        message = f"the icon set in {root} is damaged or of another version, as {damaged[0]} shows"
+        raise DamagedCopy(message, path=root, reason=damaged[0])
 
 
 def _length(path: str) -> int:

@@ -8,6 +8,7 @@ and is written last: its presence means complete. The pixels are a pure function
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterator
@@ -21,7 +22,14 @@ from fgkd import comparison, files
 from fgkd.data import Samples
 from fgkd.data.content import check_content, content_hash
 from fgkd.data.decoding import decode_rgb, header_size, shrink, shrunk_size
-from fgkd.errors import ContentMismatch, FgkdError, quoted
+from fgkd.errors import (
+    ContentMismatch,
+    DamagedCopy,
+    FgkdError,
+    OptionError,
+    UnreadableImage,
+    WriteError,
+)
 
 FORMAT_VERSION = 1
 INDEX = {
@@ -49,7 +57,7 @@ class ImageStore:
     """The images of some samples by row, whose shorter side is at most `short_side` px.
 
     hashes: the content hashes that the files must have, where they are known. Opens what is in the
-    folder; `build` writes what is not. Raises: FgkdError if it is of other images or damaged.
+    folder; `build` writes what is not. Raises: DataMismatch if it is of other images; DamagedCopy.
     """
 
     def __init__(
@@ -71,10 +79,9 @@ class ImageStore:
         path = self.folder / "index.json"
         if not path.exists():
             return
-        remedy = f"rm -r {quoted(self.folder)}   # the next command writes it anew"
         index = files.read_json(path, "index of an image store")
         if not files.matches(index, INDEX):
-            raise FgkdError(f"image store {self.folder} is damaged: index.json is no index", remedy)
+            raise self._damaged("index.json is no index")
         wanted = self._described()
         if self.hashes is not None:
             wanted["hashes"] = self.hashes
@@ -83,19 +90,19 @@ class ImageStore:
         comparison.refuse(what, differ, "image_store", self.folder)
         heights, widths, count = index["heights"], index["widths"], len(self.samples)
         if {len(heights), len(widths)} != {count} or min([0, *heights, *widths]) < 0:
-            raise FgkdError(f"image store {self.folder} is damaged: not {count} shapes", remedy)
+            raise self._damaged(f"not {count} shapes")
         self.shapes = list(zip(heights, widths, strict=True))
         self.offsets = np.cumsum([0, *(3 * h * w for h, w in self.shapes)])
         pixels = self.folder / "pixels.u8"
         there = pixels.stat().st_size if pixels.exists() else 0
         if there != self.offsets[-1]:
-            raise FgkdError(
-                f"image store {self.folder} is damaged: pixels.u8 has {there:,} bytes "
-                f"of {self.offsets[-1]:,}",
-                remedy,
-            )
+            raise self._damaged(f"pixels.u8 has {there:,} bytes of {self.offsets[-1]:,}")
         self.pixels_bytes, self.unreadable = there, index["bad"]
         self.is_complete = True
+
+    def _damaged(self, reason: str) -> DamagedCopy:
+        message = f"image store {self.folder} is damaged: {reason}"
+        return DamagedCopy(message, path=self.folder, reason=reason)
 
     def _described(self) -> dict[str, Any]:
         """What an index must say, content hashes apart."""
@@ -109,10 +116,10 @@ class ImageStore:
     def __getitem__(self, row: int) -> np.ndarray:
         """uint8 [H, W, 3], read-only and not yet read from disk.
 
-        Raises: FgkdError for an image that could not be decoded when the store was written.
+        Raises: UnreadableImage for one that could not be decoded when the store was written.
         """
         if reason := self.unreadable.get(self.samples.keys[row]):
-            raise FgkdError(reason, f"rm -r {quoted(self.folder)}   # once the file is replaced")
+            raise UnreadableImage(reason, path=self.samples.paths[row])
         if self._pixels is None:
             self._pixels = np.asarray(np.memmap(self.folder / "pixels.u8", mode="r"))
         begin, end = self.offsets[row : row + 2]
@@ -127,7 +134,8 @@ class ImageStore:
         """Write the store, unless it is there; another process that writes it is waited for.
 
         skip_unreadable: list the images that cannot be read, instead of raising for the first.
-        Raises: FgkdError, also when the disk has too few bytes left.
+        Raises: UnreadableFile, UnreadableImage, ContentMismatch; WriteError, also before a disk is
+        full.
         """
         if self.is_complete:
             return
@@ -148,10 +156,12 @@ class ImageStore:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX)
             except OSError as error:  # without it two writers would write into one file
-                raise FgkdError(
+                raise OptionError(
                     f"image store {self.folder}: its file system has no locks ({error.strerror})",
-                    "--image-store with a folder on another disk, or leave it out: "
-                    "--image-store-side alone shrinks images as they are read",
+                    option="image_store",
+                    value=self.folder,
+                    advice="give a folder on another disk (without a store, images are shrunk as "
+                    "they are read)",
                 ) from error
             yield
         finally:
@@ -160,11 +170,11 @@ class ImageStore:
     def _write(self, threads: int, skip_unreadable: bool, progress: Callable[[int], None]) -> None:
         needed, free = estimate_bytes(self.samples, self.short_side), files.free(self.folder)[0]
         if needed > free:
-            raise FgkdError(
+            message = (
                 f"image store {self.folder} would take about {files.human_bytes(needed)}, "
-                f"but {files.human_bytes(free)} are free there",
-                "--image-store with a folder on another disk, or a smaller --image-store-side",
+                f"but {files.human_bytes(free)} are free there"
             )
+            raise WriteError(message, path=self.folder, errno=errno.ENOSPC)
         index: dict[str, Any] = self._described() | {"hashes": [], "heights": [], "widths": []}
         index["bad"] = {}
         path = self.folder / "pixels.u8"

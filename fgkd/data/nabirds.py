@@ -22,7 +22,7 @@ def load(root: Path) -> Dataset:
     """NABirds with its official train and test split, and its bounding boxes.
 
     `root` is the folder that holds `images/`, or the one around it that the archive makes.
-    Raises: FgkdError for a missing file or lists that do not agree.
+    Raises: MissingFile; DatasetError for lists that do not agree.
     """
     if (root / "nabirds").is_dir():
         root = root / "nabirds"

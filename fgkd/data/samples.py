@@ -1,4 +1,4 @@
-"""What every dataset gives: columns of samples per split, and class names."""
+"""Datasets in memory: the samples of each split as columns, and class names."""
 
 from __future__ import annotations
 
@@ -9,24 +9,29 @@ from pathlib import Path
 
 import numpy as np
 
-from fgkd.errors import FgkdError, quoted
+from fgkd.errors import UnreadableFile
 
 Place = tuple[str, int, int]  # (file, offset, size) of an encoded image inside a larger file
 BoxReader = Callable[[list[str]], np.ndarray]  # keys -> boxes; must pickle
 
 
 def read_place(place: Place) -> bytes:
-    """The bytes at a place. Raises: FgkdError when the file is gone or too short."""
+    """The bytes at a place. Raises: UnreadableFile when it is gone or too short."""
     path, offset, size = place
     try:
         with open(path, "rb") as file:
             file.seek(offset)
             data = file.read(size)
     except OSError as error:
-        raise FgkdError(f"cannot read {path}: {error.strerror}", f"ls -l {quoted(path)}") from None
+        raise _unreadable(path, error) from None
     if len(data) != size:
-        raise FgkdError(f"{path} is truncated", f"ls -l {quoted(path)}")
+        raise UnreadableFile(f"{path} is truncated", path=path, reason="truncated")
     return data
+
+
+def _unreadable(path: str, error: OSError) -> UnreadableFile:
+    reason = str(error.strerror)
+    return UnreadableFile(f"cannot read {path}: {reason}", path=path, reason=reason)
 
 
 @dataclass(frozen=True)
@@ -52,16 +57,13 @@ class Samples:
         return len(self.keys)
 
     def read(self, i: int) -> bytes:
-        """The encoded image bytes of sample i."""
+        """The encoded image bytes of sample i. Raises: UnreadableFile."""
         if place := self.places and self.places[i]:
             return read_place(place)
         try:
             return Path(self.paths[i]).read_bytes()
         except OSError as error:
-            raise FgkdError(
-                f"cannot read image {self.paths[i]}: {error.strerror}",
-                f"ls -l {quoted(self.paths[i])}",
-            ) from None
+            raise _unreadable(self.paths[i], error) from None
 
     def size(self, i: int) -> int:
         """The number of encoded bytes of sample i, without reading them; -1: it is not there."""

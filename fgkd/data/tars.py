@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fgkd.data.lists import make_samples, read_text
 from fgkd.data.samples import Dataset, Place
-from fgkd.errors import FgkdError, quoted
+from fgkd.errors import DatasetError, UnreadableFile
 
 LAYOUT = "train-*.tar (and val-*.tar, test-*.tar) of <stem>.jpg and <stem>.cls"
 SPLITS = ("train", "val", "test")
@@ -31,11 +31,12 @@ def load(root: Path) -> Dataset:
     """The dataset of a folder of tars. Keys are `<tar>/<stem>.<suffix>`.
 
     Class i is line i of classes.txt; without that file classes are the numbers in the tars, in
-    order. Raises: FgkdError for a tar that is damaged, and a sample without image or label.
+    order. Raises: UnreadableFile for a damaged tar or a sample without image or label;
+    DatasetError.
     """
     tars = {split: sorted(root.glob(f"{split}-*.tar")) for split in SPLITS}
     if not any(tars.values()):
-        raise FgkdError(f"no tars of a split in {root}; expected {LAYOUT}", f"ls {quoted(root)}")
+        raise DatasetError(f"no tars of a split in {root}; expected {LAYOUT}", path=root)
     rows = {
         split: [row for path in paths for row in _samples(path)]
         for split, paths in tars.items()
@@ -47,7 +48,7 @@ def load(root: Path) -> Dataset:
         for key, text, _ in part:
             if int(text) not in label_of:
                 what = f"{root}/{key} has label {text}, but classes.txt has {len(classes)} lines"
-                raise FgkdError(what, f"wc -l {quoted(root)}/classes.txt")
+                raise DatasetError(what, path=root / "classes.txt")
         labels = [label_of[int(text)] for _, text, _ in part]
         samples = make_samples(root, [key for key, _, _ in part], labels)
         splits[split] = replace(samples, places=[place for _, _, place in part])
@@ -65,7 +66,7 @@ def _classes(root: Path, texts: set[str]) -> tuple[list[str], dict[int, int]]:
         names.pop()
     if not all(names) or len(set(names)) < len(names):
         what = f"{path} has an empty line, or a name twice; expected a class name a line"
-        raise FgkdError(what, f"sort {quoted(path)} | uniq -d")
+        raise DatasetError(what, path=path)
     return names, {label: label for label in range(len(names))}
 
 
@@ -85,7 +86,7 @@ def _samples(path: Path) -> list[Row]:
                     parts[kind] = offset, size
             return [_row(path, data, stem, parts) for stem, parts in found.items()]
     except (OSError, ValueError) as error:
-        raise FgkdError(f"cannot read {path}: {error}", f"tar tvf {quoted(path)}") from None
+        raise UnreadableFile(f"cannot read {path}: {error}", path=path, reason=str(error)) from None
 
 
 def _row(path: Path, data: mmap.mmap, stem: str, parts: dict[str, tuple[int, int]]) -> Row:

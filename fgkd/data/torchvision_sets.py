@@ -18,7 +18,7 @@ import numpy as np
 from fgkd.data import boxes
 from fgkd.data.lists import make_samples
 from fgkd.data.samples import Dataset, Samples
-from fgkd.errors import FgkdError, quoted
+from fgkd.errors import DatasetError
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Official:
     def load(self, root: Path) -> Dataset:
         """The official splits; `root` is the archive's folder, or the one around it.
 
-        Raises: FgkdError with the expected layout if a file is missing or damaged.
+        Raises: DatasetError with the expected layout if a file is missing or damaged.
         """
         root = Path(os.path.abspath(root))
         if (root / self.folder).is_dir():
@@ -79,10 +79,8 @@ class Official:
         reader_of_boxes = functools.partial(self.boxes, root) if self.boxes else None
         return make_samples(root, keys, labels, reader_of_boxes)
 
-    def _error(self, root: Path, what: str) -> FgkdError:
-        return FgkdError(
-            f"{what}; expected {self.folder}/ with {self.layout}", f"ls -R {quoted(root)}"
-        )
+    def _error(self, root: Path, what: str) -> DatasetError:
+        return DatasetError(f"{what}; expected {self.folder}/ with {self.layout}", path=root)
 
 
 def _pairs(reader: Any) -> Iterable[tuple[Any, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fgkd.errors import FgkdError
+from fgkd.errors import OptionError
 
 
 def heads(net: Any) -> list[nn.Module]:
@@ -39,13 +39,16 @@ def hold_still(net: nn.Module) -> None:
 
 
 def recompute(net: Any, name: str) -> None:
-    """Gradient checkpointing by timm. Raises: FgkdError for a model that has none."""
+    """Gradient checkpointing by timm. Raises: OptionError for a model that has none."""
     try:
         net.set_grad_checkpointing(True)
     except (AssertionError, AttributeError):
-        raise FgkdError(
-            f"--grad-checkpointing: timm has none for {name}",
-            "leave --grad-checkpointing out; a larger --grad-accum-steps saves memory too",
+        raise OptionError(
+            f"timm has no gradient checkpointing for {name}",
+            option="grad_checkpointing",
+            value=True,
+            suggestion=False,
+            advice="a larger grad_accum_steps, which saves memory too",
         ) from None
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fgkd.errors import FgkdError, near
+from fgkd.errors import HubError, ModelError, OptionError, UnknownName, near
 from fgkd.models import backbone, weights
 from fgkd.models.classifier import Classifier
 
@@ -16,7 +16,7 @@ from fgkd.models.classifier import Classifier
 def parse_kwargs(texts: tuple[str, ...]) -> dict[str, Any]:
     """`("patch_size=2,depths=[1,1,2,1]",) -> {...}`: Python literals; a bare word is a string.
 
-    Raises: FgkdError naming the text that is not K=V,K=V.
+    Raises: OptionError for a text that is not K=V,K=V.
     """
     out: dict[str, Any] = {}
     for text in texts:
@@ -30,9 +30,10 @@ def parse_kwargs(texts: tuple[str, ...]) -> dict[str, Any]:
                 value = word.value
                 out[word.arg] = value.id if isinstance(value, ast.Name) else ast.literal_eval(value)
         except (SyntaxError, ValueError):
-            raise FgkdError(
-                f"--model-kwargs {text!r} is not K=V,K=V with Python literals",
-                "--model-kwargs 'patch_size=2,depths=[1,1,2,1]'",
+            message = f"model_kwargs {text!r} is not K=V,K=V with Python literals"
+            example = ("patch_size=2,depths=[1,1,2,1]",)
+            raise OptionError(
+                message, option="model_kwargs", value=text, suggestion=example
             ) from None
     return out
 
@@ -54,18 +55,17 @@ def create(
     """Build a timm model for these classes; also lines to say aloud (what was initialised how).
 
     The input size, crop and class names are recorded in the model's config, so that its export
-    carries them. Raises: FgkdError for an unknown model, kwargs it does not take, weights that do
-    not fit, or a hub that cannot be reached.
+    carries them. Raises: UnknownName; ModelError for kwargs it does not take; OptionError for an
+    image size it does not take; WeightsError; HubError.
     """
     import timm
 
     if not timm.is_model(name):
-        raise FgkdError(
-            f"timm {timm.__version__} has no model {name!r}{near(name, timm.list_models())}",
-            f"python -c \"import timm; print(*timm.list_models('*{name.split('_')[0]}*'))\"",
-        )
-    known = timm.get_pretrained_cfg(name)
-    size_kwargs = {"img_size": img_size} if img_size and known and known.fixed_input_size else {}
+        known = timm.list_models()
+        message = f"timm {timm.__version__} has no model {name!r}{near(name, known)}"
+        raise UnknownName(message, option="model", value=name, known=known)
+    cfg = timm.get_pretrained_cfg(name)
+    size_kwargs = {"img_size": img_size} if img_size and cfg and cfg.fixed_input_size else {}
     all_kwargs: dict[str, Any] = {"drop_rate": drop, "drop_path_rate": drop_path, **size_kwargs}
     all_kwargs |= {"num_classes": len(class_names), **(kwargs or {})}
     try:
@@ -79,10 +79,8 @@ def create(
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         if pretrained and not isinstance(error, TypeError):
             raise _no_hub(name, error) from error
-        raise FgkdError(
-            f"timm cannot build {name} with {kwargs or 'its own arguments'}: {error}",
-            "--model-kwargs K=V,K=V with the arguments that this model takes",
-        ) from None
+        message = f"timm cannot build {name} with {kwargs or 'its own arguments'}: {error}"
+        raise ModelError(message, model=name) from None
     except Exception as error:
         raise _no_hub(name, error) from error
     said = [f"weights: timm pretrained, new {len(class_names)}-class head"] if pretrained else []
@@ -117,17 +115,17 @@ def _try_size(net: nn.Module, name: str, side: int) -> None:
         with torch.no_grad():
             net.eval()(torch.zeros(1, 3, side, side))
     except (AssertionError, RuntimeError, ValueError) as error:
-        raise FgkdError(
+        raise OptionError(
             f"{name} cannot take images of {side} px: {error}",
-            "leave --img-size out, or give a multiple of the model's patch size",
+            option="img_size",
+            value=side,
+            advice="give a multiple of the model's patch size",
         ) from None
     net.train()
 
 
-def _no_hub(name: str, error: Exception) -> FgkdError:
-    return FgkdError(
-        f"cannot get pretrained weights of {name} from the hub ({type(error).__name__}: "
-        f"{str(error).splitlines()[0] if str(error) else 'no reason given'})",
-        "fetch model.safetensors where there is a network, then --initial-checkpoint FILE "
-        "instead of --pretrained",
-    )
+def _no_hub(name: str, error: Exception) -> HubError:
+    reason = str(error).splitlines()[0] if str(error) else "no reason given"
+    kind = type(error).__name__
+    message = f"cannot get pretrained weights of {name} from the hub ({kind}: {reason})"
+    return HubError(message, model=name)

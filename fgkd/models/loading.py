@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fgkd.errors import HubError, MissingFile, ModelError, WrongKind
+from fgkd.errors import HubError, MissingModel, ModelError, WrongKind
 from fgkd.models.classifier import Classifier
 from fgkd.models.local_dir import load
 
@@ -22,8 +22,8 @@ def load_classifier(source: str | Path) -> Classifier:
 
     source: a run folder of `train_teacher` or `train_student`; a folder in timm's local-dir form
     (config.json, model.safetensors), also as `local-dir:PATH`; `hf-hub:ORG/NAME`; or `timm:NAME`
-    for pretrained weights by name. Raises: MissingFile, WrongKind for a cache, ModelError,
-    WeightsError; HubError when the weights cannot be fetched.
+    for pretrained weights by name. Raises: MissingModel; WrongKind for a cache;
+    UnreadableFile, ModelError; HubError when the weights cannot be fetched.
     """
     text = str(source)
     if text.startswith(HUBS):
@@ -39,7 +39,7 @@ def model_folder(source: str | Path) -> Path:
     if (path / "identity.json").is_file():
         raise WrongKind(f"{path} is a cache, not a model", path=path, found="cache")
     if not path.is_dir():
-        raise MissingFile(f"no model at {path}", path=path)
+        raise MissingModel(f"no model at {path}", path=path)
     return path / "model"
 
 

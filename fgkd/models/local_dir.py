@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from fgkd import files
-from fgkd.errors import FgkdError, quoted
+from fgkd.errors import UnreadableFile
 from fgkd.models import weights
 from fgkd.models.classifier import Classifier
 
@@ -41,9 +41,9 @@ def save(model: Classifier, folder: Path) -> None:
 
 
 def load(folder: Path) -> Classifier:
-    """The model that `export` wrote, or any timm local-dir folder, in eval mode.
+    """The model that `save` wrote, or any timm local-dir folder, in eval mode.
 
-    Raises: FgkdError when the folder is missing, empty or damaged.
+    Raises: MissingModel; UnreadableFile when it is damaged.
     """
     import timm
 
@@ -52,10 +52,8 @@ def load(folder: Path) -> Classifier:
         net = timm.create_model(f"local-dir:{folder}", pretrained=True)
     except Exception as error:  # a KeyError says no more than the key
         reason = f"{type(error).__name__} {error}"
-        raise FgkdError(
-            f"model {folder} does not load: {reason}",
-            f"ls -l {quoted(folder)}   # truncated? take another copy, or train it again",
-        ) from None
+        message = f"model {folder} does not load: {reason}"
+        raise UnreadableFile(message, path=folder, reason=reason) from None
     model = Classifier(net, uses_dist=True).eval()
     file = folder / "model.safetensors"
     model.weights_path = file if file.is_file() else None

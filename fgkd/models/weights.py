@@ -1,4 +1,4 @@
-"""Weights in files: whether a model's are there, and a new network that starts from others'."""
+"""Weights files: whether a trained model is there, and initial weights for a new network."""
 
 from __future__ import annotations
 
@@ -6,30 +6,26 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fgkd.errors import FgkdError, quoted
+from fgkd.errors import FgkdError, MissingFile, MissingModel, UnreadableFile, WeightsError
 
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".tar")  # of weights in a timm local-dir folder
 
 
 def require_model(folder: Path) -> None:
-    """Raise FgkdError unless a folder has a model's config and weights; neither is read."""
+    """Raise MissingModel unless a folder has a model's config and weights; neither is read."""
     if not (folder / "config.json").is_file():
-        raise FgkdError(
-            f"no trained model at {folder} (config.json is missing)",
-            f"ls {quoted(folder.parent)}   # an unfinished run? continue it with --resume",
-        )
+        raise MissingModel(f"no trained model at {folder} (config.json is missing)", path=folder)
     if not any(path.suffix in SUFFIXES for path in folder.iterdir()):
-        raise FgkdError(
-            f"model {folder} does not load: no weights beside its config.json",
-            f"ls -l {quoted(folder)}",
-        )
+        message = f"model {folder} does not load: no weights beside its config.json"
+        raise MissingModel(message, path=folder)
 
 
 def load_initial(net: Any, source: str) -> list[str]:
     """Load a .safetensors or weights-only .pth file, or a run folder's model, into a new net.
 
-    A head of another class count is left as initialised, said aloud. A distillation head that an
-    export zeroed (see `models.export`) is undone: head / 2, and the other head starts fresh.
+    Returns lines that say what was loaded. A head of another class count is left as initialised.
+    A distillation head that `local_dir.save` zeroed is undone: head / 2, and the other head starts
+    fresh. Raises: MissingFile, UnreadableFile; WeightsError for weights of another model.
     """
     from timm.models import load_state_dict
 
@@ -38,7 +34,7 @@ def load_initial(net: Any, source: str) -> list[str]:
         inside = (path / "model" / "model.safetensors", path / "model.safetensors")
         path = next((p for p in inside if p.is_file()), inside[0])
     if not path.is_file():
-        raise FgkdError(f"no checkpoint at {path}", f"ls -l {quoted(source)}")
+        raise MissingFile(f"no checkpoint at {path}", path=path)
     try:
         state = load_state_dict(str(path), device="cpu", weights_only=True)
         adapt = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
@@ -60,9 +56,8 @@ def load_initial(net: Any, source: str) -> list[str]:
         raise _other_model(path, net, f"tensor {error} does not belong") from None
     except Exception as error:
         reason = "; ".join(line.strip() for line in str(error).splitlines()[:3])
-        raise FgkdError(
-            f"checkpoint {path} does not load: {reason}", f"ls -l {quoted(path)}"
-        ) from None
+        message = f"checkpoint {path} does not load: {reason}"
+        raise UnreadableFile(message, path=path, reason=reason) from None
     missing = [k for k in result.missing_keys if k not in fresh]
     wrong = missing + [k for k in result.unexpected_keys if not k.startswith(heads)]
     if wrong:
@@ -74,9 +69,7 @@ def load_initial(net: Any, source: str) -> list[str]:
     return said
 
 
-def _other_model(path: Path, net: Any, why: str) -> FgkdError:
-    architecture = net.pretrained_cfg.get("architecture", "this model")
-    return FgkdError(
-        f"checkpoint {path} is not for {architecture}: {why}",
-        "give --model and --model-kwargs of the model that wrote the checkpoint",
-    )
+def _other_model(path: Path, net: Any, why: str) -> WeightsError:
+    name = net.pretrained_cfg.get("architecture", "this model")
+    message = f"checkpoint {path} is not for {name}: {why}"
+    return WeightsError(message, path=path, reason=why, model=name)

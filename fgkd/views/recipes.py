@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from fgkd.config import ViewSpec
-from fgkd.errors import FgkdError, near
+from fgkd.errors import OptionError, RecipeError, UnknownName, near
 from fgkd.views.augmentations import Colour
 
 Interpolation = Literal["bilinear", "bicubic", "random"]
@@ -38,7 +38,7 @@ _RANGES = {
 class ViewRecipe:
     """The distribution of views, complete and in range; the defaults change nothing but the shape.
 
-    Raises FgkdError naming the field and its value if that has the wrong type or is out of range.
+    Raises: OptionError with field and value if that is of the wrong type or out of range.
     """
 
     crop_scale: tuple[float, float] = (1.0, 1.0)  # share of the area; (1, 1): largest centred box
@@ -75,11 +75,11 @@ class ViewRecipe:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ViewRecipe:
-        """The recipe of `to_dict`. Raises FgkdError for an unknown, missing or bad field."""
+        """The recipe of `to_dict`. Raises: RecipeError, OptionError."""
         missing = [field.name for field in dataclasses.fields(cls) if field.name not in values]
         if missing:
             what = f"the view recipe lacks {', '.join(missing)}"
-            raise FgkdError(what, "write the cache or train the teacher anew with this version")
+            raise RecipeError(what, fields=missing)
         return _replace(cls(), values)
 
 
@@ -101,9 +101,8 @@ def _checked(name: str, value: Any, default: Any) -> Any:
         expected = f"{'an integer' if kind is int else 'a number'} from {low} to {high}"
         ok = _is_number(value, kind, low, high)
     if not ok:
-        hint = " ".join(map(str, default)) if isinstance(default, tuple) else default
         what = f"the view recipe's {name} is {value!r}; expected {expected}"
-        raise FgkdError(what, f"--{name.replace('_', '-')} {hint}")
+        raise OptionError(what, option=name, value=value, suggestion=default)
     return tuple(map(kind, value)) if isinstance(default, tuple) else kind(value)
 
 
@@ -125,11 +124,12 @@ RECIPES: dict[str, ViewRecipe] = {
 def recipe_from(name: str, overrides: Mapping[str, Any], chiral: bool) -> ViewRecipe:
     """A recipe of `RECIPES` with single fields replaced; `chiral` data is never flipped.
 
-    Raises FgkdError for an unknown recipe or field, and for a bad value.
+    Raises: UnknownName; RecipeError for an unknown field; OptionError for a bad value.
     """
     if name not in RECIPES:
-        what = f"unknown view recipe {name!r}{near(name, tuple(RECIPES))}; there are "
-        raise FgkdError(what + ", ".join(RECIPES), "--aug-recipe light")
+        known = list(RECIPES)
+        what = f"unknown view recipe {name!r}{near(name, known)}; known: {', '.join(known)}"
+        raise UnknownName(what, option="aug_recipe", value=name, known=known)
     recipe = _replace(RECIPES[name], overrides)
     return dataclasses.replace(recipe, hflip=0.0) if chiral else recipe
 
@@ -155,7 +155,7 @@ def _replace(recipe: ViewRecipe, values: Mapping[str, Any]) -> ViewRecipe:
     for name in values:
         if name not in known:
             what = f"unknown field {name!r} in a view recipe{near(name, known)}"
-            raise FgkdError(what, f"only {', '.join(known)}")
+            raise RecipeError(what, fields=[name])
     return dataclasses.replace(recipe, **values)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import xxhash
 
 from fgkd import rng
-from fgkd.errors import FgkdError
+from fgkd.errors import BadBoundingBox
 from fgkd.views import augmentations
 from fgkd.views.augmentations import Box, Colour, Erase, Ops
 from fgkd.views.recipes import ViewRecipe
@@ -50,7 +50,7 @@ def params(
 ) -> ViewParams:
     """Draw view number `view` of a sample whose image is `source_size` (width, height).
 
-    With a `bbox` the crop is taken inside it. Raises FgkdError for a bbox outside the image.
+    With a `bbox` the crop is taken inside it. Raises: BadBoundingBox for one outside the image.
     """
     num_draws = _RAND_AUG.start + 5 * recipe.rand_aug_ops
     u = rng.stream("view", seed, key, view).uniforms(num_draws).tolist()
@@ -86,7 +86,7 @@ def _region(source_size: tuple[int, int], bbox: Box | None) -> Box:
     left, top, right, bottom = max(0, x), max(0, y), min(width, x + w), min(height, y + h)
     if right <= left or bottom <= top:
         what = f"the bounding box {bbox} has no pixel of its {width} x {height} image"
-        raise FgkdError(what, "correct the data set's list of boxes")
+        raise BadBoundingBox(what, box=bbox or ())
     return left, top, right - left, bottom - top
 
 

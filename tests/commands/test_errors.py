@@ -123,7 +123,7 @@ def test_wrong_data(fails: Fails, tiny_data: Path, tmp_path: Path) -> None:
     unknown = fails(*teacher(f"foldr:{tiny_data}", out))
     assert "unknown dataset 'foldr'" in unknown
     assert "did you mean folder" in unknown
-    assert "does not say where it is" in fails(*teacher("folder", out))
+    assert "needs a path" in fails(*teacher("folder", out))
     data = copy_data(tiny_data, tmp_path / "data")
     gone = sorted((data / "val").iterdir())[2]
     gone.rename(tmp_path / "elsewhere")

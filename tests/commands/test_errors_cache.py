@@ -100,7 +100,7 @@ def test_an_image_lost_after_the_start(
     first = first_image(data, "val")
     lose = lambda *args: first.unlink(missing_ok=True)  # noqa: E731
     monkeypatch.setattr("fgkd.cache.samples.check_samples", lose)
-    assert f"cannot read image {first}" in fails(*student(cache, "--data", f"folder:{data}"))
+    assert f"cannot read {first}" in fails(*student(cache, "--data", f"folder:{data}"))
 
 
 def flip(path: Path, at: float) -> None:

@@ -16,7 +16,7 @@ import torch
 from run_miniatures import STUDENT, assert_same_run, fgkd, rows, run_ranks, saved, start_ranks
 
 from fgkd import distributed
-from fgkd.errors import FgkdError
+from fgkd.errors import WriteError
 from fgkd.training import optim
 
 RUN = ("--epochs", 3, "--batch-size", 16, "--workers", 0, "--opt", "sgd", "--lr", 0.05)
@@ -34,7 +34,7 @@ def _misbehave(said: Path, how: str, who: tuple[int, ...], args: tuple[object, .
         if rank in who and next(calls) == 9:
             if how == "is killed":
                 os.kill(os.getpid(), signal.SIGKILL)
-            raise FgkdError(f"rank {rank} cannot go on", "another disk")
+            raise WriteError(f"rank {rank} cannot go on", path="x")
         return real(*a, **k)
 
     optim.clip_grad = clip_grad
@@ -86,7 +86,7 @@ def test_an_error_of_a_rank_ends_all_and_is_said_once(
     assert [code for code, _ in found] == [1, 1]
     text = "".join(text for _, text in found)
     assert text.count("error: ") == 1
-    assert "cannot go on\nTry: another disk" in text
+    assert "cannot go on\nTry: df -h ." in text
     assert "Traceback" not in text
     assert "frame #" not in text  # as C++ tells of exceptions
 

@@ -132,7 +132,7 @@ def test_a_model_without_checkpointing_is_refused(
         *("train-student", "--cache", tiny_cache, "--model", "vgg11", "--img-size", 32),
         *("--grad-checkpointing", "--output", tmp_path / "run"),
     )
-    assert "--grad-checkpointing: timm has none for vgg11" in said
+    assert "timm has no gradient checkpointing for vgg11" in said
     assert not (tmp_path / "run").exists()
 
 
