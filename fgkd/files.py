@@ -9,7 +9,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +186,7 @@ def read_json(path: Path, what: str) -> Any:
         raise UnreadableFile(message, path=path, reason=str(error)) from None
 
 
-def append_line(path: Path, row: dict[str, Any]) -> None:
+def append_line(path: Path, row: Mapping[str, object]) -> None:
     """Append one JSON line and fsync it; a reader sees the full line or none of it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -160,7 +160,7 @@ def score(
 
 def logits_of(model: models.Classifier, dataset: Dataset, split: str) -> torch.Tensor:
     """float32 [N, K] in the order of the split."""
-    renderer = clean_renderer(dataset.splits[split], model.config, False)
+    renderer = clean_renderer(dataset.splits[split], model.eval_transform, False)
     rows, logits_NK, _ = inference.evaluate(
         model, renderer, batch_size=256, workers=2, device=torch.device("cpu")
     )

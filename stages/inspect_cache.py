@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
-from fgkd import files
 from fgkd.commands import inspect as library
 from fgkd.config import InspectConfig
-from fgkd.report import page
 
 from . import console, remedies
 
@@ -18,9 +15,7 @@ def inspect(options: InspectConfig, caches: list[str]) -> None:
     console.require(caches, "CACHE", "fgkd inspect runs/cache")
     if not options.verify:
         console.refuse_unused(options, ["teacher", "samples"], "without --verify", "add --verify")
-    files.claim_option(options.json, "json")
-    if options.gallery:
-        page.claim(Path(options.gallery), "gallery")
+    library.check(options)
     found = []
     for path in caches:
         one = library.inspect_one(path, options)
@@ -31,9 +26,7 @@ def inspect(options: InspectConfig, caches: list[str]) -> None:
             console.echo("FAILED  " + remedies.explain(problem).replace("\n", "  "))
         if options.verify and not one.problems:
             console.echo("verified: every shard is complete, and the sampled views are the same")
-    if options.json:
-        files.write_json(Path(options.json), [one.to_json() for one in found])
-    if options.gallery:
-        console.echo(f"gallery: {library.write_gallery(found, options)}")
+    if gallery := library.write_results(found, options):
+        console.echo(f"gallery: {gallery}")
     if any(one.problems for one in found):
         sys.exit(1)

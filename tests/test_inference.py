@@ -37,7 +37,7 @@ def test_evaluate_counts_every_image_once(
 ) -> None:
     samples = open_dataset([f"folder:{tiny_data}"]).splits["test"]
     model = build()
-    renderer = clean_renderer(samples, model.config, False)
+    renderer = clean_renderer(samples, model.eval_transform, False)
     monkeypatch.setenv("WORLD_SIZE", str(world))
     monkeypatch.setattr(distributed, "gather", lambda value: [value])
     rows, logits = [], []

@@ -19,7 +19,7 @@ from fgkd import distributed
 from fgkd.data import Samples
 from fgkd.errors import FgkdError
 from fgkd.loading.workers import render
-from fgkd.views.clean import clean_renderer
+from fgkd.views.clean import EvalTransform, clean_renderer
 from fgkd.views.rendering import Request
 from stages.remedies import remedy
 
@@ -63,7 +63,7 @@ def test_equals_timm(
         "interpolation": interpolation,
     }
     transform = timm.data.create_transform(**config, std=std)
-    renderer = clean_renderer(samples, config, False)
+    renderer = clean_renderer(samples, EvalTransform.of(config), False)
     answer = renderer[Request(np.arange(len(samples)), [0])]
     for i, image_u8_HW3 in enumerate(answer.images[0][:, 0]):
         with Image.open(io.BytesIO(samples.read(i))) as image:
@@ -83,17 +83,19 @@ def test_bad_images(workers: int, samples: Samples, tmp_path: Path) -> None:
     config = {"input_size": (3, 32, 32), "crop_pct": 1.0, "interpolation": "bicubic"}
     config |= {"mean": (0.5, 0.5, 0.5)}
     requests = [Request(np.array([1, 2, 3]), [0]), Request(np.array([4]), [0])]
-    strict = render(clean_renderer(damaged, config, False), requests, workers)
+    strict = render(clean_renderer(damaged, EvalTransform.of(config), False), requests, workers)
     with pytest.raises(FgkdError, match=r"missing\.jpg") as caught:
         list(strict)
     assert remedy(caught.value)
     assert "Traceback" not in str(caught.value)
-    lenient = list(render(clean_renderer(damaged, config, True), requests, workers))
+    lenient = list(
+        render(clean_renderer(damaged, EvalTransform.of(config), True), requests, workers)
+    )
     assert [answer.rows.tolist() for answer in lenient] == [[1, 3], []]
     assert [len(answer.images[0]) for answer in lenient] == [2, 0]
     bad = [key for answer in lenient for key, _ in answer.unreadable]
     assert bad == [samples.keys[2], samples.keys[4]]
-    whole = clean_renderer(samples, config, False)[Request(np.array([1, 3]), [0])]
+    whole = clean_renderer(samples, EvalTransform.of(config), False)[Request(np.array([1, 3]), [0])]
     assert torch.equal(lenient[0].images[0], whole.images[0])
 
 

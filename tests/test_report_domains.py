@@ -49,7 +49,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def answers(run: Path, dataset: Dataset) -> np.ndarray:
     """The model's answers on the test split."""
     model = models.load(run / "model")
-    renderer = clean_renderer(dataset.splits["test"], model.config, False)
+    renderer = clean_renderer(dataset.splits["test"], model.eval_transform, False)
     device = torch.device("cpu")
     _, logits_NK, _ = inference.evaluate(model, renderer, batch_size=64, workers=0, device=device)
     return logits_NK.argmax(1).numpy()

@@ -58,7 +58,7 @@ class Reader:
         self.checked_names: MutableSet[str] = set()  # shards whose sha256 was checked
         self._hashes: dict[str, str] = {}  # sha256 that was computed before a shard is checked
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_open": {}, "_hashes": {}}  # a copy opens shards for itself
 
     def _load_samples(self) -> SampleTables:

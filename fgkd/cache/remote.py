@@ -79,11 +79,11 @@ class RemoteReader(Reader):
         self._pool = ThreadPoolExecutor(1)  # one at a time, in the order of their use
         self._coming: dict[str, Future[Path]] = {}
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         gone = {"_pool": None, "_coming": None, "_cleanup": None}
         return super().__getstate__() | gone
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
         self._start()
 

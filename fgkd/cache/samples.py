@@ -124,7 +124,7 @@ class SampleTable:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def columns(self) -> dict[str, Any]:
+    def columns(self) -> dict[str, Keys | np.ndarray]:
         """The columns by name, in order; boxes only if there are any."""
         names = ("keys", "labels", "domains", "sizes", "hashes")
         found = {name: getattr(self, name) for name in names}

@@ -27,11 +27,10 @@ def identity_of(value: Any) -> Identity:
     if store is not None and not files.matches(store, {"short_side": int}):
         raise ValueError(f"views.image_store is {store!r}")
     known = {name: part for name, part in value.items() if name not in ("train", "val")}
-    statistics: dict[str, Any] = {"mean": [], "std": []}
     return Identity.from_json(
         known
         | {
-            "teachers": [statistics | one for one in value["teachers"]],
+            "teachers": [{"mean": [], "std": []} | one for one in value["teachers"]],
             "views": {
                 **{name: views.get(name) for name in ("recipe", "seed", "img_size")},
                 "short_side": store["short_side"] if store else None,
@@ -48,7 +47,7 @@ def samples_of(value: Any) -> SampleTables:
     return {split: _table(value[split]) for split in ("train", "val")}
 
 
-def _table(column: dict[str, Any]) -> SampleTable:
+def _table(column: Any) -> SampleTable:
     boxes = None
     if "boxes" in column:
         if not files.matches(column["boxes"], [[float]]):

@@ -7,6 +7,7 @@ import importlib.metadata
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from fgkd.cache.shards import Shard, ShardHeader, ShardJob, ShardRow
 from fgkd.errors import DamagedCache, Difference, FgkdError, OutputExists
 from fgkd.views import orders
 
-BACKENDS: dict[str, Any] = {"hdf5": hdf5, "webdataset": wds}
+BACKENDS: dict[str, ModuleType] = {"hdf5": hdf5, "webdataset": wds}
 MIXING: encodings.Shapes = {
     "partners": ("int64", ()),
     "lams": ("float32", ()),

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fgkd import config
-from fgkd.cache import summary
+from fgkd import config, files
 from fgkd.cache.reader import Reader
 from fgkd.cache.remote import is_url, open_cache
+from fgkd.cache.summary import CacheSummary
 from fgkd.config import InspectConfig
-from fgkd.errors import FgkdError, WrongKind
+from fgkd.errors import FgkdError, UnusedOption, WrongKind
 
 
 @dataclass(frozen=True)
@@ -23,20 +23,19 @@ class Inspection:
     """
 
     reader: Reader
-    summary: dict[str, Any]  # as `--json` writes it
+    summary: CacheSummary
     problems: list[FgkdError] = field(default_factory=list)
     verified: list[str] | None = None
 
     def lines(self) -> list[str]:
         """The summary as text, with what was verified."""
-        found = [*summary.lines(self.summary), *summary.suspect_lines(self.summary)]
-        return found + (self.verified or [])
+        return self.summary.lines() + (self.verified or [])
 
     def to_json(self) -> dict[str, Any]:
         """The summary, with problems as text where they were looked for."""
         if self.verified is None:
-            return self.summary
-        return self.summary | {"problems": [one.message for one in self.problems]}
+            return self.summary.to_json()
+        return self.summary.to_json() | {"problems": [one.message for one in self.problems]}
 
 
 def inspect(caches: str | Path | Sequence[str | Path], **options: Any) -> list[Inspection]:
@@ -46,11 +45,30 @@ def inspect(caches: str | Path | Sequence[str | Path], **options: Any) -> list[I
     that cannot be opened.
     """
     spec = config.build(InspectConfig, options, "inspect()")
+    check(spec)
     given = [caches] if isinstance(caches, str | Path) else caches
     found = [inspect_one(path, spec) for path in given]
-    if spec.gallery:
-        write_gallery(found, spec)
+    write_results(found, spec)
     return found
+
+
+def check(options: InspectConfig) -> None:
+    """Refuse outputs that cannot be written, and options that have no effect without `verify`."""
+    if options.teacher and not options.verify:
+        message = "teacher has no effect without verify"
+        raise UnusedOption(message, option="teacher", value=options.teacher, advice="set verify")
+    files.claim_option(options.json, "json")
+    if options.gallery:
+        from fgkd.report import page
+
+        page.claim(Path(options.gallery), "gallery")
+
+
+def write_results(found: Sequence[Inspection], options: InspectConfig) -> Path | None:
+    """Write the files that `json` and `gallery` name, if they are given; the page's path."""
+    if options.json:
+        files.write_json(Path(options.json), [one.to_json() for one in found])
+    return write_gallery(found, options) if options.gallery else None
 
 
 def inspect_one(path: str | Path, options: InspectConfig) -> Inspection:
@@ -58,7 +76,7 @@ def inspect_one(path: str | Path, options: InspectConfig) -> Inspection:
     if not is_url(str(path)):
         _refuse_run(Path(path))
     reader = open_cache(path)
-    described = summary.describe(reader)
+    described = CacheSummary.of(reader)
     if not options.verify:
         return Inspection(reader, described)
     from fgkd import device

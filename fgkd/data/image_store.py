@@ -71,7 +71,7 @@ class ImageStore:
         self._pixels: np.ndarray | None = None
         self.open()
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_pixels": None}  # a process maps the file, and never copies it
 
     def open(self) -> None:

@@ -129,7 +129,7 @@ class Capture:
         answers: list[torch.Tensor] = []
         unreadable: list[Unreadable] = []
         for model in self.teachers.models:
-            renderer = clean_renderer(samples, model.config, self.skip_unreadable)
+            renderer = clean_renderer(samples, model.eval_transform, self.skip_unreadable)
             rows, logits_NK, unreadable = inference.evaluate(
                 model,
                 renderer,

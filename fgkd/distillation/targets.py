@@ -270,7 +270,7 @@ def val_targets(source: TargetSource, run: RunSpec, device: torch.device) -> tor
         return None if stored is None else torch.from_numpy(stored)
     if source.teacher is None or "val" not in source.dataset.splits:
         return None
-    renderer = clean_renderer(source.dataset.splits["val"], source.teacher.config, False)
+    renderer = clean_renderer(source.dataset.splits["val"], source.teacher.eval_transform, False)
     source.teacher.to(device)
     _, logits_NK, _ = inference.evaluate(
         source.teacher,

@@ -151,7 +151,7 @@ class _Verifier:
         def logits(batch_size: int) -> np.ndarray:
             each = []
             for model in teachers.models:
-                renderer = clean_renderer(samples.take(rows), model.config, False)
+                renderer = clean_renderer(samples.take(rows), model.eval_transform, False)
                 device = teachers.device
                 _, logits_NK, _ = inference.evaluate(
                     model, renderer, batch_size=batch_size, workers=0, device=device

@@ -168,7 +168,7 @@ def val_seconds(capture: Capture) -> float:
         return 0.0
     teachers, samples, total = capture.teachers, capture.dataset.splits["val"], 0.0
     for model in teachers.models:
-        renderer = clean_renderer(samples, model.config, capture.skip_unreadable)
+        renderer = clean_renderer(samples, model.eval_transform, capture.skip_unreadable)
         requests = inference.clean_requests(np.arange(len(samples)), teachers.max_batch)
 
         def forward(answer: RenderedViews, model: models.Classifier = model) -> None:

@@ -52,9 +52,7 @@ class _Numbers(TorchDispatchMode):
         aten.split.Tensor,
     )
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         is_number, is_fake = func is aten._local_scalar_dense.default, _is_fake(args)
         if is_number and is_fake:
             return 1.0
@@ -74,9 +72,7 @@ class _FusedAttention(TorchFunctionMode):
     Torch asks the driver which kernel to take, and without one falls back to plain products.
     """
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is not F.scaled_dot_product_attention or args[0].device.type != "cuda":
             return func(*args, **kwargs)
@@ -152,9 +148,7 @@ class _Peak(TorchDispatchMode):
         self.now, self.peak = 0, 0
         self.known: weakref.WeakSet[Any] = weakref.WeakSet()
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         before = {t.untyped_storage()._cdata for t in tree_leaves(args) if isinstance(t, Tensor)}
         result = func(*args, **kwargs or {})
         for tensor in tree_leaves(result):

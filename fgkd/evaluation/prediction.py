@@ -90,7 +90,7 @@ def predict(
     samples = Samples(list(paths), none, np.zeros_like(none), list(paths))
     rows, logits_NK, unreadable = inference.evaluate(
         model.to(device),
-        clean_renderer(samples, model.config, skip_unreadable=True, tta=tta),
+        clean_renderer(samples, model.eval_transform, skip_unreadable=True, tta=tta),
         batch_size=batch_size,
         workers=workers,
         device=device,

@@ -127,7 +127,7 @@ def score(
         refuse_mirroring(tta, f"in {dataset.name} left and right are different classes")
     found = inference.evaluate(
         model.to(device),
-        clean_renderer(samples, model.config, skip_unreadable, tta),
+        clean_renderer(samples, model.eval_transform, skip_unreadable, tta),
         batch_size=batch_size,
         workers=workers,
         device=device,

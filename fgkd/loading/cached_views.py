@@ -9,10 +9,10 @@ import copy
 import os
 from collections.abc import Iterator, MutableSet, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from fgkd import comparison
@@ -26,7 +26,7 @@ from fgkd.loading.cached_data import cached_data, matching
 from fgkd.views.rendering import RenderedViews, Request
 from fgkd.views.view_set import ViewSet
 
-Item = dict[str, Any]  # what a torch DataLoader collates
+Item = dict[str, Tensor | int | float | str]  # what a torch DataLoader collates
 
 
 class CachedViews(TorchDataset[Item]):
@@ -92,7 +92,7 @@ class CachedViews(TorchDataset[Item]):
         self._original = reader  # keeps a URL's downloads
         self._places: dict[str, dict[int, Place]] = {}  # by shard, of a cache behind a URL
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_reader": None, "_process": -1, "_places": {}}
 
     def set_epoch(self, epoch: int) -> None:

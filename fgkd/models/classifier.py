@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fgkd import files, rng
 from fgkd.errors import ModelError
 from fgkd.models import backbone
+from fgkd.views.clean import EvalTransform
 
 
 class Logits(NamedTuple):
@@ -92,6 +93,11 @@ class Classifier(nn.Module):
         if isinstance(names, dict):  # timm's other form: index -> name
             names = [names[key] for key in sorted(names, key=int)]
         return [str(name) for name in names]
+
+    @property
+    def eval_transform(self) -> EvalTransform:
+        """How timm prepares an image for its evaluation."""
+        return EvalTransform.of(self.config)
 
     @property
     def input_size(self) -> tuple[int, int, int]:

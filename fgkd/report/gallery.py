@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from fgkd import rng
 from fgkd.cache.encodings import Codec
 from fgkd.cache.reader import Reader
 from fgkd.cache.stats import log_softmax
+from fgkd.cache.summary import CacheSummary, Suspect
 from fgkd.data import Samples
 from fgkd.distillation.verify import sample_rows, view_set
 from fgkd.loading.cached_data import cached_data
@@ -25,23 +26,23 @@ NUM_IMAGES, NUM_VIEWS, TOP = 8, 8, 5
 
 def write(
     folder: Path,
-    caches: Sequence[tuple[Reader, dict[str, Any], list[str]]],
+    caches: Sequence[tuple[Reader, CacheSummary, list[str]]],
     *,
     data: str | Sequence[str] = (),
     seed: int = 0,
 ) -> Path:
-    """Write the page of some caches, each with its summary as JSON and as lines."""
+    """Write the page of some caches, each with its summary, and lines to show above its views."""
     thumbs, sections = Thumbs(), list[Section]()
-    for reader, report, lines in caches:
+    for reader, described, lines in caches:
         samples = cached_data(reader, data)[1].splits["train"]
         prefix = f"{reader.name}: " if len(caches) > 1 else ""
         mark = f"-{len(sections)}"
-        views = views_section(reader, samples, seed, thumbs)
-        doubts = suspects_section(report["teacher"]["suspects"], samples, thumbs)
+        views = Section(f"views{mark}", f"{prefix}Views")
+        labels = Section(f"labels{mark}", f"{prefix}Doubtful labels")
         sections += [
             Section(f"cache{mark}", f"{prefix}Cache", notes=[as_note(x) for x in lines]),
-            Section(f"views{mark}", f"{prefix}Views", **views),
-            Section(f"labels{mark}", f"{prefix}Doubtful labels", **doubts),
+            with_views(views, reader, samples, seed, thumbs),
+            with_suspects(labels, described.suspects, samples, thumbs),
         ]
         reader.close()
     lead = "Training views and the teacher's stored answers: what a student learns from."
@@ -54,8 +55,10 @@ def as_note(line: str) -> str:
     return f"{term}: {said.strip()}" if said else term
 
 
-def views_section(reader: Reader, samples: Samples, seed: int, thumbs: Thumbs) -> dict[str, Any]:
-    """A keyed sample of images in some views each, rendered as training renders them."""
+def with_views(
+    section: Section, reader: Reader, samples: Samples, seed: int, thumbs: Thumbs
+) -> Section:
+    """A section with a random choice of images in some views, rendered as in training."""
     draw = rng.stream("gallery", seed)
     cached = view_set(reader, samples)
     rows = sample_rows(cached, NUM_IMAGES, draw)
@@ -85,7 +88,8 @@ def views_section(reader: Reader, samples: Samples, seed: int, thumbs: Thumbs) -
         f"{len(rows) * len(views)} views are those the teacher saw, by their digests."
     )
     keys = [samples.keys[row] for row in rows.tolist()]
-    return {"text": said, "groups": [Group(k, "", c) for k, c in zip(keys, cards, strict=True)]}
+    groups = [Group(key, "", row) for key, row in zip(keys, cards, strict=True)]
+    return dataclasses.replace(section, text=said, groups=groups)
 
 
 def shown_temperature(codec: Codec) -> float:
@@ -122,24 +126,25 @@ def top_answers(reader: Reader, p_K: np.ndarray, labels: set[int]) -> list[Line]
     return [Line("", classes[k], "right" if k in labels else "", float(p_K[k])) for k in best]
 
 
-def suspects_section(
-    suspects: Sequence[dict[str, Any]], samples: Samples, thumbs: Thumbs
-) -> dict[str, Any]:
-    """Images whose label the teacher contradicts in every view, by its lowest confidence."""
+def with_suspects(
+    section: Section, suspects: Sequence[Suspect], samples: Samples, thumbs: Thumbs
+) -> Section:
+    """A section with the images whose label the teacher contradicts in every view."""
     if not suspects:
-        return {"text": "The teacher contradicts no label in every view."}
+        return dataclasses.replace(section, text="The teacher contradicts no label in every view.")
     row_of = {key: row for row, key in enumerate(samples.keys)}
     cards, rows = [], []
     for one in suspects:
-        key, share = one["key"], one["confidence"]
+        key, share = one.key, one.confidence
         picture = thumbs.of_file(samples.read(row_of[key]), key) if key in row_of else None
-        lines = [Line("label", one["label"]), Line("teacher", one["answer"], "", share)]
+        lines = [Line("label", one.label), Line("teacher", one.answer, "", share)]
         cards.append(Card(key, picture, lines))
-        said = (text(key), text(one["label"]), text(one["answer"]))
+        said = (text(key), text(one.label), text(one.answer))
         rows.append([*said, number(100 * share, "{:.1f}")])
     columns = ["image", "label", "teacher's answer", "confidence %"]
-    return {
-        "text": "Images whose label the teacher contradicts in every view. Confidence: its least.",
-        "tables": [Table("The most doubtful labels.", columns, rows)],
-        "groups": [Group("The images", "", cards)],
-    }
+    return dataclasses.replace(
+        section,
+        text="Images whose label the teacher contradicts in every view. Confidence: its lowest.",
+        tables=[Table("The most doubtful labels.", columns, rows)],
+        groups=[Group("The images", "", cards)],
+    )

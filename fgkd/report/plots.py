@@ -30,7 +30,7 @@ STYLE = {
     "text.parse_math": False,  # a dollar sign in a class name is one
 }
 Draw = Callable[[Any], None]  # draws into a matplotlib Axes
-Row = dict[str, Any]
+Row = Mapping[str, float]
 
 
 def label(name: str, length: int = 22) -> str:

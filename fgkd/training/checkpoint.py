@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from fgkd import files
 from fgkd.errors import CheckpointError
 
 
-def save(path: Path, state: dict[str, Any]) -> None:
+def save(path: Path, state: Mapping[str, object]) -> None:
     """Write tensors and plain values atomically; equal states give equal bytes."""
     with files.replacing(path) as partial, open(partial, "wb") as file:
         torch.save(state, file)

@@ -9,7 +9,7 @@ import contextlib
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,9 +41,9 @@ class State:
     ema: Any = None  # timm.utils.ModelEmaV3 or None
     step: int = 0  # steps taken
     sums: dict[str, float] = field(default_factory=dict)  # of this epoch, weighted by samples
-    best: dict[str, Any] = field(default_factory=dict)
+    best: dict[str, float] = field(default_factory=dict)  # figures of the best epoch
 
-    def save(self) -> dict[str, Any]:
+    def save(self) -> dict[str, object]:
         """Tensors and plain values for a checkpoint."""
         return {
             "model": self.model.state_dict(),
@@ -55,7 +55,7 @@ class State:
             "best": self.best,
         }
 
-    def restore(self, saved: dict[str, Any], path: Path | None = None) -> None:
+    def restore(self, saved: Mapping[str, Any], path: Path | None = None) -> None:
         """Continue from a checkpoint, of this path. Raises: CheckpointError if of another model."""
         try:
             self.model.load_state_dict(saved["model"])
@@ -191,7 +191,7 @@ class _Figures:
     for how long it was.
     """
 
-    def __init__(self, losses: dict[str, Any], norm: Tensor, scaled: bool) -> None:
+    def __init__(self, losses: Mapping[str, Any], norm: Tensor, scaled: bool) -> None:
         self.names, self.scaled, self.idle_s = list(losses), scaled, 0.0
         values = torch.stack([*losses.values(), norm.double()])
         distributed.add_up(values[:-1])

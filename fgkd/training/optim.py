@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatch
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -61,14 +61,23 @@ def _layers(model: nn.Module, style: str) -> dict[str, int]:
     return layers
 
 
+class ParamGroup(TypedDict):
+    """A group of parameters as torch's optimizers take it. lr_scale: times the learning rate."""
+
+    params: list[nn.Parameter]
+    names: list[str]
+    weight_decay: float
+    lr_scale: float
+
+
 def param_groups(
     *,
     model: nn.Module,
     weight_decay: float,
     layer_decay: float | None = None,
     layer_decay_style: str = "timm",
-) -> list[dict[str, Any]]:
-    """Groups `{params, names, weight_decay, lr_scale}` of the parameters that require a gradient.
+) -> list[ParamGroup]:
+    """Groups of the parameters that require a gradient.
 
     No decay on vectors, biases and `model.no_weight_decay()`. `lr_scale` is layer_decay ** (layers
     above), 1 at the head. `model` is the bare network: a wrapper's prefix hides its layers. Blocks
@@ -79,7 +88,7 @@ def param_groups(
     layers = {} if per_layer == 1 else _layers(model, layer_decay_style)
     top = max(layers.values(), default=0)
     undecayed: Iterable[str] = getattr(model, "no_weight_decay", set)()
-    groups: dict[tuple[int, float], dict[str, Any]] = {}
+    groups: dict[tuple[int, float], ParamGroup] = {}
     for name, param in model.named_parameters():
         if not param.requires_grad:
             continue
@@ -89,7 +98,7 @@ def param_groups(
         )
         decay = 0.0 if spared else weight_decay
         scale = per_layer ** (top - layer)
-        empty = {"params": [], "names": [], "weight_decay": decay, "lr_scale": scale}
+        empty = ParamGroup(params=[], names=[], weight_decay=decay, lr_scale=scale)
         group = groups.setdefault((layer, decay), empty)
         group["params"].append(param)
         group["names"].append(name)
@@ -99,7 +108,7 @@ def param_groups(
 def create_optimizer(
     *,
     name: str,
-    groups: list[dict[str, Any]],
+    groups: list[ParamGroup],
     lr: float,
     momentum: float,
     betas: Sequence[float] | None = None,
@@ -120,7 +129,7 @@ def create_optimizer(
     if name.lower().removeprefix("lookahead_") not in known:
         message = f"timm has no first-order optimizer {name!r}{near(name, known)}"
         raise UnknownName(message, option="opt", value=name, suggestion="adamw", known=known)
-    chosen: dict[str, Any] = {"betas": betas and tuple(betas), "eps": eps}
+    chosen = {"betas": betas and tuple(betas), "eps": eps, "fused": None}
     if _is_on_gpu(groups) and name.lower() in FUSED:
         chosen["fused"] = True
     given = {key: value for key, value in chosen.items() if value is not None}
@@ -133,7 +142,7 @@ def create_optimizer(
     return optimizer
 
 
-def _is_on_gpu(groups: list[dict[str, Any]]) -> bool:
+def _is_on_gpu(groups: list[ParamGroup]) -> bool:
     return any(param.is_cuda for group in groups for param in group["params"])
 
 
@@ -148,14 +157,14 @@ def skip_unless(finite: Tensor, optimizer: torch.optim.Optimizer) -> bool:
     return True
 
 
-def restore(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+def restore(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
     """Load a state that was saved on any device, in any memory format.
 
     torch would take over the kernels of the device it was saved on, and keep the strides.
     """
     kernels = {k: v for k, v in optimizer.param_groups[0].items() if k == "fused"}
     groups = [group | kernels for group in saved["param_groups"]]
-    optimizer.load_state_dict(saved | {"param_groups": groups})
+    optimizer.load_state_dict(dict(saved) | {"param_groups": groups})
     inner = getattr(optimizer, "_base_optimizer", optimizer)  # of timm's Lookahead
     for param, state in inner.state.items():
         for name, value in state.items():

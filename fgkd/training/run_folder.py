@@ -15,7 +15,7 @@ import io
 import platform
 import subprocess
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -214,7 +214,7 @@ class RunFolder:
             except OSError as error:
                 raise files.write_error(path, error) from error
 
-    def add_row(self, row: dict[str, Any], timing: dict[str, Any]) -> None:
+    def add_row(self, row: Mapping[str, float], timing: Mapping[str, float]) -> None:
         """Append an epoch's metrics and timings, and rewrite summary.csv."""
         if self.is_writer:
             files.append_line(self.path / "metrics.jsonl", row)
@@ -242,7 +242,7 @@ class RunFolder:
             for name in ("metrics.jsonl", "timings.jsonl"):
                 files.trim_lines(self.path / name, lambda row: row.get("step") in range(step + 1))
 
-    def save(self, path: Path, state: dict[str, Any]) -> None:
+    def save(self, path: Path, state: Mapping[str, object]) -> None:
         """Write a checkpoint (rank 0)."""
         if self.is_writer:
             checkpoint.save(path, state)

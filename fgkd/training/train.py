@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -45,7 +44,7 @@ class Validation:
         self.dataset, self.run, self.device = dataset, run, device
         self.teacher_NK = teacher_NK
         if self.samples is not None:
-            self.renderer = clean_renderer(self.samples, model.config, skip_unreadable)
+            self.renderer = clean_renderer(self.samples, model.eval_transform, skip_unreadable)
 
     def __call__(self, model: models.Classifier) -> dict[str, float]:
         """Metrics of the val split, their names prefixed by `val_`; {} without a val split."""
@@ -89,10 +88,10 @@ class TrainedRun:
         return models.load(self.path / "model")
 
     @classmethod
-    def of(cls, path: Path, finished: bool, best: dict[str, Any]) -> TrainedRun:
+    def of(cls, path: Path, finished: bool, best: Mapping[str, float]) -> TrainedRun:
         """From what a checkpoint holds of the best epoch."""
         scores = {name: value for name, value in best.items() if name.startswith("val_")}
-        return cls(path, finished, best.get("epoch", -1), scores)
+        return cls(path, finished, int(best.get("epoch", -1)), scores)
 
 
 def train(
@@ -171,13 +170,13 @@ def _step_line(report: loop.Report, epochs: int, total_steps: int, pace: str) ->
 
 def _end_epoch(
     run: RunFolder, state: loop.State, report: loop.Report, validate: Validation, train_s: float
-) -> dict[str, Any]:
+) -> dict[str, float]:
     """Evaluate, keep the best model, write and return the epoch's row; a tie keeps the earlier."""
     started = time.monotonic()
     images = state.sums.pop("images", 0.0)
     means = {name: total / max(images, 1.0) for name, total in state.sums.items()}
     state.sums = {}
-    row: dict[str, Any] = {"epoch": report.epoch, "step": report.step, **means, "lr": report.lr}
+    row: dict[str, float] = {"epoch": report.epoch, "step": report.step, **means, "lr": report.lr}
     found, chosen = validate(state.model), state.model
     row |= found
     if state.ema:
@@ -206,10 +205,10 @@ def _end_epoch(
     return row
 
 
-def _closing_line(run: RunFolder, best: dict[str, Any]) -> str:
+def _closing_line(run: RunFolder, best: Mapping[str, float]) -> str:
     score = f": val top-1 {best['val_top1_pct']:.2f} %" if "val_top1_pct" in best else ""
     averaged = " (averaged weights)" if best.get("is_ema") else ""
-    return f"done: best epoch {best['epoch'] + 1}{score}{averaged}; model in {run.model_dir}"
+    return f"done: best epoch {int(best['epoch']) + 1}{score}{averaged}; model in {run.model_dir}"
 
 
 def finished_run(run: RunFolder, total_steps: int) -> TrainedRun | None:

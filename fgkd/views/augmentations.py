@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
@@ -80,6 +80,13 @@ def crop_resize_flip(
     return np.ascontiguousarray(view_1CHW[0].permute(1, 2, 0).numpy())
 
 
+class Geometry(TypedDict):
+    """Keywords of Pillow's geometric functions."""
+
+    resample: Image.Resampling
+    fillcolor: Colour
+
+
 class Op(NamedTuple):
     """A RandAugment operation: `value` of a level in [-1, 1], and what it does with that value.
 
@@ -88,7 +95,7 @@ class Op(NamedTuple):
     """
 
     value: Callable[[float], float]
-    apply: Callable[[Image.Image, Any, dict[str, Any]], Image.Image]
+    apply: Callable[[Image.Image, Any, Geometry], Image.Image]
 
 
 def _no_value(level: float) -> float:
@@ -99,16 +106,16 @@ def _factor(level: float) -> float:
     return max(0.1, 1.0 + 0.9 * level)
 
 
-def _affine(image: Image.Image, matrix: tuple[float, ...], how: dict[str, Any]) -> Image.Image:
+def _affine(image: Image.Image, matrix: tuple[float, ...], how: Geometry) -> Image.Image:
     return image.transform(image.size, Image.Transform.AFFINE, matrix, **how)
 
 
-def _posterize(image: Image.Image, bits: int, how: dict[str, Any]) -> Image.Image:
+def _posterize(image: Image.Image, bits: int, how: Geometry) -> Image.Image:
     """Keep the top `bits` of each pixel (ImageOps.posterize refuses 0 bits since Pillow 13)."""
     return image.point([v >> (8 - bits) << (8 - bits) for v in range(256)] * 3)
 
 
-def _solarize_add(image: Image.Image, add: int, how: dict[str, Any]) -> Image.Image:
+def _solarize_add(image: Image.Image, add: int, how: Geometry) -> Image.Image:
     return image.point([min(255, v + add) if v < 128 else v for v in range(256)] * 3)
 
 
@@ -175,7 +182,7 @@ def draw_rand_augment(magnitude: float, std: float, u: list[float]) -> Ops:
 
 def apply_ops(image_HWC: np.ndarray, ops: Ops, interpolation: str, fill: Colour) -> np.ndarray:
     """A new image after the operations; `fill` is the colour behind moved images."""
-    how = {"resample": Image.Resampling[interpolation.upper()], "fillcolor": fill}
+    how = Geometry(resample=Image.Resampling[interpolation.upper()], fillcolor=fill)
     image = Image.fromarray(image_HWC)
     for name, value in ops:
         image = OPS[name].apply(image, value, how)

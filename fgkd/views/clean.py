@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,25 +17,50 @@ from fgkd.views.rendering import ImageOf, ViewRenderer
 TTA = {"none": (1, False), "flip": (1, True), "five-crop": (5, False), "ten-crop": (5, True)}
 
 
+@dataclass(frozen=True)
+class EvalTransform:
+    """The facts of timm's evaluation transform of a model: its size in pixels, crop and resize.
+
+    mean: what crop_mode `border` pads with.
+    """
+
+    size: int
+    crop_pct: float
+    interpolation: str
+    mean: tuple[float, ...]
+    crop_mode: str | None = None
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> EvalTransform:
+        """From timm's `pretrained_cfg`."""
+        return cls(
+            size=config["input_size"][-1],
+            crop_pct=config["crop_pct"],
+            interpolation=config["interpolation"],
+            mean=tuple(config["mean"]),
+            crop_mode=config.get("crop_mode"),
+        )
+
+
 class CleanView:
-    """The evaluation view: timm's eval transform on Pillow's pixels, kept as uint8.
+    """The evaluation view: timm's evaluation transform on Pillow's pixels, kept as uint8.
 
     tta: which views of an image there are; view 0 of `none` and `flip` is timm's own.
     """
 
-    def __init__(self, samples: Samples, model_config: dict[str, Any], tta: str = "none") -> None:
+    def __init__(self, samples: Samples, transform: EvalTransform, tta: str = "none") -> None:
         from timm.data.transforms_factory import transforms_imagenet_eval
 
         self.samples = samples
-        self.size: int = model_config["input_size"][-1]
+        self.size = transform.size
         self.num_crops, flips = TTA[tta]
         self.num_views = self.num_crops * (1 + flips)
         self.transform = transforms_imagenet_eval(
             self.size,
-            crop_pct=model_config["crop_pct"],
-            crop_mode=model_config.get("crop_mode"),
-            interpolation=model_config["interpolation"],
-            mean=tuple(model_config["mean"]),  # what crop_mode border pads with
+            crop_pct=transform.crop_pct,
+            crop_mode=transform.crop_mode,
+            interpolation=transform.interpolation,
+            mean=transform.mean,
             use_prefetcher=True,
         )
 
@@ -74,8 +101,8 @@ class CleanView:
 
 
 def clean_renderer(
-    samples: Samples, model_config: dict[str, Any], skip_unreadable: bool, tta: str = "none"
+    samples: Samples, transform: EvalTransform, skip_unreadable: bool, tta: str = "none"
 ) -> ViewRenderer:
-    """A renderer of the evaluation views that a model's config asks for, `tta` of each image."""
-    view = CleanView(samples, model_config, tta)
+    """A renderer of a model's evaluation views, `tta` of each image."""
+    view = CleanView(samples, transform, tta)
     return ViewRenderer(view, [view.size], skip_unreadable=skip_unreadable)

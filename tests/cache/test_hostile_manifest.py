@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fgkd import files
-from fgkd.cache import summary
 from fgkd.cache.reader import Reader
+from fgkd.cache.summary import CacheSummary
 from fgkd.errors import FgkdError
 from fgkd.files import fingerprint
 
@@ -63,7 +63,7 @@ def use(cache: Path) -> None:
     """Everything that is done with a cache before a model sees it."""
     reader = Reader(cache)
     try:
-        summary.lines(summary.describe(reader))
+        CacheSummary.of(reader).lines()
         for view in range(min(reader.views, 3)):
             reader.slab(view)
         reader.val_logits()
