@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.runs import STUDENT, TEACHER, fgkd
 from PIL import Image
-from run_miniatures import STUDENT, TEACHER, fgkd
 
 from fgkd.data import icons
 

@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data_miniatures import write_image
-from test_loop import make_batches, step_fn
-from test_models import DEIT, build
-from test_workers import RECIPE
+from helpers.datasets import write_image
+from helpers.loops import make_batches, step_fn
+from helpers.models import DEIT, build
 from torch import Tensor, nn
 
 from fgkd import device
@@ -25,8 +24,11 @@ from fgkd.loading.schedule import Schedule
 from fgkd.loading.train_loader import TrainLoader
 from fgkd.loading.workers import render
 from fgkd.training import loop, optim
+from fgkd.views.recipes import ViewRecipe
 from fgkd.views.rendering import KeyedView, Request, ViewRenderer
 from fgkd.views.view_set import ViewSet
+
+RECIPE = ViewRecipe(crop_scale=(0.3, 1.0), hflip=0.5)
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 GPU = torch.device("cuda")

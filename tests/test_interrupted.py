@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from run_miniatures import (
+from helpers.runs import (
     STUDENT,
     TEACHER,
     Point,

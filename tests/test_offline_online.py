@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from run_miniatures import STUDENT, assert_same, fgkd, rows, saved, tree
+from helpers.runs import STUDENT, assert_same, fgkd, rows, saved, tree
 
 LOSSES = {
     "kl": ("--temperature", 2),

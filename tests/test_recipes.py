@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import timm
-from data_miniatures import write_cub, write_dogs, write_foodx
-from run_miniatures import fgkd
+from helpers.datasets import write_cub, write_dogs, write_foodx
+from helpers.runs import fgkd
 
 from fgkd import config
 from fgkd.config.args_file import load_yaml

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from failures import make_fails
-from run_miniatures import STUDENT, TEACHER, fgkd, rows, saved
-from test_models import build, images
+from helpers.failures import make_fails
+from helpers.models import build, images
+from helpers.runs import STUDENT, TEACHER, fgkd, rows, saved
 
 from fgkd.data import samples
 from fgkd.loading.schedule import Schedule

@@ -70,7 +70,7 @@ class Classifier(nn.Module):
         if self.has_dist:
             net.head_dist.requires_grad_(self.uses_dist)
         for name in ("mean", "std"):
-            value = torch.tensor(self.config[name]).view(1, 3, 1, 1)
+            value = torch.tensor(self.config[name], dtype=torch.float32).view(1, 3, 1, 1)
             self.register_buffer(name, value, persistent=False)
         self.drop_paths = _key_drop_paths(net)
         self.is_frozen = self.recomputes = False

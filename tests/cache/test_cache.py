@@ -8,7 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from cache_miniatures import (
+from helpers.caches import (
     NO_VAL,
     NUM_CLASSES,
     NUM_TRAIN,

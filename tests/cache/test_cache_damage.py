@@ -11,7 +11,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from cache_miniatures import open_writer, tree, write_cache
+from helpers.caches import open_writer, tree, write_cache
 
 from fgkd import files
 from fgkd.cache import manifest

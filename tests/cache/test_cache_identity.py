@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cache_miniatures import IDENTITY, TABLES, make_identity, make_writer, write_cache
-from data_miniatures import write_folder
+from helpers.caches import IDENTITY, TABLES, make_identity, make_writer, write_cache
+from helpers.datasets import write_folder
 
 from fgkd import comparison
 from fgkd.cache.identity import Identity

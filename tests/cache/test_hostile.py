@@ -13,8 +13,8 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from cache_miniatures import NUM_CLASSES
-from hostile import BACKENDS, FUZZ, NAMES, SHARD, SUFFIXES, consume, consume_bytes, valid
+from helpers.caches import NUM_CLASSES
+from helpers.hostile import BACKENDS, FUZZ, NAMES, SHARD, SUFFIXES, consume, consume_bytes, valid
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hostile import BACKENDS, JSON, explained, frugal, valid
+from helpers.hostile import BACKENDS, JSON, explained, frugal, valid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cache_miniatures import NUM_CLASSES
-from hostile import FUZZ, JSON, SHARD, consume, consume_bytes, valid
+from helpers.caches import NUM_CLASSES
+from helpers.hostile import FUZZ, JSON, SHARD, consume, consume_bytes, valid
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from failures import Fails, copy_data, exit_code, first_image, make_fails
-from run_miniatures import STUDENT, fgkd, tree
+from helpers.failures import Fails, copy_data, exit_code, first_image, make_fails
+from helpers.runs import STUDENT, fgkd, tree
 from safetensors.torch import load_file, save_file
 
 from fgkd import files

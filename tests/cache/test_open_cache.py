@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cache_miniatures import (
+from helpers.caches import (
     IDENTITY,
     NUM_CLASSES,
     NUM_TRAIN,
@@ -16,7 +16,7 @@ from cache_miniatures import (
     logits_of,
     write_cache,
 )
-from shard_server import serve
+from helpers.shard_server import serve
 
 from fgkd.cache import Reader, open_cache
 from fgkd.errors import DamagedCache, DownloadError, MissingFile, UnstoredTemperature

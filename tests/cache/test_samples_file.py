@@ -12,8 +12,8 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from cache_miniatures import IDENTITY, NO_VAL, TABLES, make_tables, write_cache
-from hostile import FUZZ, explained, frugal
+from helpers.caches import IDENTITY, NO_VAL, TABLES, make_tables, write_cache
+from helpers.hostile import FUZZ, explained, frugal
 from hypothesis import given
 from hypothesis import strategies as st
 

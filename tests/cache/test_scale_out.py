@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from failures import Fails, make_fails
-from run_miniatures import fgkd, run_ranks, tree
+from helpers.failures import Fails, make_fails
+from helpers.runs import fgkd, run_ranks, tree
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from failures import Fails, make_fails
-from run_miniatures import (
+from helpers.failures import Fails, make_fails
+from helpers.runs import (
     STUDENT,
     assert_same,
     assert_same_run,
@@ -23,7 +23,7 @@ from run_miniatures import (
     run_ranks,
     saved,
 )
-from shard_server import serve, shards_of
+from helpers.shard_server import serve, shards_of
 
 from fgkd.cache import remote
 from fgkd.cache.remote import RemoteReader, open_cache

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from failures import make_fails
+from helpers.failures import make_fails
+from helpers.runs import STUDENT, fgkd, rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from run_miniatures import STUDENT, fgkd, rows
 from scipy.special import log_softmax, logsumexp, softmax
 
 from fgkd import losses

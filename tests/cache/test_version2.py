@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from shard_server import serve
+from helpers.shard_server import serve
 
 from fgkd import files
 from fgkd.cache import open_cache, samples_file

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import webdataset
-from data_miniatures import write_folder
+from helpers.datasets import write_folder
+from helpers.runs import STUDENT, TEACHER, assert_same_run, fgkd, rows, run_children, saved
 from PIL import Image
-from run_miniatures import STUDENT, TEACHER, assert_same_run, fgkd, rows, run_children, saved
 
 from fgkd.cache.reader import Reader
 

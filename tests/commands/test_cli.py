@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from failures import exit_code, make_fails
+from helpers.failures import make_fails, run_command
 
 from fgkd import config
 from fgkd.config import args_file
@@ -26,13 +26,6 @@ CONFIGS = {
     "evaluate": config.EvaluateConfig,
     "inspect": config.InspectConfig,
 }
-
-
-def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a command."""
-    code = exit_code(*argv)
-    out, err = capsys.readouterr()
-    return code, out, err
 
 
 @pytest.fixture
@@ -68,7 +61,7 @@ def test_help_imports_nothing_heavy_and_is_quick(argv: list[str]) -> None:
 def test_help_shows_an_example_first_and_every_option(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, out, _ = run(capsys, name, "--help")
+    code, out, _ = run_command(capsys, name, "--help")
     assert code == 0
     lines, options = out.splitlines(), out.index("Options:")
     assert lines[0].startswith("Usage: ")
@@ -79,7 +72,7 @@ def test_help_shows_an_example_first_and_every_option(
 
 
 def test_help_of_all_shows_the_commands_in_order(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = run(capsys, "--help")
+    code, out, _ = run_command(capsys, "--help")
     lines = [line.split()[1] for line in out.splitlines() if line.startswith("    fgkd ")]
     listed = [line.split()[0] for line in out.partition("Commands:\n")[2].splitlines()]
     assert (code, listed) == (0, list(COMMANDS))
@@ -87,7 +80,7 @@ def test_help_of_all_shows_the_commands_in_order(capsys: pytest.CaptureFixture[s
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = run(capsys, "--version")
+    code, out, _ = run_command(capsys, "--version")
     assert code == 0
     assert out.startswith("fgkd 0.")
 
@@ -111,7 +104,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_usage_errors_exit_2(
     argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, out, err = run(capsys, *argv)
+    code, out, err = run_command(capsys, *argv)
     assert (code, out) == (2, "")
     assert said in err
     assert "Traceback" not in err
@@ -133,13 +126,13 @@ def test_float_options_refuse_nan_and_inf(
 ) -> None:
     given = 2 if kind == tuple[float, float] or "tuple[float, float]" in str(kind) else 1
     for value, yaml in (("nan", ".nan"), ("inf", ".inf"), ("-inf", "-.inf")):
-        code, _, err = run(capsys, command, f"--{name.replace('_', '-')}", *[value] * given)
+        code, _, err = run_command(capsys, command, f"--{name.replace('_', '-')}", *[value] * given)
         assert code == 2
         assert f"{value} is not a finite number" in err
         (tmp_path / "c.yaml").write_text(
             f"{name}: [{yaml}, {yaml}]\n" if "tuple" in str(kind) else f"{name}: {yaml}\n"
         )
-        code, _, err = run(capsys, command, "-c", str(tmp_path / "c.yaml"))
+        code, _, err = run_command(capsys, command, "-c", str(tmp_path / "c.yaml"))
         assert code == 1
         assert f"c.yaml: {name}: {value} is not a finite number" in err
 
@@ -243,7 +236,7 @@ def test_an_old_value_is_taken_with_one_notice(
     if source == "resume" and command == "cache-logits":
         args = ["-c", str(tmp_path / "args.yaml"), "--output", str(tmp_path)]  # how it continues
     (tmp_path / "args.yaml").write_text("aug_recipe: seed\nworkers: 0\n")
-    code, out, err = run(capsys, command, *args)
+    code, out, err = run_command(capsys, command, *args)
     assert (code, out, err) == (0, "", SEED)
     assert received[0].view.aug_recipe == "randaug"
     assert (tmp_path / "args.yaml").read_text() == "aug_recipe: seed\nworkers: 0\n"
@@ -253,14 +246,14 @@ def test_a_notice_comes_from_rank_0_alone(
     received: list[Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "1")
-    assert run(capsys, "train-teacher", "--aug-recipe", "seed") == (0, "", "")
+    assert run_command(capsys, "train-teacher", "--aug-recipe", "seed") == (0, "", "")
     assert received[0].view.aug_recipe == "randaug"
 
 
 def test_help_shows_present_names_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    _, out, _ = run(capsys, "train-teacher", "--help")
+    _, out, _ = run_command(capsys, "train-teacher", "--help")
     assert "[none|light|randaug]" in out
-    code, _, err = run(capsys, "train-teacher", "--aug-recipe", "sed")
+    code, _, err = run_command(capsys, "train-teacher", "--aug-recipe", "sed")
     assert code == 2
     assert "'none', 'light', 'randaug'" in err
 
@@ -272,12 +265,12 @@ def test_a_recipe_is_found_by_its_old_name(
     """`-c X-control.yaml` takes X-baseline.yaml, with a notice, where the former does not exist."""
     old, new = tmp_path / f"icons-control.{ending}", tmp_path / f"icons-baseline.{ending}"
     new.write_text("epochs: 7\n")
-    code, out, err = run(capsys, "train-student", "-c", str(old))
+    code, out, err = run_command(capsys, "train-student", "-c", str(old))
     assert (code, out) == (0, "")
     assert err == f"notice: {old} is now called {new}; the old name will be removed\n"
     assert received[-1].optim.epochs == 7
     old.write_text("epochs: 8\n")
-    assert run(capsys, "train-student", "-c", str(old)) == (0, "", "")
+    assert run_command(capsys, "train-student", "-c", str(old)) == (0, "", "")
     assert received[-1].optim.epochs == 8
 
 
@@ -287,7 +280,7 @@ def test_a_file_that_exists_under_neither_name(
 ) -> None:
     (tmp_path / "baseline").mkdir()
     (tmp_path / "baseline" / "a.yaml").touch()
-    code, out, err = run(capsys, "train-student", "-c", str(tmp_path / name))
+    code, out, err = run_command(capsys, "train-student", "-c", str(tmp_path / name))
     assert (code, out) == (2, "")
     assert f"'{tmp_path / name}' does not exist" in err
 

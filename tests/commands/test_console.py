@@ -11,8 +11,8 @@ from unittest import mock
 
 import pytest
 import torch
-from failures import make_fails
-from run_miniatures import STUDENT
+from helpers.failures import make_fails
+from helpers.runs import STUDENT
 
 from fgkd import device
 from fgkd.progress import Pace

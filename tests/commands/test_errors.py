@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from failures import Fails, copy_data, exit_code, first_image, make_fails
-from run_miniatures import STUDENT, TEACHER, fgkd, rows
+from helpers.failures import Fails, copy_data, exit_code, first_image, make_fails
+from helpers.runs import STUDENT, TEACHER, fgkd, rows
 
 from fgkd import files
 from fgkd.errors import (

@@ -8,8 +8,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from failures import Fails, copy_data, exit_code, first_image, make_fails
-from run_miniatures import STUDENT, fgkd, tree
+from helpers.failures import Fails, copy_data, exit_code, first_image, make_fails
+from helpers.runs import STUDENT, fgkd, tree
 
 from fgkd import files
 from fgkd.errors import DataMismatch, Difference, OptionError, TooFewViews

@@ -5,20 +5,17 @@ from __future__ import annotations
 import errno
 import os
 import re
-import resource
 import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from failures import Fails, exit_code, make_fails
-from run_miniatures import STUDENT, TEACHER, assert_same_run, fgkd, rows, saved, start, tree
+from helpers.failures import Fails, exit_code, full_disk, make_fails, partials
+from helpers.runs import STUDENT, TEACHER, assert_same_run, fgkd, rows, saved, start, tree
 
 from fgkd import files, losses
 
@@ -218,22 +215,6 @@ def test_ctrl_c_in_capture(
     for name in now:
         if name.startswith("shards/") or name == "manifest.json":
             assert now[name] == then[name], name
-
-
-@contextmanager
-def full_disk(num_bytes: int) -> Iterator[None]:
-    """Every file stops growing at `num_bytes`: writes fail for real, in C libraries too."""
-    old = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, old[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, old)
-
-
-def partials(folder: Path) -> list[Path]:
-    """What a failed write should not leave."""
-    return list(folder.rglob("*.partial"))
 
 
 @pytest.mark.parametrize("num_bytes", [0, 300, 5_000, 60_000])

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from page_outline import Outline, assert_stands_alone, bytes_of, outline
+from helpers.failures import run_command as command
+from helpers.pages import Outline, assert_stands_alone, bytes_of, outline
+from helpers.runs import fgkd
 from PIL import Image
-from run_miniatures import fgkd
-from test_cli import run as command
 
 from fgkd.cache.reader import Reader
 from fgkd.views import transforms

@@ -7,9 +7,9 @@ import shlex
 from pathlib import Path
 
 import pytest
-from data_miniatures import open_error, write_cub
-from failures import Fails, make_fails
-from run_miniatures import fgkd
+from helpers.datasets import open_error, write_cub
+from helpers.failures import Fails, make_fails
+from helpers.runs import fgkd
 
 from fgkd import files
 from fgkd.config import EvaluateConfig, args_file

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 
 import pytest
-from failures import Fails, copy_data, first_image, make_fails
-from run_miniatures import (
+from helpers.failures import Fails, copy_data, first_image, make_fails
+from helpers.runs import (
     STUDENT,
     TEACHER,
     assert_same,
@@ -192,7 +192,7 @@ def test_refusals(
 
 
 def test_no_bounding_boxes_of_shrunk_images(tiny_data: Path, fails: Fails, tmp_path: Path) -> None:
-    from data_miniatures import write_cub
+    from helpers.datasets import write_cub
 
     write_cub(tmp_path / "CUB_200_2011", train=6)
     data = ("--data", f"cub:{tmp_path / 'CUB_200_2011'}", "--bbox-crop")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cache_miniatures import (
+from helpers.caches import (
     IDENTITY,
     NUM_CLASSES,
     NUM_TRAIN,
@@ -23,7 +23,7 @@ from cache_miniatures import (
     val_logits,
     write_cache,
 )
-from run_miniatures import fgkd
+from helpers.runs import fgkd
 
 from fgkd.cache import encodings, stats
 from fgkd.evaluation import metrics

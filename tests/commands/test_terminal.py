@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from failures import exit_code, make_fails
-from run_miniatures import TEACHER, assert_same_run, fgkd, rows, saved, start
+from helpers.failures import exit_code, make_fails
+from helpers.runs import TEACHER, assert_same_run, fgkd, rows, saved, start
 
 from fgkd import losses
 from fgkd.errors import FgkdError

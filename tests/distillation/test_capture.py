@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from run_miniatures import (
+from helpers.runs import (
     STUDENT,
     Point,
     count_calls,

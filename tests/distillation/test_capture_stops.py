@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from failures import Fails, exit_code, make_fails
-from run_miniatures import fgkd, tree
-from test_errors_stop import full_disk, partials
+from helpers.failures import Fails, exit_code, full_disk, make_fails, partials
+from helpers.runs import fgkd, tree
 
 from fgkd import files
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from run_miniatures import STUDENT, fgkd, rows, tree
+from helpers.runs import STUDENT, fgkd, rows, tree
 from scipy.special import log_softmax, softmax
 
 from fgkd import files

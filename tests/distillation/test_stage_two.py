@@ -11,8 +11,8 @@ import h5py
 import numpy as np
 import pytest
 import timm
+from helpers.runs import STUDENT, TEACHER, fgkd, rows, run_children, tree
 from PIL import Image
-from run_miniatures import STUDENT, TEACHER, fgkd, rows, run_children, tree
 
 from fgkd.cache.reader import Reader
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from test_loop import make_batches
-from test_losses import by_hand
-from test_models import CLASSES, DEIT, build
+from helpers.loops import make_batches
+from helpers.losses import by_hand
+from helpers.models import CLASSES, DEIT, build
 
 from fgkd.config import LossSpec
 from fgkd.config.specs import LOSS_NAMES

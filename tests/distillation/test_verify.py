@@ -11,8 +11,8 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from failures import copy_data, exit_code, first_image
-from run_miniatures import fgkd, tree
+from helpers.failures import copy_data, exit_code, first_image
+from helpers.runs import fgkd, tree
 
 from fgkd import files
 

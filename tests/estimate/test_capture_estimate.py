@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from failures import exit_code
-from run_miniatures import fgkd, tree
+from helpers.failures import exit_code
+from helpers.runs import fgkd, tree
 
 from fgkd.config.specs import ENCODING_NAMES, FORMAT_NAMES
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from failures import exit_code
-from run_miniatures import STUDENT, TEACHER, fgkd
+from helpers.failures import exit_code
+from helpers.runs import STUDENT, TEACHER, fgkd
 
 from fgkd.estimate import training
 

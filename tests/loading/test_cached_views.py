@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from run_miniatures import fgkd
-from shard_server import serve
+from helpers.runs import fgkd
+from helpers.shard_server import serve
 from torch.utils.data import DataLoader, DistributedSampler
 
 from fgkd import CachedViews, open_cache, open_dataset

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_miniatures import STUDENT, TEACHER, fgkd, rows, run_ranks, saved, start_ranks, tree
+from helpers.runs import STUDENT, TEACHER, fgkd, rows, run_ranks, saved, start_ranks, tree
 
 # Plain SGD moves in proportion to the gradient. Adam's step is the gradient over its own size, so
 # that of an attention's key bias, whose gradient is rounding alone, is arbitrary.

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from run_miniatures import STUDENT, assert_same_run, fgkd, rows, run_ranks, saved, start_ranks
+from helpers.runs import STUDENT, assert_same_run, fgkd, rows, run_ranks, saved, start_ranks
 
 from fgkd import distributed
 from fgkd.errors import WriteError

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from run_miniatures import (
+from helpers.loops import CPU, assert_equal_weights, fit, make_batches, state_of
+from helpers.models import CLASSES, build
+from helpers.runs import (
     STUDENT,
     TEACHER,
     assert_same_run,
@@ -21,9 +23,6 @@ from run_miniatures import (
     saved,
     start_ranks,
 )
-from test_loop import CPU, assert_equal_weights, fit, make_batches
-from test_models import CLASSES, build
-from test_training_options import state_of
 from torch import Tensor, nn
 
 from fgkd import data, losses

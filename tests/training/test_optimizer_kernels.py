@@ -7,10 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from run_miniatures import assert_same
-from test_loop import assert_equal_weights, fit, make_batches, step_fn
-from test_models import build
-from test_training_options import broken_gradient, state_of
+from helpers.loops import (
+    assert_equal_weights,
+    broken_gradient,
+    fit,
+    make_batches,
+    state_of,
+    step_fn,
+)
+from helpers.models import build
+from helpers.runs import assert_same
 from torch import Tensor, nn
 
 from fgkd.errors import FgkdError

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_loop import CPU, fit, lr_at, make_batches
-from test_models import CLASSES, TINY_CONVNEXT, build
+from helpers.loops import CPU, fit, lr_at, make_batches
+from helpers.models import CLASSES, TINY_CONVNEXT, build
 from timm.scheduler import StepLRScheduler
 from torch import nn
 

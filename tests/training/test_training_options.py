@@ -10,27 +10,27 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from failures import Fails, make_fails
-from run_miniatures import STUDENT, assert_same, assert_same_run, fgkd, saved
-from test_loop import assert_equal_weights, fit, lr_at, make_batches, make_state, step_fn
-from test_models import CLASSES, DEIT, build
-from torch import Tensor, nn
+from helpers.failures import Fails, make_fails
+from helpers.loops import (
+    assert_equal_weights,
+    broken_gradient,
+    fit,
+    lr_at,
+    make_batches,
+    make_state,
+    state_of,
+)
+from helpers.models import CLASSES, DEIT, build
+from helpers.runs import STUDENT, assert_same, assert_same_run, fgkd, saved
+from torch import Tensor
 
-from fgkd import models
 from fgkd.errors import CompileError, FgkdError
-from fgkd.loading.batch import Batch
-from fgkd.training import loop, optim
+from fgkd.training import optim
 
 
 @pytest.fixture
 def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
     return make_fails(capsys)
-
-
-def state_of(model: models.Classifier, opt: str = "adamw") -> loop.State:
-    groups = optim.param_groups(model=model.net, weight_decay=0.05)
-    optimizer = optim.create_optimizer(name=opt, groups=groups, lr=1e-3, momentum=0.9)
-    return loop.State(model, optimizer, torch.amp.GradScaler("cpu", enabled=False))
 
 
 # ---- a frozen trunk ------------------------------------------------------------------------
@@ -169,15 +169,6 @@ def test_a_skipped_step_moves_neither_weights_nor_their_average() -> None:
     assert not rest[-1].skipped
     assert rest[-1].lr == lr_at(5)
     assert not torch.equal(state.model.net.head.fc.weight, start["net.head.fc.weight"])
-
-
-def broken_gradient(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-    """A finite loss whose gradient is infinite at the first step but one."""
-    out = step_fn(model, batch)
-    if batch.spec.step == 1:
-        weight = next(p for p in model.parameters() if p.requires_grad)
-        out["loss"] = out["loss"] + (weight * 0).sum().sqrt()
-    return out
 
 
 def test_a_gradient_that_is_not_finite_stops_before_the_update() -> None:

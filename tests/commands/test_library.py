@@ -1,0 +1,231 @@
+"""fgkd as a library: each command is a function, with typed results and nothing on the console."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from helpers.runs import STUDENT, TEACHER
+from torch import nn
+
+import fgkd
+from fgkd.commands import train_teacher
+from fgkd.config import DataSpec, ModelSpec, OptimSpec, RunSpec, TrainTeacherConfig
+from fgkd.errors import (
+    DataMismatch,
+    MissingModel,
+    MissingOption,
+    OptionError,
+    OutputExists,
+    UnknownName,
+    UnusedOption,
+)
+from fgkd.progress import Progress
+
+MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+HEAVY = ("torch", "numpy", "timm", "h5py", "PIL", "click", "yaml")
+
+
+class Lines(Progress):
+    """Collects what is reported."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.done: list[tuple[int, int]] = []
+
+    def message(self, line: str) -> None:
+        self.lines.append(line)
+
+    def advance(self, done: int, total: int) -> None:
+        self.done.append((done, total))
+
+
+@pytest.fixture
+def silent(capfd: pytest.CaptureFixture[str]) -> None:
+    """Nothing may be printed by the test's calls."""
+    yield
+    assert capfd.readouterr() == ("", "")
+
+
+def test_importing_fgkd_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, fgkd\n"
+        f"print(*[name for name in {HEAVY} if name in sys.modules])\n"
+        "assert fgkd.__version__ and set(fgkd.__all__) <= set(dir(fgkd))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == []
+
+
+def test_every_public_name_can_be_used() -> None:
+    for name in fgkd.__all__:
+        assert getattr(fgkd, name) is not None
+    with pytest.raises(AttributeError):
+        fgkd.open_cash  # noqa: B018
+
+
+def torchvision_net() -> nn.Module:
+    torch.manual_seed(0)
+    return torchvision.models.mobilenet_v3_small(num_classes=8).eval()
+
+
+@pytest.mark.usefixtures("silent")
+def test_capture_from_a_torchvision_model(tiny_data: Path, tmp_path: Path) -> None:
+    """The cache holds, for each view's pixels, what torchvision's own model answers."""
+    dataset = fgkd.open_dataset(f"folder:{tiny_data}")
+    net = torchvision_net()
+    teacher = fgkd.as_classifier(net, name="mobilenet", classes=dataset.classes, input_size=32)
+    options = {"views": 2, "output": tmp_path / "cache", "encoding": "dense32", "workers": 0}
+    progress = Lines()
+    found = fgkd.capture(
+        teacher, dataset=dataset, aug_recipe="light", shard_size=40, progress=progress, **options
+    )
+    assert found.complete
+    assert found.views == 2
+    assert progress.done[-1][0] == progress.done[-1][1] > 0
+    views = fgkd.CachedViews(fgkd.open_cache(tmp_path / "cache"))
+    assert len(views) == len(dataset.splits["train"]) == 97
+    items = [views[i] for i in range(0, 97, 8)]
+    x = torch.stack([item["image"] for item in items]).permute(0, 2, 3, 1)
+    with torch.no_grad():
+        wanted = net(((x / 255 - MEAN) / STD).permute(0, 3, 1, 2))
+    stored = torch.stack([item["teacher_logits"] for item in items])
+    torch.testing.assert_close(stored, wanted, atol=1e-4, rtol=1e-4)
+    more = fgkd.capture(teacher, dataset=dataset, aug_recipe="light", shard_size=40, **options)
+    assert more.complete
+    assert more.shards_written == 0
+    other = fgkd.as_classifier(net, name="mobilenet", classes=["x"] * 8, input_size=32)
+    with pytest.raises(DataMismatch) as refused:
+        fgkd.capture(other, dataset=dataset, **options)
+    assert refused.value.subject == "classes"
+
+
+@pytest.mark.usefixtures("silent")
+def test_capture_from_a_function_and_an_ensemble(tiny_data: Path, tmp_path: Path) -> None:
+    dataset = fgkd.open_dataset(f"folder:{tiny_data}")
+
+    def colours(scale: float) -> fgkd.models.Classifier:
+        def logits(x: torch.Tensor) -> torch.Tensor:
+            return scale * x.mean((2, 3)).repeat(1, 3)[:, :8]
+
+        return fgkd.as_classifier(
+            logits, name=f"colours {scale}", classes=dataset.classes, input_size=16
+        )
+
+    for name, teachers in {"one": colours(2.0), "two": [colours(1.0), colours(3.0)]}.items():
+        fgkd.capture(
+            teachers,
+            dataset=dataset,
+            views=1,
+            output=tmp_path / name,
+            ensemble="logits",
+            encoding="dense32",
+            workers=0,
+        )
+    one, two = (fgkd.CachedViews(tmp_path / name)[5] for name in ("one", "two"))
+    assert torch.equal(one["image"], two["image"])
+    torch.testing.assert_close(one["teacher_logits"], two["teacher_logits"])
+    cache = fgkd.open_cache(tmp_path / "two")
+    assert [t.architecture for t in cache.identity.teachers] == ["colours 1.0", "colours 3.0"]
+
+
+@pytest.mark.usefixtures("silent")
+def test_from_images_to_predictions(tiny_data: Path, tmp_path: Path) -> None:
+    """Teacher from dataclasses, cache, student, evaluation, predictions and export."""
+    teacher, cache, student = (tmp_path / name for name in ("teacher", "cache", "student"))
+    config = TrainTeacherConfig(
+        data=DataSpec(data=(f"folder:{tiny_data}",)),
+        model=ModelSpec(model=TEACHER[1], model_kwargs=(TEACHER[5],), img_size=32),
+        run=RunSpec(output=str(teacher), workers=0),
+        optim=OptimSpec(epochs=2, batch_size=16, lr=5e-3),
+    )
+    trained = train_teacher.run(config)
+    assert trained.finished
+    assert trained.path == teacher
+    assert trained.best["val_top1_pct"] >= 0
+    written = fgkd.cache_logits(teacher=str(teacher), views=2, output=str(cache), workers=0)
+    assert written.complete
+    progress = Lines()
+    kwargs = dict(zip(STUDENT[::2], STUDENT[1::2], strict=True))
+    found = fgkd.train_student(
+        cache=str(cache),
+        model=kwargs["--model"],
+        model_kwargs=[kwargs["--model-kwargs"]],
+        epochs=2,
+        batch_size=16,
+        workers=0,
+        output=str(student),
+        progress=progress,
+    )
+    assert found.finished
+    assert any("epoch 2" in line for line in progress.lines)
+    scores = fgkd.evaluate([teacher, student], workers=0, report=str(tmp_path / "page"))
+    assert [one.run for one in scores.results] == [str(teacher), str(student)]
+    assert scores.results[1].metrics.agreement_pct is not None
+    assert scores.report == tmp_path / "page" / "index.html"
+    assert scores.to_json()[0]["num_images"] == 32
+    best = fgkd.predict(student, tiny_data / "test", workers=0, top=8)
+    right = sum(one.top[0][0] == Path(one.image).parent.name for one in best)
+    assert 100 * right / len(best) == pytest.approx(scores.results[1].metrics.top1_pct)
+    exported = fgkd.export(student, format="pt2", output=tmp_path / "out")
+    assert exported.path.stat().st_size == exported.num_bytes
+    assert exported.difference < 1e-4
+    (inspected,) = fgkd.inspect(cache, verify=True, teacher=[str(teacher)], samples=4)
+    assert inspected.problems == []
+    assert inspected.summary.samples == 97
+
+
+def test_wrong_calls_raise_typed_errors(
+    tiny_teacher: Path, tiny_cache: Path, tmp_path: Path
+) -> None:
+    """Nothing given is ignored, and each error has the facts."""
+    with pytest.raises(UnknownName) as unknown:
+        fgkd.train_student(cash="x")
+    assert (unknown.value.option, "cache" in unknown.value.known) == ("cash", True)
+    with pytest.raises(OptionError) as low:
+        fgkd.train_student(cache=str(tiny_cache), model="m", epochs=0)
+    assert (low.value.option, low.value.value) == ("epochs", 0)
+    with pytest.raises(MissingOption):
+        fgkd.evaluate([])
+    with pytest.raises(OptionError) as elsewhere:
+        fgkd.evaluate(tiny_teacher, predict=["a.jpg"])
+    assert elsewhere.value.option == "predict"
+    with pytest.raises(OptionError) as split:
+        fgkd.evaluate(tiny_teacher, split="val", tta="flip", json=str(tmp_path))
+    assert split.value.option == "json"
+    with pytest.raises(UnknownName):
+        fgkd.export(tiny_teacher, format="tflite")
+    fgkd.export(tiny_teacher, format="pt2", output=tmp_path)
+    with pytest.raises(OutputExists) as exists:
+        fgkd.export(tiny_teacher, format="pt2", output=tmp_path)
+    assert exists.value.path == tmp_path / "model.pt2"
+    with pytest.raises(MissingModel):
+        fgkd.predict(tmp_path / "no", tmp_path)
+    with pytest.raises(UnusedOption) as unused:
+        fgkd.inspect(tiny_cache, teacher=[str(tiny_teacher)])
+    assert unused.value.option == "teacher"
+    with pytest.raises(TypeError):
+        fgkd.capture(tiny_teacher, dataset="icons", data=["x"], output="y", views=1)
+
+
+def test_predictions_of_what_is_no_image(tiny_teacher: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.jpg").write_text("no image")
+    found = fgkd.predict([tiny_teacher], [tmp_path / "text.jpg", tmp_path / "gone"], workers=0)
+    assert [bool(one.error) for one in found] == [True, True]
+    assert found[0].to_json()["run"] == str(tiny_teacher)
+    assert found[1].to_json() == {"image": str(tmp_path / "gone"), "error": found[1].error}
+
+
+def test_json_is_written_by_the_functions(tiny_cache: Path, tmp_path: Path) -> None:
+    from fgkd import files
+
+    out = tmp_path / "out.json"
+    (found,) = fgkd.inspect(tiny_cache, json=str(out))
+    (written,) = files.read_json(out, "results")
+    assert written == found.to_json()
+    assert np.isclose(written["teacher"]["top1_pct"], found.summary.teacher.top1_pct)

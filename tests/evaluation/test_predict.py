@@ -1,0 +1,173 @@
+"""`evaluate --predict` against timm and Pillow, and what it says of images it cannot read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import timm
+import torch
+from helpers.datasets import encode, pixels
+from helpers.failures import make_fails
+from helpers.models import CLASSES, write_run
+from helpers.runs import fgkd
+from PIL import Image
+from timm.data import create_transform, resolve_model_data_config
+
+from fgkd import config
+from stages import cli
+
+ONE_PROCESS = ("--workers", 0)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("predict") / "run", "folder:none", crop_pct=0.8)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder with a JPEG, and below it a grey PNG and a WebP; a hidden file and a text."""
+    (tmp_path / "photos" / "more").mkdir(parents=True)
+    for name, image in {
+        "b.jpg": pixels(0, 0),
+        "more/a.PNG": pixels(1, 1, (50, 70)).convert("L"),
+        "more/z.webp": pixels(2, 2, (90, 40)),
+        ".hidden.jpg": pixels(0, 3),
+    }.items():
+        kind = {"jpg": "JPEG", "PNG": "PNG", "webp": "WEBP"}[name.rpartition(".")[2]]
+        (tmp_path / "photos" / name).write_bytes(encode(image, kind))
+    (tmp_path / "photos" / "notes.txt").write_text("no image")
+    return tmp_path / "photos"
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def timm_probs(folder: Path, image: Path) -> torch.Tensor:
+    """A model's probabilities for an image, by timm, torch and Pillow alone."""
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    with Image.open(image) as file, torch.no_grad():
+        x = create_transform(**resolve_model_data_config(model))(file.convert("RGB"))
+        return model(x[None]).softmax(1)[0]
+
+
+def test_probabilities_are_timms(
+    run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file and a folder after one --predict; JSON lines and the table say the same."""
+    out = tmp_path / "out.jsonl"
+    fgkd("evaluate", run, "--predict", photos / "b.jpg", photos / "more", "--json", out, "--top", 2)
+    found = lines(out)
+    images = [photos / "b.jpg", photos / "more/a.PNG", photos / "more/z.webp"]
+    assert [line["image"] for line in found] == list(map(str, images))
+    table = capsys.readouterr().out
+    for line in found:
+        probs = timm_probs(run / "model", Path(line["image"]))
+        best = probs.topk(2)
+        assert line["run"] == str(run)
+        assert [guess["class"] for guess in line["top"]] == [CLASSES[k] for k in best.indices]
+        assert [g["probability"] for g in line["top"]] == pytest.approx(
+            best.values.tolist(), abs=1e-5
+        )
+        row = next(row.split() for row in table.splitlines() if row.startswith(line["image"]))
+        assert row[1:] == [line["top"][0]["class"], f"{100 * line['top'][0]['probability']:.2f}"]
+    assert len({line["top"][0]["probability"] for line in found}) == 3
+
+
+def test_a_folder_is_walked_and_every_class_may_be_asked_for(
+    run: Path, photos: Path, tmp_path: Path
+) -> None:
+    """Sorted, at any depth, without hidden files and texts; probabilities sum to one."""
+    fgkd("evaluate", run, *ONE_PROCESS, "--predict", photos, "--json", tmp_path / "out.jsonl")
+    found = lines(tmp_path / "out.jsonl")
+    assert [Path(line["image"]).name for line in found] == ["b.jpg", "a.PNG", "z.webp"]
+    for line in found:
+        values = [guess["probability"] for guess in line["top"]]
+        assert sum(values) == pytest.approx(1)  # --top is 5, of 3 classes
+        assert values == sorted(values, reverse=True)
+
+
+def test_several_runs_and_a_timm_folder_answer_one_by_one(
+    run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second is a bare timm folder, here of another model: each has its own answer."""
+    other = write_run(tmp_path / "other", "folder:none", "convnext_atto") / "model"
+    out = tmp_path / "out.jsonl"
+    fgkd("evaluate", run, other, *ONE_PROCESS, "--predict", photos / "b.jpg", "--json", out)
+    found = lines(out)
+    assert [line["run"] for line in found] == [str(run), str(other)]
+    for line, folder in zip(found, (run / "model", other), strict=True):
+        probs = timm_probs(folder, photos / "b.jpg")
+        assert line["top"][0]["class"] == CLASSES[probs.argmax()]
+        assert line["top"][0]["probability"] == pytest.approx(probs.max().item(), abs=1e-5)
+    header = next(t for t in capsys.readouterr().out.splitlines() if t.startswith("image"))
+    assert header.split() == ["image", "run", "class", "probability", "%"]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_unreadable_images_are_named_and_the_others_answered(
+    run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: int
+) -> None:
+    fails, out = make_fails(capsys), tmp_path / "out.jsonl"
+    (photos / "cut.jpg").write_bytes((photos / "b.jpg").read_bytes()[:300])
+    (tmp_path / "empty").mkdir()
+    given = [tmp_path / "gone.jpg", photos / "notes.txt", photos, tmp_path / "empty"]
+    said = fails("evaluate", run, "--workers", workers, "--predict", *given, "--json", out)
+    assert "4 of 7 images could not be read" in said
+    found = {Path(line["image"]).name: line.get("error") for line in lines(out)}
+    good = [name for name, error in found.items() if error is None]
+    assert good == ["b.jpg", "a.PNG", "z.webp"]
+    assert "cannot decode" in found["notes.txt"]
+    assert "cannot decode" in found["cut.jpg"]
+    assert found["gone.jpg"] == "no such file or folder"
+    assert found["empty"] == "no image in this folder"
+    only_bad = fails("evaluate", run, *ONE_PROCESS, "--predict", tmp_path / "gone.jpg")
+    assert "1 of 1 images could not be read" in only_bad
+
+
+def test_what_cannot_be_predicted_with(
+    run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fails = make_fails(capsys)
+    said = fails("evaluate", run, "--predict", photos, "--tta", "flip")
+    assert "tta flip mirrors images" in said
+    assert "no model at" in fails("evaluate", tmp_path / "no", "--predict", photos)
+    assert "RUN is required" in fails("evaluate", "--predict", photos, run)  # runs come first
+    path = run / "model" / "config.json"
+    kept = path.read_text()
+    try:
+        path.write_text(json.dumps({k: v for k, v in json.loads(kept).items() if "label" not in k}))
+        assert "names 0 classes of 3" in fails("evaluate", run, "--predict", photos)
+    finally:
+        path.write_text(kept)
+
+
+@pytest.mark.parametrize(
+    ("words", "runs", "paths"),
+    [
+        ("r --predict a b --split val", ["r"], ["a", "b"]),
+        ("r --predict a --predict b", ["r"], ["a", "b"]),
+        ("r --predict=a b c", ["r"], ["a", "b", "c"]),
+        ("--predict a b -- r s", ["r", "s"], ["a", "b"]),
+        ("--predict a --split val r", ["r"], ["a"]),
+        ("r s --split val", ["r", "s"], []),
+    ],
+)
+def test_predict_takes_the_words_up_to_the_next_option(
+    words: str, runs: list[str], paths: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[config.EvaluateConfig, list[str]]] = []
+    monkeypatch.setattr("stages.evaluate.evaluate", lambda *args: seen.append(args))
+    cli.fgkd.main(["evaluate", *words.split()], standalone_mode=False)
+    ((options, given),) = seen
+    assert (given, list(options.predict)) == (runs, paths)
+
+
+def test_predict_without_a_path_is_a_usage_error() -> None:
+    with pytest.raises(click.UsageError, match="requires an argument"):
+        cli.fgkd.main(["evaluate", "r", "--predict"], standalone_mode=False)

@@ -1,0 +1,64 @@
+"""scripts/examples: each is short, and does what it says when run as a user would run it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torchvision
+
+import fgkd
+
+FOLDER = Path(__file__).parents[1] / "scripts" / "examples"
+SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py"))
+TRAINING = [name for name in SCRIPTS if not name.startswith("capture_")]
+
+
+def run(name: str, folder: Path, *args: object) -> str:
+    """What a script prints; it is run in an empty folder."""
+    command = [sys.executable, str(FOLDER / name), *map(str, args)]
+    found = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    return found.stdout + found.stderr
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_it_is_short(name: str) -> None:
+    assert len((FOLDER / name).read_text().splitlines()) < 60
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_the_student_learns_from_the_cache(name: str, tiny_cache: Path, tmp_path: Path) -> None:
+    said = run(name, tmp_path, tiny_cache, 4)
+    losses = [float(found) for found in re.findall(r"\bloss'?:? '?(\d+\.\d+)", said)]
+    assert len(losses) >= 4, said
+    assert losses[3] < 0.9 * losses[0], losses
+
+
+def test_what_timm_pieces_saves_is_a_teacher_for_the_next(tiny_cache: Path, tmp_path: Path) -> None:
+    run("timm_pieces.py", tmp_path, tiny_cache, 1)
+    net = timm.create_model(f"local-dir:{tmp_path / 'student'}", pretrained=True).eval()
+    assert net.num_classes == len(fgkd.open_cache(tiny_cache).classes)
+
+
+def test_capture_writes_the_models_own_logits(tiny_data: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = torchvision.models.mobilenet_v3_small(num_classes=8).eval()
+    torch.save(net.state_dict(), tmp_path / "weights.pth")
+    data = f"folder:{tiny_data}"
+    said = run("capture_torchvision.py", tmp_path, data, "weights.pth", tmp_path / "cache")
+    assert "4 views" in said
+    views = fgkd.CachedViews(tmp_path / "cache")
+    views.set_epoch(3)
+    item = views[7]
+    mean, std = (
+        torch.tensor(x).view(3, 1, 1) for x in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    )
+    with torch.no_grad():
+        wanted = net(((item["image"] / 255 - mean) / std)[None])[0]
+    torch.testing.assert_close(item["teacher_logits"], wanted, atol=2e-3, rtol=2e-3)  # float16
