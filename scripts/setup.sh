@@ -1,5 +1,6 @@
 # Sourced by quickstart.sh and test.sh: makes .venv, installs requirements.txt and the fgkd command.
 # Needs Python 3.11 or newer and nothing else. Does nothing when that was done before.
+# With lowest=1 it makes .venv-lowest, of the lowest versions that pyproject.toml names.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -15,12 +16,18 @@ if [ -z "$python" ]; then
   exit 1
 fi
 
-stamp=.venv/installed-requirements.txt
-if ! cmp -s requirements.txt "$stamp"; then
-  echo "Installing into .venv with $("$python" --version) (about 2 minutes and 6 GB with torch) ..."
-  "$python" -m venv .venv
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
-  cp requirements.txt "$stamp"
+venv=.venv requirements=requirements.txt
+if [ -n "${lowest:-}" ]; then
+  venv=.venv-lowest requirements=.venv-lowest.txt
+  "$python" scripts/lowest_requirements.py > "$requirements"
 fi
-export PATH="$PWD/.venv/bin:$PATH"
+stamp=$venv/installed-requirements.txt
+if ! cmp -s "$requirements" "$stamp"; then
+  echo "Installing into $venv with $("$python" --version) (about 2 minutes and 6 GB with torch) ..."
+  "$python" -m venv "$venv"
+  pip=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check)
+  "${pip[@]}" -r "$requirements"
+  "${pip[@]}" --no-deps --no-build-isolation --editable .
+  cp "$requirements" "$stamp"
+fi
+export PATH="$PWD/$venv/bin:$PATH"

@@ -1,12 +1,19 @@
 #!/usr/bin/env bash
-# All checks and tests, from nothing: bash scripts/test.sh [pytest arguments]
+# All checks and tests, from nothing: bash scripts/test.sh [--lowest] [pytest arguments]
+# --lowest: the tests alone, on the lowest versions that pyproject.toml names.
+if [ "${1:-}" = --lowest ]; then
+  lowest=1
+  shift
+fi
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
-echo "== ruff"
-ruff check .
-ruff format --check .
-echo "== mypy"
-mypy
+if [ -z "${lowest:-}" ]; then
+  echo "== ruff"
+  ruff check .
+  ruff format --check .
+  echo "== mypy"
+  mypy
+fi
 echo "== pytest"
 export OMP_NUM_THREADS=1
 python -m pytest --durations=10 "$@"

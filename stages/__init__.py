@@ -1,1 +1,1 @@
-"""The programs: four straight-line stages and the click commands that start them."""
+"""The command line: a module a command, its options, and what it prints."""

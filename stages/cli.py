@@ -109,7 +109,7 @@ def _stage(name: str, function: str) -> Callable[..., None]:
     def run(*args: Any) -> None:
         import importlib
 
-        getattr(importlib.import_module(f"stages.{name}"), function)(*args)
+        getattr(importlib.import_module(f".{name}", __package__), function)(*args)
 
     return run
 

@@ -59,7 +59,7 @@ class StopSignal:
 def own_command(resume: bool) -> str:
     """This process's command line, ready to paste; with --resume where the command has it."""
     name = Path(sys.argv[0]).name
-    program = "python -m stages" if name == "__main__.py" else name
+    program = f"python -m {__package__}" if name == "__main__.py" else name
     if "TORCHELASTIC_RUN_ID" in os.environ:
         program = f"torchrun {_torchrun_options()} {program.removeprefix('python ')}"
     args = [a for a in sys.argv[1:] if a not in ("--resume", "--overwrite")]

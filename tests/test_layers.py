@@ -10,7 +10,17 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # Packages and modules of fgkd, from the ground up: each imports only what stands before it.
 ORDER = (
-    *("errors", "rng", "comparison", "files", "progress", "config", "distributed", "device"),
+    *(
+        "errors",
+        "packages",
+        "rng",
+        "comparison",
+        "files",
+        "progress",
+        "config",
+        "distributed",
+        "device",
+    ),
     *("losses", "data", "views", "models", "cache", "loading", "evaluation", "training"),
     *("distillation", "report", "estimate", "commands"),
 )

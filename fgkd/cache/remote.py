@@ -23,8 +23,10 @@ from fgkd.cache.samples import SampleTables
 from fgkd.data import Samples
 from fgkd.data.samples import Place
 from fgkd.errors import DownloadError
+from fgkd.packages import require
 
 DOWNLOADS = "fgkd-download-"  # how the name of a temporary folder begins
+HTTP_PACKAGES = ("aiohttp",)  # what fsspec needs for http:// and https://
 
 
 def remove_orphans() -> None:
@@ -67,6 +69,7 @@ class RemoteReader(Reader):
 
     def __init__(self, url: str) -> None:
         url = url.rstrip("/")
+        require("a cache behind a URL", "fsspec", *HTTP_PACKAGES * url.startswith("http"))
         remove_orphans()
         folder = Path(tempfile.mkdtemp(prefix=f"{DOWNLOADS}{os.getpid()}-"))
         self._cleanup: Any = weakref.finalize(self, _remove, folder, os.getpid())

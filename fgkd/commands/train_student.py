@@ -30,8 +30,9 @@ from fgkd.estimate.training import (
 from fgkd.loading.schedule import Schedule
 from fgkd.loading.train_loader import TrainLoader
 from fgkd.models import Classifier
+from fgkd.packages import require
 from fgkd.progress import SILENT, Progress
-from fgkd.training import setup, trackers
+from fgkd.training import setup
 from fgkd.training.run_folder import RunFacts, RunFolder
 from fgkd.training.train import TrainedRun, Validation, finished_run, train
 
@@ -53,7 +54,7 @@ def run(options: TrainStudentConfig, progress: Progress = SILENT) -> TrainedRun 
         example = "deit_base_distilled_patch16_384.fb_in1k"
         raise MissingOption("model is required", option="model", suggestion=example)
     if spec.tensorboard:
-        trackers.require_tensorboard()
+        require("logging to TensorBoard", "tensorboard")
     hardware, device_line = device.set_up(spec.device, spec.deterministic)
     source = open_source(
         *(options.targets, options.loss, options.data, options.view),

@@ -23,8 +23,9 @@ from fgkd.estimate.training import (
 )
 from fgkd.loading.schedule import Schedule
 from fgkd.loading.train_loader import TrainLoader
+from fgkd.packages import require
 from fgkd.progress import SILENT, Progress
-from fgkd.training import setup, trackers
+from fgkd.training import setup
 from fgkd.training.run_folder import RunFacts, RunFolder
 from fgkd.training.train import TrainedRun, Validation, finished_run, train
 from fgkd.views import recipes
@@ -148,4 +149,4 @@ def require_options(options: TrainTeacherConfig) -> None:
     if not options.model.model:
         raise MissingOption("model is required", option="model", suggestion=example)
     if options.run.tensorboard:
-        trackers.require_tensorboard()
+        require("logging to TensorBoard", "tensorboard")

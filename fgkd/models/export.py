@@ -8,7 +8,6 @@ travels in the file, as ONNX metadata or as the extra file `metadata.json`.
 from __future__ import annotations
 
 import copy
-import importlib.util
 import io
 import json
 import warnings
@@ -19,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from fgkd import models
-from fgkd.errors import ExportError, FgkdError, MissingPackage, ModelError
+from fgkd.errors import ExportError, FgkdError, ModelError
+from fgkd.packages import require
 
 Run = Callable[[Tensor], Tensor]  # image_B3HW -> logits_BK
 METADATA = "metadata.json"
@@ -29,10 +29,7 @@ ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 def to_onnx(net: nn.Module, image_B3HW: Tensor, metadata: dict[str, str]) -> bytes:
     """An ONNX model with a dynamic batch and the metadata in its metadata_props."""
-    for package in ONNX_PACKAGES:
-        if importlib.util.find_spec(package) is None:
-            message = f"to export onnx, the package {package} is needed"
-            raise MissingPackage(message, package=package, install=" ".join(ONNX_PACKAGES))
+    require("export to onnx", *ONNX_PACKAGES)
     program = torch.onnx.export(
         net,
         (image_B3HW,),

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from fgkd import files
 from fgkd.errors import OptionError
+from fgkd.packages import require
 
 TEMPLATES = Path(__file__).with_name("templates")
 MARK = '<meta name="generator" content="fgkd">'  # by which an earlier page is known as ours
@@ -126,9 +127,10 @@ def number(value: float | None, pattern: str = "{:,}") -> Cell:
 def claim(folder: Path, option: str) -> None:
     """Make sure, before any work, that a page may be written into a folder.
 
-    Raises: WriteError if it cannot be made; OptionError if it holds an index.html that is not one
-    of these pages.
+    Raises: MissingPackage; WriteError if it cannot be made; OptionError if it holds an index.html
+    that is not one of these pages.
     """
+    require(f"the {option} page", "jinja2", "matplotlib")
     index = folder / "index.html"
     if folder.exists() and not folder.is_dir():
         message = f"{option} {folder} is a file, not a folder"

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fgkd import distributed, files
-from fgkd.errors import MissingPackage
-
-
-def require_tensorboard() -> None:
-    """Raise MissingPackage unless TensorBoard is installed."""
-    if importlib.util.find_spec("tensorboard") is None:
-        message = "the package tensorboard is not installed"
-        raise MissingPackage(message, package="tensorboard", install="tensorboard")
 
 
 class TensorBoard:
