@@ -1,6 +1,7 @@
 """Prints the lowest versions that pyproject.toml names, as a requirements file.
 
-Packages that only tests and examples need are as in requirements.txt.
+Packages that only the tests need are as in requirements.txt; those that only the examples need are
+left out, as they ask for later versions than fgkd does.
 """
 
 import re
@@ -16,9 +17,8 @@ def main() -> None:
     extras = project["optional-dependencies"].values()
     ranges = [*project["dependencies"], *(one for extra in extras for one in extra)]
     lowest = dict(found.groups() for one in ranges if (found := PIN.match(one)))
-    tested = dict(PIN.findall((ROOT / "requirements.txt").read_text()))
-    known = {name.lower() for name in lowest}
-    lowest |= {name: version for name, version in tested.items() if name.lower() not in known}
+    pinned = (ROOT / "requirements.txt").read_text()
+    lowest |= dict(PIN.findall(pinned.partition("# development\n")[2]))
     print("\n".join(f"{name}=={version}" for name, version in lowest.items()))
 
 

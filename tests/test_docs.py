@@ -12,8 +12,17 @@ import pytest
 from stages.cli import fgkd
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text()
+    for path in sorted([*ROOT.glob("*.md"), *ROOT.glob("*/*.md"), *ROOT.glob("[fs]*/*/*.md")])
+}
+README = PAGES["README.md"]
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.S)
+SNIPPETS = {
+    f"{name}:{number}": code
+    for name, text in PAGES.items()
+    for number, code in enumerate(re.findall(r"```python\n(.*?)```", text, re.S))
+}
 LINES = [
     line
     for block in BLOCKS
@@ -66,9 +75,32 @@ def test_quickstart_uses_existing_recipes() -> None:
         assert (ROOT / "stages" / "recipes" / name).is_file()
 
 
-def test_readme_names_existing_files() -> None:
-    for name in re.findall(r"`((?:fgkd|stages|tests|scripts)/[\w./-]+\.(?:py|md|sh))`", README):
-        assert (ROOT / name).is_file(), name
+@pytest.mark.parametrize("page", PAGES)
+def test_named_files_and_links_exist(page: str) -> None:
+    text = PAGES[page]
+    for name in re.findall(r"`((?:fgkd|stages|tests|scripts)/[\w./-]*\w/?)`", text):
+        assert (ROOT / name).exists(), name
+    for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
+        assert (ROOT / page).parent.joinpath(link).exists(), link
+
+
+@pytest.mark.parametrize("name", SNIPPETS)
+@pytest.mark.filterwarnings("ignore:Lazy modules:UserWarning")
+def test_python_of_the_pages_runs(
+    name: str,
+    tiny_teacher: Path,
+    tiny_cache: Path,
+    tiny_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In a folder with runs/teacher and runs/cache, small versions of what the text speaks of."""
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "teacher").symlink_to(tiny_teacher)
+    (tmp_path / "runs" / "cache").symlink_to(tiny_cache)
+    monkeypatch.chdir(tmp_path)
+    code = SNIPPETS[name].replace("/data/birds", str(tiny_data))
+    exec(compile(code, name, "exec"), {"__name__": "snippet"})
 
 
 def test_control_and_student_recipes_differ_in_distillation_alone() -> None:

@@ -30,8 +30,8 @@ from fgkd.training.run_folder import Parents
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """Scored runs: a row of results each, and notes on what they are of.
+class Evaluation(Sequence[Result]):
+    """Scored runs: a sequence of their results, and notes on what they are of.
 
     results: in the order of the runs; runs: their logits; report: the page, if one was written.
     """
@@ -40,6 +40,17 @@ class Evaluation:
     runs: list[Run]
     notes: list[str]
     report: Path | None = None
+
+    @property
+    def top1(self) -> list[float]:
+        """Top-1 accuracy of each run, in percent."""
+        return [one.metrics.top1_pct for one in self.results]
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.results[index]
+
+    def __len__(self) -> int:
+        return len(self.results)
 
     def lines(self) -> list[str]:
         """The table of the results, the tests between runs, and the notes."""
@@ -62,9 +73,9 @@ def evaluate(
 ) -> Evaluation:
     """Score runs on a split, with the options of `fgkd evaluate` by name.
 
-    `evaluate(["runs/teacher", "runs/student"], split="test").results[1].metrics.top1_pct`. For
-    predictions and exported files, see `fgkd.predict` and `fgkd.export`. Raises: FgkdError of many
-    types.
+    `evaluate(["runs/teacher", "runs/student"], split="test").top1` is a list of percentages; `[1]`
+    is the second run's `Result`. For predictions and exported files, see `fgkd.predict` and
+    `fgkd.export`. Raises: FgkdError of many types.
     """
     spec = config.build(EvaluateConfig, options, "evaluate()")
     given = [runs] if isinstance(runs, str | Path) else runs
