@@ -15,7 +15,7 @@ from typing import Any
 class FgkdError(Exception):
     """Base class: a failure whose cause lies outside fgkd's own code.
 
-    Errors pickle whole, so that a DataLoader worker or another rank can hand them on.
+    Errors pickle with all attributes, so that DataLoader workers and other ranks can pass them on.
     """
 
     message: str

@@ -291,9 +291,9 @@ def claim_folder(path: Path, *, overwrite: bool, may_continue: bool, resume: boo
         is_empty = not path.is_dir() or all(p.name.endswith(PARTIAL) for p in path.iterdir())
         if not (is_empty or may_continue or overwrite):
             message = f"output {path} exists and is not empty"
-            raise OutputExists(message, path=path, resumable=resume, renamed=aside(path))
+            raise OutputExists(message, path=path, resumable=resume, renamed=free_name(path))
         if overwrite and not is_empty:
-            os.replace(path, aside(path))
+            os.replace(path, free_name(path))
         path.mkdir(parents=True, exist_ok=True)
         if not os.access(path, os.W_OK):
             raise PermissionError(13, "permission denied")
@@ -301,7 +301,7 @@ def claim_folder(path: Path, *, overwrite: bool, may_continue: bool, resume: boo
         raise write_error(path, error) from error
 
 
-def aside(path: Path) -> Path:
+def free_name(path: Path) -> Path:
     """The first free `NAME.oldN` next to a path: what it is renamed to when overwritten."""
     number = 1
     while (free := path.with_name(f"{path.name}.old{number}")).exists():

@@ -28,7 +28,7 @@ def _wide(logits_BK: Tensor) -> Tensor:
 
 def _kl(student_BK: Tensor, teacher_BK: Tensor) -> Tensor:
     # "batchmean" divides by B alone. "mean" divides by B * K and makes the term K times too small,
-    # so that distillation all but vanishes beside the task loss.
+    # so that distillation has next to no weight against the task loss.
     log_p_BK, log_q_BK = student_BK.log_softmax(1), teacher_BK.log_softmax(1)
     return F.kl_div(log_p_BK, log_q_BK, reduction="batchmean", log_target=True)
 

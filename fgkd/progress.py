@@ -17,7 +17,7 @@ class Progress:
         """A line for a person: what was chosen, a finished epoch, a result."""
 
     def advance(self, done: int, total: int) -> None:
-        """`done` of `total` units of the work in hand are finished; done == total ends it."""
+        """`done` of `total` units of the current work are finished; done == total ends it."""
 
     def stoppable(self) -> contextlib.AbstractContextManager[None]:
         """Entered around work that looks at `stop_requested`."""

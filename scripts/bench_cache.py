@@ -77,16 +77,16 @@ def rows(plan: Plan) -> list[Row]:
     samples = samples_of(plan.folder / "photos/tiny", num, 4, 48, 48)
     cache = write_cache(plan.folder / "dense", samples, VIEWS, CLASSES, 32, digests=False)
     reader = Reader(cache)
-    slabs = [reader.slab(0), reader.empty_slab()]
+    held_views = [reader.arrays_of_view(0), reader.empty_arrays()]
     order = np.random.default_rng(0).permutation(num)
 
     def ours() -> float:
-        """An epoch's targets: its slab from the shards, then batches of float32 tensors."""
+        """An epoch's targets: read from the shards, then batches of float32 tensors."""
         clock = time.perf_counter()
-        slab = reader.slab(1, slabs[1])
+        held = reader.arrays_of_view(1, held_views[1])
         for start in range(0, num, BATCH):
             rows_B = order[start : start + BATCH]
-            logits_BK = reader.codec.decode({"logits": slab["logits"][rows_B]})
+            logits_BK = reader.codec.decode({"logits": held["logits"][rows_B]})
             torch.from_numpy(logits_BK)
         return (time.perf_counter() - clock) / num
 
@@ -118,7 +118,7 @@ def rows(plan: Plan) -> list[Row]:
     out = [
         Row(
             *("cache read, targets a second", "320 classes dense", float(np.median(own)), 1e6),
-            *(False, quartiles, "slab and float32 batches, in one thread, files in memory"),
+            *(False, quartiles, "a view and float32 batches, in one thread, files in memory"),
         ),
         Row(
             *("cache size, bytes a view", "2C + 16", bytes_a_view, 2 * CLASSES + 16, True),

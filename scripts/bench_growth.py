@@ -27,7 +27,7 @@ from fgkd.views.rendering import KeyedView, Request, ViewRenderer
 from fgkd.views.view_set import ViewSet
 
 CLASSES, VIEWS, SIZE, BATCH = 100, 2, 32, 256
-SLACK = 18  # MiB: HDF5 itself, one shard's piece of the slab, the manifest, a batch of targets
+SLACK = 18  # MiB: HDF5 itself, one shard's part of a view, the manifest, a batch of targets
 
 
 def loader_of(samples: Samples, cache: Reader | None, epochs: int, workers: int) -> TrainLoader:
@@ -102,19 +102,19 @@ def memory(plan: Plan, caches: dict[int, Path], sizes: list[int]) -> list[Row]:
         n: {how: plan.child(peak_memory, how, caches[n], n) for how in ("labels", "cache")}
         for n in sizes[1:]
     }
-    slabs = {n: 2 * n * (2 * CLASSES + 8) / 2**20 for n in sizes}
+    held_views = {n: 2 * n * (2 * CLASSES + 8) / 2**20 for n in sizes}
     many, few = sizes[-1], sizes[-2]
     more = used[many]["cache"] - used[many]["labels"]
-    rest = used[many]["cache"] - used[few]["cache"] - (slabs[many] - slabs[few])
+    rest = used[many]["cache"] - used[few]["cache"] - (held_views[many] - held_views[few])
     columns = used[many]["labels"] - used[few]["labels"]
     return [
         Row(
             *("memory of stage two, MiB more", "the labels-only loop", more),
-            *(slabs[many] + SLACK, True),
-            note=f"two slabs are {slabs[many]:.1f} MiB; {many:,} samples, {CLASSES} classes",
+            *(held_views[many] + SLACK, True),
+            note=f"2 views are {held_views[many]:.1f} MiB; {many:,} samples, {CLASSES} classes",
         ),
         Row(
-            *("memory of 10x samples but for the slabs, MiB more", f"{few:,} samples"),
+            *("memory of 10x samples but for the targets, MiB more", f"{few:,} samples"),
             *(rest, SLACK, True),
             note=f"of which the labels-only loop grows by {columns:.1f}: keys and labels",
         ),
@@ -132,14 +132,14 @@ def peak_memory(plan: Plan, how: str, cache: str, num: str) -> float:
 
 
 def start_up(plan: Plan, tiny: Path) -> Row:
-    """Opening a cache of ten million views: the manifest, every shard's sha256, the first slab."""
+    """Opening a cache of ten million views: manifest, shard hashes, a view's targets."""
     num, views = plan.pick(100_000, 200), plan.pick(100, 4)
     samples = samples_of(tiny, num, 4, 48, 48)
     cache = write_cache(plan.folder / "large", samples, views, CLASSES, SIZE, digests=False)
 
     def opened() -> float:
         clock = time.perf_counter()
-        Reader(cache).slab(0)
+        Reader(cache).arrays_of_view(0)
         return time.perf_counter() - clock
 
     took = interleave({"open": opened}, plan.pick(3, 1))["open"]

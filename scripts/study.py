@@ -45,8 +45,8 @@ STUDENT = {
 ARMS = {
     "baseline": "labels alone",
     "offline": "from the cache",
-    "live": "beside the live teacher",
-    "timm": "timm's LogitDistillationTask beside it",
+    "live": "with the live teacher",
+    "timm": "timm's LogitDistillationTask, live",
     "baseline-3x": "labels alone, 3 x the steps",
     "offline-3x": "from the cache, 3 x the steps",
 }

@@ -1,4 +1,4 @@
-"""`fgkd cache-logits`."""
+"""`fgkd cache-logits`: writes a cache."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def require(value: object, option: str, example: str) -> None:
         raise MissingOption(f"{option} is required", option=option, suggestion=example)
 
 
-def refuse_unused(options: Any, names: Sequence[str], reason: str, advice: str = "") -> None:
+def refuse_unused(options: object, names: Sequence[str], reason: str, advice: str = "") -> None:
     """Raise UnusedOption for options that were changed and would be ignored.
 
     advice: a way out besides leaving the option out.

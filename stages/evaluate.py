@@ -1,4 +1,4 @@
-"""`fgkd evaluate`: prints a table of scored runs; with --predict, classes of images; --export."""
+"""`fgkd evaluate`: a table of scored runs; or predictions, or exported models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: finish the step in hand, save, and say how to continue."""
+"""Ctrl-C and SIGTERM: finish the current step, save, and print the command that continues."""
 
 from __future__ import annotations
 

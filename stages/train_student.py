@@ -1,4 +1,4 @@
-"""`fgkd train-student`."""
+"""`fgkd train-student`: trains a student or a baseline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`fgkd train-teacher`."""
+"""`fgkd train-teacher`: finetunes a teacher."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ class Reader:
         """The block's sample keys, in shard order."""
         return [key.decode() for key in self._read("keys").tolist()]
 
-    def slab(self, index: int, names: list[str]) -> dict[str, np.ndarray]:
+    def arrays_of_view(self, index: int, names: list[str]) -> dict[str, np.ndarray]:
         """Arrays [S, ...] of the shard's view number `index`: one contiguous read each."""
         try:
             return {name: self._read(name, index) for name in names}

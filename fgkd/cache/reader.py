@@ -138,16 +138,16 @@ class Reader:
         return out
 
     def decode(self, arrays: Arrays, temperature: float | None = None) -> np.ndarray:
-        """float32 logits [..., C] of stored arrays, such as rows of `slab`: `Codec.decode`."""
+        """float32 logits [..., C] of stored arrays, as of `arrays_of_view`: `Codec.decode`."""
         return self.codec.decode(arrays, temperature)
 
-    def slab(self, view: int, out: Arrays | None = None) -> Arrays:
+    def arrays_of_view(self, view: int, out: Arrays | None = None) -> Arrays:
         """One view of the full training split: the encoding's arrays and `digests`, [N, ...].
 
         Row i is training sample i. out: the result of an earlier call, to be overwritten instead
         of allocating another. Raises: DamagedShard, DamagedCache.
         """
-        out = out or self.empty_slab()
+        out = out or self.empty_arrays()
         absent = np.ones(self._num, bool)
         rows = [row for row in self.manifest.shards if row.start <= view < row.stop]
         self._hash_ahead([row.name for row in rows])
@@ -157,18 +157,18 @@ class Reader:
             raise self._no_shard(f"view {view} of {absent.sum()} images")
         return out
 
-    def empty_slab(self) -> Arrays:
+    def empty_arrays(self) -> Arrays:
         """Uninitialised arrays for one view of the training split."""
         n = self._num
         shapes = self.codec.arrays().items()
         out = {name: np.empty((n, *shape), dtype) for name, (dtype, shape) in shapes}
         return out | {"digests": np.empty(n, np.uint64)}
 
-    def read_into(self, slab: Arrays, row: ShardRow, view: int) -> np.ndarray:
-        """Copy one shard's part of a view to its samples' rows of the slab; returns those rows."""
+    def read_into(self, out: Arrays, row: ShardRow, view: int) -> np.ndarray:
+        """Copy one shard's part of a view to its samples' rows of `out`; returns those rows."""
         rows = self._shard(row)[1]
-        for name, array in self._arrays(row, view, list(slab)).items():
-            slab[name][rows] = array
+        for name, array in self._arrays(row, view, list(out)).items():
+            out[name][rows] = array
         return rows
 
     def shard_of(self, block: int, view: int) -> ShardRow:
@@ -202,14 +202,14 @@ class Reader:
         if row is None:
             return None
         codec = val_codec(self.codec.num_classes)
-        arrays = self._slab_of(row, 0, list(codec.arrays()))
+        arrays = self._shard_arrays(row, 0, list(codec.arrays()))
         shape = (len(self.samples["val"]), self.codec.num_classes)
         self._check_array(row, "logits", arrays["logits"], shape)
         return codec.decode(arrays)
 
     def _arrays(self, row: ShardRow, view: int, names: list[str]) -> Arrays:
         """A view's arrays of a shard, of the right type and shape."""
-        arrays = self._slab_of(row, view - row.start, names)
+        arrays = self._shard_arrays(row, view - row.start, names)
         self._check_arrays(row, arrays, len(self._shard(row)[1]))
         return arrays
 
@@ -273,12 +273,12 @@ class Reader:
         codec = self.codec if row.block >= 0 else val_codec(self.codec.num_classes)
         for name, (_, shape) in codec.arrays().items():
             for index in range(row.stop - row.start):
-                array = self._slab_of(row, index, [name])[name]
+                array = self._shard_arrays(row, index, [name])[name]
                 self._check_array(row, name, array, (row.samples, *shape))
 
-    def _slab_of(self, row: ShardRow, index: int, names: list[str]) -> Arrays:
+    def _shard_arrays(self, row: ShardRow, index: int, names: list[str]) -> Arrays:
         try:
-            found: Arrays = self._shard(row)[0].slab(index, names)
+            found: Arrays = self._shard(row)[0].arrays_of_view(index, names)
             return found
         except DamagedShard as error:
             raise self._damaged(row, error.reason) from None

@@ -143,9 +143,9 @@ def open_cache(where: str | Path) -> Reader:
     """The complete cache in a folder or behind a URL (http://, s3://, ... as fsspec opens them).
 
     The result has the attributes `classes`, `views` (their number), `identity`, `samples`, `codec`
-    and `teacher_top1`; `targets(rows, view)`, `slab(view)` and `val_logits()` give the teacher's
-    logits. Raises: IncompleteCache, DamagedCache, FormatVersionMismatch, MissingFile or, for a URL,
-    DownloadError.
+    and `teacher_top1`; `targets(rows, view)`, `arrays_of_view(view)` and `val_logits()` give the
+    teacher's logits. Raises: IncompleteCache, DamagedCache, FormatVersionMismatch, MissingFile or,
+    for a URL, DownloadError.
     """
     return RemoteReader(str(where)) if is_url(str(where)) else Reader(Path(where))
 
@@ -162,7 +162,7 @@ class Stream:
         self.block_of = np.empty(sum(map(len, block_rows)), np.int64)
         for block, rows in enumerate(block_rows):
             self.block_of[rows] = block
-        self._slabs: dict[int, Arrays] = {}
+        self._arrays_of_epochs: dict[int, Arrays] = {}
         self._held: dict[tuple[int, int], str] = {}  # (epoch, block) -> shard
         self._places: dict[int, Place] = {}
 
@@ -179,14 +179,14 @@ class Stream:
         self.reader.want([self.reader.shard_of(block, view).name for block in ahead])
 
     def need(self, epoch: int, view: int, blocks: list[int]) -> None:
-        """Load these blocks' targets into the epoch's slab, and their images into local files."""
-        if epoch not in self._slabs:
-            self._slabs[epoch] = self.reader.empty_slab()
-        slab = self._slabs[epoch]
+        """Load these blocks' targets into the epoch's arrays, and their images into local files."""
+        if epoch not in self._arrays_of_epochs:
+            self._arrays_of_epochs[epoch] = self.reader.empty_arrays()
+        held = self._arrays_of_epochs[epoch]
         for block in blocks:
             if (epoch, block) not in self._held:
                 row = self.reader.shard_of(block, view)
-                self.reader.read_into(slab, row, view)
+                self.reader.read_into(held, row, view)
                 self._held[epoch, block] = row.name
                 if self.reader.holds_images:
                     self._places |= self.reader.places(row)
@@ -197,11 +197,11 @@ class Stream:
             return None
         return {row: self._places[row] for row in rows.tolist()}
 
-    def slab(self, epoch: int) -> Arrays:
+    def arrays_of_epoch(self, epoch: int) -> Arrays:
         """The epoch's targets; the rows of the blocks that were needed so far are filled."""
-        for old in [e for e in self._slabs if e < epoch]:
-            del self._slabs[old]
-        return self._slabs[epoch]
+        for old in [e for e in self._arrays_of_epochs if e < epoch]:
+            del self._arrays_of_epochs[old]
+        return self._arrays_of_epochs[epoch]
 
     def done(self, epoch: int, blocks: list[int]) -> None:
         """Drop blocks that no later step of the epoch needs."""

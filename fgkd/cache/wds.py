@@ -114,7 +114,7 @@ class Reader:
             raise damaged(self.path, f"it has no member {name}")
         return self._members[name]
 
-    def slab(self, index: int, names: list[str]) -> dict[str, np.ndarray]:
+    def arrays_of_view(self, index: int, names: list[str]) -> dict[str, np.ndarray]:
         """Arrays [S, ...] of the shard's view number `index`."""
         return self.rows(index, np.arange(len(self._names)), names)
 

@@ -133,7 +133,7 @@ class Writer:
             raise OutputExists(
                 f"{self.folder} holds shards but no identity.json",
                 path=self.folder,
-                renamed=files.aside(self.folder),
+                renamed=files.free_name(self.folder),
             )
 
     def _differences(self, old: dict[str, Any]) -> list[Difference]:

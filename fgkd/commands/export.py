@@ -44,8 +44,8 @@ def export(
     if distributed.rank() == 0:
         new = path.with_name(f"{path.name}.new")
         files.write_bytes(new, data)
-        if path.exists():  # not before the new one is whole on this disk
-            os.replace(path, files.aside(path))
+        if path.exists():  # only once the new file is complete
+            os.replace(path, files.free_name(path))
         os.replace(new, path)
     return ExportedModel(path, model.architecture, len(model.classes), len(data), worst)
 
@@ -57,4 +57,4 @@ def _claim(path: Path, overwrite: bool) -> None:
     except OSError as error:
         raise files.write_error(path, error) from error
     if path.exists() and not overwrite:
-        raise OutputExists(f"{path} exists", path=path, renamed=files.aside(path))
+        raise OutputExists(f"{path} exists", path=path, renamed=files.free_name(path))

@@ -1,4 +1,4 @@
-"""Bounding boxes, read only where a view asks for them: for Stanford Dogs that is a file an image.
+"""Bounding boxes of datasets, read only if the views need them (Stanford Dogs: one file per image).
 
 A reader takes the keys of some samples and gives float64 [N, 4]: x, y, width, height in source
 pixels. Corners that count from 1 and are part of the object, as MATLAB's, become such boxes here.

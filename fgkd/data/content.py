@@ -1,4 +1,4 @@
-"""Content hashes of image files, by which a cache recognises its data."""
+"""Content hashes of image files, by which a cache and its data are matched."""
 
 from __future__ import annotations
 

@@ -31,7 +31,8 @@ def load(root: Path) -> Dataset:
 def read_lists(name: str, root: Path, layout: str, id_pattern: str = r"\d+") -> Dataset:
     """A dataset of CUB's lists. Its classes are those of classes.txt that have images, by id.
 
-    NABirds has the same lists, with ids of another kind and with classes.txt for a whole tree.
+    NABirds has the same lists, with ids of another kind, and a classes.txt that names all nodes of
+    a tree.
     """
     require_dir(root / "images", layout)
     images = _table(root, layout, "images.txt", id_pattern)

@@ -1,7 +1,7 @@
-"""Encoded image bytes -> RGB pixels, with libjpeg-turbo for plain JPEGs and Pillow for the rest.
+"""Image decoding: encoded bytes to RGB pixels, by libjpeg-turbo for plain JPEGs, else by Pillow.
 
-The two give the same pixels (Pillow decodes JPEGs with libjpeg-turbo, too); straight from the
-library they cost no second copy, a fifth of Pillow's time. Evaluation decodes with Pillow alone.
+Both give the same pixels (Pillow decodes JPEGs with libjpeg-turbo, too); called directly, it saves
+a copy, which is a fifth of Pillow's time. Evaluation decodes with Pillow alone.
 For 8-bit images the pixels are those of `Image.open(...).convert("RGB")`, which is what timm's
 readers do; like them it ignores the EXIF orientation. Pillow clips 16-bit grey at 255; here it is
 scaled (the high byte, which is what Pillow itself does to 16-bit RGB).

@@ -2,7 +2,7 @@
 
 The lists are at the root (where the tar puts them) or in `splits/`. A list is a MATLAB file with
 `file_list`, N x 1 cells of paths below `Images/`, and `labels`, N x 1, from 1. Bounding boxes are
-in `Annotation/`, a file an image.
+in `Annotation/`, one file per image.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Images that two splits share, or that train holds under two labels, by their files' bytes.
+"""Duplicate images: shared by two splits, or in train under two labels, by their files' bytes.
 
 Most files are only asked for their size. Those that share one with a file that would matter give
 256 bytes of their middle, and those that share these too are hashed.

@@ -49,7 +49,7 @@ def load(root: Path | None) -> Dataset:
 
 
 def _unpack(root: Path, keys: list[str], images_NHW: np.ndarray) -> None:
-    """Write the tree beside `root`, then rename it: `root` is whole or absent at any moment."""
+    """Write the tree next to `root`, then rename it: `root` is complete or absent at any moment."""
     partial = root.with_name(f"{root.name}.{secrets.token_hex(4)}{PARTIAL}")
     try:
         for key, image_HW in zip(keys, images_NHW, strict=True):

@@ -1,4 +1,4 @@
-"""Training images decoded and shrunk once, in one file that every worker maps.
+"""The image store: training images decoded and resized once, in one memory-mapped file.
 
 FOLDER/pixels.u8 holds uint8 [H, W, 3] images back to back, FOLDER/index.json says what they are of
 and is written last: its presence means complete. The pixels are a pure function of the image files
@@ -196,7 +196,7 @@ class ImageStore:
     def _decoded(self, threads: int) -> Iterator[tuple[np.ndarray, str, FgkdError | None]]:
         """Pixels, content hash, and what is wrong, in the order of the rows.
 
-        Threads are enough: reading, decoding and resizing all let go of the interpreter.
+        Threads are enough: reading, decoding and resizing all release the GIL.
         """
         with ThreadPoolExecutor(max(1, threads)) as pool:
             for first in range(0, len(self.samples), AHEAD):

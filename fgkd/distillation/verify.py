@@ -94,11 +94,11 @@ class _Verifier:
         for view in chosen:
             request = views.request(rows, [view], check_content=True)
             answer = next(render(renderer, [request], 0))
-            slab = reader.slab(view)
-            wrong = answer.digests_BV[:, 0] != slab["digests"][rows]
+            held = reader.arrays_of_view(view)
+            wrong = answer.digests_BV[:, 0] != held["digests"][rows]
             self.problems += [pixel_mismatch(reader, samples.keys[r], view) for r in rows[wrong]]
             if self.teachers:
-                arrays = {name: array[rows] for name, array in slab.items() if name != "digests"}
+                arrays = {name: array[rows] for name, array in held.items() if name != "digests"}
                 partner = views.partners(view)
                 both = [rows] if partner is None else [rows, partner[rows]]
                 labels_NL = np.stack([samples.labels[of] for of in both], axis=-1)

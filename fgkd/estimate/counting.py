@@ -1,4 +1,4 @@
-"""What a training step costs in memory and arithmetic, counted without data, weights or a GPU.
+"""Memory and FLOPs of a training step, counted without data, weights or a GPU.
 
 Inside `imagined` tensors have shapes, types and storages but no bytes, so that a model of any size
 is built and run at once. Memory is counted by storage: views of one tensor count once.

@@ -56,7 +56,8 @@ def accuracy_ci95(
         metrics.topk_correct(logits_NK=logits_NK, labels_N=labels_N, k=k)[known_N].numpy()
         for k in (1, 5)
     )
-    # Label and hits are all the accuracies read of an image: 4 cells a class hold the whole sample.
+    # The accuracies depend on label and hits alone, so counts of 4 cells per class describe a
+    # sample.
     cells_N = labels_N[known_N].numpy() * 4 + top1_N * 2 + top5_N
     counts = resampled_counts(cells_N, 4 * num_classes, resamples).reshape(resamples, -1, 2, 2)
     images_RK, hits_RK = counts.sum((2, 3)), counts[:, :, 1].sum(2)

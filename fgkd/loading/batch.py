@@ -1,4 +1,4 @@
-"""What one training step learns from, and its parts: the shares of ranks and micro-batches.
+"""Training batches, and their division into micro-batches.
 
 Shape legend: B batch, H, W pixels, 3 channels, K classes.
 """
@@ -25,9 +25,9 @@ TENSORS = ("image_u8_BHW3", "labels_B", "teacher_BK", "partner_labels_B", "lam_B
 class Batch:
     """One rank's part of a training step, in main memory.
 
-    count: how many of its rows to learn from; 0 marks a stand-in row of a rank without a share.
-    image_share, label_share: which part of the global batch's images, and of those of them that
-    have a label, this is. A mean over it times that share is its part of the global mean.
+    count: the number of rows that contribute to the loss; 0 for the placeholder row of a rank that
+    has no images of this step. image_share, label_share: the batch's share of the global batch's
+    images, and of its labelled images: a mean over the batch times the share adds up over ranks.
     """
 
     spec: BatchSpec
@@ -43,7 +43,7 @@ class Batch:
     label_share: float = 1.0
 
     def num_labelled(self) -> float:
-        """How many of the rows that count have a label."""
+        """The number of rows with a label, among those that count."""
         known_B = losses.labelled(
             labels=self.labels_B, partner_labels=self.partner_labels_B, lam=self.lam_B
         )
@@ -54,8 +54,8 @@ class Batch:
     ) -> Iterator[Batch]:
         """Micro-batches of near-equal size on the device; none of an empty batch.
 
-        images, labels: how many the global batch has. Of several ranks each gives `num_parts`, as
-        their losses may talk; where its rows do not suffice, one stands in and counts nothing.
+        images, labels: how many the global batch has. Each of several ranks yields `num_parts`,
+        since losses may use collectives; where it has too few rows, a placeholder row is added.
         """
         n = len(self.row_ids)
         if distributed.world() == 1:
@@ -75,9 +75,9 @@ class Batch:
 
 
 def to_device(tensor: Tensor | None, device: torch.device) -> Tensor | None:
-    """On the device; from pinned memory, so that the copy runs beside the computation.
+    """The tensor on the device, copied asynchronously from pinned memory.
 
-    Images out of `workers` lie in such memory and are not to be let go before the copy is made.
+    Images from `workers` are in pinned memory; keep them until the copy is done.
     """
     if tensor is None or device.type != "cuda":
         return tensor

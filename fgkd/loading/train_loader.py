@@ -1,6 +1,6 @@
 """The training loader: batches of augmented views with the teacher's logits, in keyed order.
 
-Workers render whole batches; the main process adds the targets from the epoch's slab, and a thread
+Workers render whole batches; the main process adds the targets of the epoch's view, and a thread
 of it reads the next epoch's.
 Shape legend: B batch, V views, H, W pixels, 3 channels, K classes.
 """
@@ -99,14 +99,16 @@ class TrainLoader:
                     sent.append((spec, rows, spent[i]))
                     yield self._request(spec, asked[i], e == epoch)
 
-        with contextlib.closing(Slabs(self.cache, self.schedule)) as slabs:
+        with contextlib.closing(EpochArrays(self.cache, self.schedule)) as targets:
             for answer in render(self.renderer, requests(), self.workers):
                 spec, rows, spent_blocks = sent.popleft()
                 if self.stream:
-                    yield self._join(spec, answer, self.stream.slab(spec.epoch), len(rows))
+                    yield self._join(
+                        spec, answer, self.stream.arrays_of_epoch(spec.epoch), len(rows)
+                    )
                     self.stream.done(spec.epoch, spent_blocks)
                 else:
-                    yield self._join(spec, answer, slabs.of(spec), len(rows))
+                    yield self._join(spec, answer, targets.of(spec), len(rows))
 
     def _order(self, epoch: int) -> np.ndarray:
         """The rows of an epoch: all mixed, or shard by shard."""
@@ -157,14 +159,14 @@ class TrainLoader:
         return rows if partner is None else np.union1d(rows, partner[rows])
 
     def _join(
-        self, spec: BatchSpec, answer: RenderedViews, slab: dict[str, np.ndarray], num_rows: int
+        self, spec: BatchSpec, answer: RenderedViews, held: dict[str, np.ndarray], num_rows: int
     ) -> Batch:
         if distributed.world() > 1 and not len(answer.rows):
             return self._blank(spec, answer)
         rows, teacher_BK = answer.rows, None
         if self.cache:
-            self._check_digests(spec, answer, slab)
-            arrays = {name: array[rows] for name, array in slab.items() if name != "digests"}
+            self._check_digests(spec, answer, held)
+            arrays = {name: array[rows] for name, array in held.items() if name != "digests"}
             teacher_BK = torch.from_numpy(self.cache.codec.decode(arrays, self.temperature))
         partner = self.views.partners(spec.view)
         labels = self.samples.labels
@@ -190,40 +192,40 @@ class TrainLoader:
         )
 
     def _check_digests(
-        self, spec: BatchSpec, answer: RenderedViews, slab: dict[str, np.ndarray]
+        self, spec: BatchSpec, answer: RenderedViews, held: dict[str, np.ndarray]
     ) -> None:
         digests_B = answer.digests_BV[:, 0]
-        wrong = (digests_B != 0) & (digests_B != slab["digests"][answer.rows])
+        wrong = (digests_B != 0) & (digests_B != held["digests"][answer.rows])
         if self.check_pixels and wrong.any():
             key = self.samples.keys[answer.rows[wrong][0]]
             assert self.cache is not None
             raise pixel_mismatch(self.cache, key, spec.view)
 
 
-class Slabs:
-    """The targets of the epoch in hand; those of the next are read while they are used.
+class EpochArrays:
+    """The targets of the current epoch's view; those of the next are read in the background.
 
-    Two slabs in memory, never three: each is written over in turn. Empty without a cache.
+    Two views' targets are in memory, never three: their buffers take turns. Empty without a cache.
     """
 
     def __init__(self, cache: Reader | None, schedule: Schedule) -> None:
         self.cache, self.schedule = cache, schedule
         self._pool = ThreadPoolExecutor(1)
         self._view = -1
-        self._slab: dict[str, np.ndarray] = {}
+        self._arrays_held: dict[str, np.ndarray] = {}
         self._coming: Future[dict[str, np.ndarray]] | None = None
 
     def of(self, spec: BatchSpec) -> dict[str, np.ndarray]:
-        """The slab of a batch's view. Raises: FgkdError for a damaged shard."""
+        """The arrays of a batch's view. Raises: FgkdError for a damaged shard."""
         if self.cache is not None and spec.view != self._view:
-            spare = self._slab
-            coming = self._coming or self._pool.submit(self.cache.slab, spec.view)
-            self._slab, self._view = coming.result(), spec.view
+            spare = self._arrays_held
+            coming = self._coming or self._pool.submit(self.cache.arrays_of_view, spec.view)
+            self._arrays_held, self._view = coming.result(), spec.view
             following = (spec.epoch + 1) % self.schedule.views
             more = spec.epoch + 1 < self.schedule.epochs and following != spec.view
             args = (following, spare) if spare else (following,)
-            self._coming = self._pool.submit(self.cache.slab, *args) if more else None
-        return self._slab
+            self._coming = self._pool.submit(self.cache.arrays_of_view, *args) if more else None
+        return self._arrays_held
 
     def close(self) -> None:
         """Wait for what is being read: the shards may be closed next."""

@@ -1,7 +1,7 @@
-"""Requests to answers through worker processes, in memory that is leased again and again.
+"""Rendering of requests in worker processes, into a pool of shared-memory buffers.
 
-Tensors that workers return lie in new shared memory each time, and its fresh pages cost a tenth of
-rendering the images they hold. So workers write into slots of one pool, made before they are.
+Tensors that DataLoader workers return lie in new shared memory each time, whose page faults cost a
+tenth of rendering the images. So workers write into the buffers of one pool, which are reused.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from torch.utils.data import Dataset as TorchDataset
 from fgkd.errors import FgkdError
 from fgkd.views.rendering import RenderedViews, Request, ViewRenderer
 
-# Answers that are held at a time, at most: by a capture, one being encoded, two waiting for it,
-# and one before the teacher. A training step holds its own batch and the next.
+# The most answers in use at a time: of a capture, one being encoded, two that wait for it, and one
+# in front of the teacher. A training step holds its own batch and the next.
 IN_USE = 4
 
 
 def render(
     renderer: ViewRenderer, requests: Iterable[Request], workers: int
 ) -> Iterator[RenderedViews]:
-    """Answers in the order of the requests, from `workers` processes (0: this one)."""
+    """Rendered views in the order of the requests, from `workers` processes (0: this one)."""
     if workers:
         yield from _from_workers(renderer, iter(requests), workers)
         return
@@ -54,22 +54,22 @@ def _from_workers(
     pool = Pool(2 * workers + 1 + IN_USE, sum(map(math.prod, renderer.shapes(first))))
     sent: deque[tuple[Request, int | None]] = deque()
 
-    def leased() -> Iterator[tuple[Request, int | None]]:
+    def with_buffers() -> Iterator[tuple[Request, int | None]]:
         for request in itertools.chain([first], requests):
-            sent.append((request, pool.lease(renderer.shapes(request))))
+            sent.append((request, pool.take(renderer.shapes(request))))
             yield sent[-1]
 
     loader: Any = DataLoader(
         _Pooled(renderer, pool),
-        sampler=leased(),
+        sampler=with_buffers(),
         batch_size=None,
         num_workers=workers,
         collate_fn=_as_is,
         worker_init_fn=_ignore_signals,
     )
     answers = iter(loader)
-    # Whoever leaves off in the middle may still hold this at the exit, which waits for processes
-    # that do not heed its SIGTERM. Registered last, this is called before.
+    # A caller that stops in the middle may still hold this generator at exit, and multiprocessing
+    # waits there for workers, which ignore SIGTERM. Registered later, this is called before that.
     kill = functools.partial(_kill, answers._workers)
     atexit.register(kill)
     try:
@@ -109,7 +109,7 @@ def _ignore_signals(worker: int) -> None:
 
 
 class _Pooled(TorchDataset[Any]):
-    """A renderer that writes into leased memory, and answers without the images that are there."""
+    """A renderer that writes images into a buffer of the pool, and returns the rest."""
 
     def __init__(self, renderer: ViewRenderer, pool: Pool) -> None:
         self.renderer, self.pool = renderer, pool
@@ -127,9 +127,9 @@ class _Pooled(TorchDataset[Any]):
 
 
 class Pool:
-    """A fixed number of slots, made before the workers are, which get it whole.
+    """A fixed number of shared-memory buffers ("slots"), created before the workers.
 
-    A slot is free again when no tensor of it is left in the main process, however it was sliced.
+    A slot is free again when the main process has dropped the last tensor that views it.
     """
 
     def __init__(self, num_slots: int, slot_bytes: int) -> None:
@@ -140,17 +140,17 @@ class Pool:
         self._free = list(range(num_slots))
         self._locks: dict[int, _PageLock] = {}  # by slot
 
-    def lease(self, shapes: Sequence[tuple[int, ...]]) -> int | None:
+    def take(self, shapes: Sequence[tuple[int, ...]]) -> int | None:
         """A free slot for uint8 arrays of these shapes; None if all are in use or too small."""
         fits = sum(map(math.prod, shapes)) <= self.slot_bytes
         return self._free.pop() if fits and self._free else None
 
     def arrays(self, slot: int, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
-        """The arrays of a leased slot, one after another."""
+        """Consecutive arrays of these shapes in a slot."""
         return _cut(self._memory[slot].numpy(), shapes)
 
     def tensors(self, slot: int, shapes: Sequence[tuple[int, ...]]) -> tuple[torch.Tensor, ...]:
-        """The arrays as tensors, the last of which to go frees the slot."""
+        """The arrays as tensors; the slot is free again when all of them are gone."""
         if torch.cuda.is_initialized() and slot not in self._locks:
             self._locks[slot] = _PageLock(self._memory[slot])
         whole = self._memory[slot].numpy()
@@ -162,9 +162,9 @@ class Pool:
 
 
 class _PageLock:
-    """While this lives, a GPU copies from these pages by itself, as from pinned memory.
+    """Pins a slot's pages for asynchronous copies to the GPU, for as long as this object lives.
 
-    Where the system refuses, tensors of them are copied to pinned memory first.
+    Where the system refuses, tensors are copied to pinned memory first.
     """
 
     def __init__(self, memory: torch.Tensor) -> None:

@@ -1,4 +1,4 @@
-"""What training may spare the trunk: its updates (freezing), its activations (checkpointing)."""
+"""Backbone freezing and gradient checkpointing."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from fgkd.errors import OptionError
 
 
 def heads(net: Any) -> list[nn.Module]:
-    """The classifiers of a timm model: one, or two where it is distilled."""
+    """The classification heads of a timm model: one, or two of a distilled DeiT."""
     found = net.get_classifier()
     return list(found) if isinstance(found, tuple) else [found]
 
 
 def freeze(net: nn.Module) -> None:
-    """Let only the heads have a gradient (those that had one)."""
+    """Turn off the gradient of every parameter outside the heads."""
     trained = {id(p) for head in heads(net) for p in head.parameters()}
     for parameter in net.parameters():
         if id(parameter) not in trained:
@@ -27,9 +27,9 @@ def freeze(net: nn.Module) -> None:
 
 
 def hold_still(net: nn.Module) -> None:
-    """Let all but the heads, and the dropout before them, compute as in evaluation.
+    """Put everything but the heads, and the dropout before them, in eval mode.
 
-    So norm statistics stay, and nothing is dropped from features that will not adapt to it.
+    So batch-norm statistics do not change, and the frozen features have no dropout or drop path.
     """
     trained = {module for head in heads(net) for module in head.modules()}
     for name, module in net.named_modules():
@@ -54,7 +54,7 @@ def recompute(net: Any, name: str) -> None:
 
 @contextlib.contextmanager
 def statistics_kept(net: nn.Module) -> Iterator[None]:
-    """Leave norm statistics as they are: recomputed layers would count their batch twice."""
+    """Restore batch-norm statistics afterwards: recomputed layers would update them twice."""
     norms = [module for module in net.modules() if isinstance(module, _BatchNorm)]
     kept = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
     yield

@@ -52,7 +52,7 @@ def create(
     head_init_scale: float = 1.0,
     uses_dist: bool = True,
 ) -> tuple[Classifier, list[str]]:
-    """Build a timm model for these classes; also lines to say aloud (what was initialised how).
+    """A timm model for these classes, and lines that say how its weights were initialised.
 
     The input size, crop and class names are recorded in the model's config, so that its export
     carries them. Raises: UnknownName; ModelError for kwargs it does not take; OptionError for an

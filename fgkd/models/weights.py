@@ -65,7 +65,7 @@ def load_initial(net: Any, source: str) -> list[str]:
         why = f"{len(missing)} of its {len(own)} tensors are missing and {unknown} unknown"
         raise _other_model(path, net, f"{why} (first: {wrong[0]})")
     if fresh:
-        said.append(f"initialised anew: {', '.join(sorted(fresh))}")
+        said.append(f"newly initialised: {', '.join(sorted(fresh))}")
     return said
 
 

@@ -1,1 +1,1 @@
-"""What people look at: the table of runs, findings in their answers, plots and pages."""
+"""Reports: tables of runs, analysis of predictions, plots and HTML pages."""

@@ -1,4 +1,4 @@
-"""What a run's answers show: calibration, confusions, and how they depend on the image.
+"""Analysis of predictions: calibration, confusions, and accuracy by properties of the image.
 
 Pure functions of NumPy arrays over labelled images. Shape legend: N images, K classes, C bins.
 """

@@ -70,9 +70,9 @@ def with_views(
     cards: list[list[Card]] = [[original(samples, row, reader, thumbs)] for row in rows.tolist()]
     same = 0
     for j, view in enumerate(views):
-        slab = reader.slab(view)
-        same += int((answer.digests_BV[:, j] == slab["digests"][rows]).sum())
-        arrays = {name: array[rows] for name, array in slab.items() if name != "digests"}
+        held = reader.arrays_of_view(view)
+        same += int((answer.digests_BV[:, j] == held["digests"][rows]).sum())
+        arrays = {name: array[rows] for name, array in held.items() if name != "digests"}
         log_p_BK = log_softmax(reader.codec.decode(arrays, temperature) / temperature)
         for i, row in enumerate(rows.tolist()):
             lam = float(answer.lams_BV[i, j])  # 1: not mixed

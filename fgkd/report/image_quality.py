@@ -1,4 +1,4 @@
-"""What an image file says of its own quality: size, compression, sharpness."""
+"""Image quality measures: size, compression, sharpness."""
 
 from __future__ import annotations
 

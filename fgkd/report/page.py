@@ -1,4 +1,4 @@
-"""Pages for people: sections of figures, tables and images -> one HTML file that needs no other.
+"""HTML pages: sections of figures, tables and images in one file that loads no other.
 
 Text may come from file and class names, which are untrusted: Jinja2 escapes all of it, and the
 page's own content security policy lets nothing run but its one script, and nothing load.

@@ -1,4 +1,4 @@
-"""Figures of a report: arrays -> SVG pictures that read well on a light and on a dark page.
+"""Plots of a report: arrays to SVG pictures for light and dark pages.
 
 Shape legend: N images, C bins.
 """
@@ -18,7 +18,7 @@ from fgkd.report.page import Figure, Picture, data_uri
 
 INK, GRID = "#3b4148", "#dfe3e7"  # replaced by the next two on a dark page
 DARK_INK, DARK_GRID = "#cdd3da", "#3a414a"
-# Middle tones that are told apart on white, on near-black, and without seeing red or green.
+# Middle tones that are distinct on white, on near-black, and to colour-blind readers.
 COLOURS = ("#2f86d1", "#d97c1e", "#1f9e77", "#b565c7", "#d1495b", "#8a8f2a", "#6b7fd7")
 RIGHT_WRONG = ("#1f9e77", "#e0703a")
 STYLE = {
@@ -34,7 +34,7 @@ Row = Mapping[str, float]
 
 
 def label(name: str, length: int = 22) -> str:
-    """A name as it may stand in a plot: printable and short."""
+    """A name as a plot shows it: printable and short."""
     clean = "".join(c if c.isprintable() else "\ufffd" for c in name)
     return clean if len(clean) <= length else clean[: length - 1] + "…"
 

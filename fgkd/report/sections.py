@@ -1,4 +1,4 @@
-"""The sections of a report: what the runs' answers show, as tables, plots and example images.
+"""The sections of a report of scored runs: tables, plots and example images.
 
 Shape legend: N labelled images, K classes.
 """
@@ -303,7 +303,7 @@ def who_is_right(hits: dict[str, np.ndarray]) -> dict[str, int]:
     def called(code: int) -> str:
         inside = [name for i, name in enumerate(names) if code >> i & 1]
         if len(inside) in (0, len(names)):
-            return "all" if inside else "nobody"
+            return "all" if inside else "none"
         return " + ".join(inside) + " only" * (len(inside) == 1)
 
     return {called(code): int(counts[code]) for code in sets}

@@ -1,4 +1,4 @@
-"""Images -> small pictures inside a page, up to a budget of bytes."""
+"""Thumbnails: images as small pictures inside a page, up to a budget of bytes."""
 
 from __future__ import annotations
 

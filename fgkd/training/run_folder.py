@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from fgkd import comparison, config, distributed, files
-from fgkd.config import RunSpec, args_file
+from fgkd.config import RunSpec, TrainStudentConfig, TrainTeacherConfig, args_file
 from fgkd.errors import Difference, MissingFile, OptionError, RunMismatch, UnreadableFile, WrongKind
 from fgkd.progress import SILENT, Progress
 from fgkd.training import checkpoint
 from fgkd.views.recipes import ViewIdentity, ViewRecipe
 
+Config = TrainTeacherConfig | TrainStudentConfig
 METRIC_COLUMNS = ("epoch", "step", "loss", "lr", "val_top1_pct")  # first in summary.csv
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "h5py")
 # What every run.json holds, as a template of `files.matches`.
@@ -155,7 +156,7 @@ class RunFolder:
         self.last, self.best = path / "checkpoints" / "last.pt", path / "checkpoints" / "best.pt"
         self.model_dir = path / "model"
 
-    def begin(self, options: Any, spec: RunSpec, facts: RunFacts) -> bool:
+    def begin(self, options: Config, spec: RunSpec, facts: RunFacts) -> bool:
         """Create the run, or check that `options` may continue it; True if a checkpoint is there.
 
         options: the command's config, written to args.yaml. Raises: OutputExists; RunMismatch when
@@ -181,7 +182,7 @@ class RunFolder:
         distributed.barrier()
         return spec.resume and self.last.exists()
 
-    def _check_same(self, options: Any, facts: RunFacts) -> None:
+    def _check_same(self, options: Config, facts: RunFacts) -> None:
         """Raise RunMismatch unless this run has the same options, free ones and paths apart."""
         begun, args = read(self.path), self.path / "args.yaml"
         if begun.stage != facts.stage:

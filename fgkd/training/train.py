@@ -110,7 +110,7 @@ def train(
 ) -> TrainedRun:
     """Run or continue a training, leaving the best model in RUN/model.
 
-    When `progress` asks to stop, the step in hand is finished and saved.
+    When `progress` asks to stop, the current step is finished and saved.
     """
     schedule = loader.schedule
     if resume:

@@ -82,7 +82,7 @@ class CleanView:
         return image_HWC[:, ::-1] if view >= self.num_crops else image_HWC
 
     def _crop(self, image: Any, number: int) -> np.ndarray:
-        """uint8 [3, H, W]: timm's whole transform, or one of five crops in its crop's place."""
+        """uint8 [3, H, W]: timm's transform, or with one of five crops instead of its own."""
         from torchvision.transforms.functional import five_crop
 
         if self.num_crops == 1:

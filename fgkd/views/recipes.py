@@ -1,7 +1,7 @@
 """Augmented views as pure functions of (seed, sample key, view number).
 
-`params` draws every random choice of a view, with no image in hand; `render` applies them. Teacher
-and student, in any process and any order, get the same pixels for the same key.
+`params` draws every random choice of a view, without reading an image; `render` applies them.
+Teacher and student, in any process and any order, get the same pixels for the same key.
 
 Shape suffixes: H height, W width, C channels (RGB). All images are uint8: a model normalises them
 later, each by its own mean and std.

@@ -1,6 +1,6 @@
 """Sampling and rendering of one augmented view.
 
-`params` draws every random choice, with no image in hand; `render` applies them.
+`params` draws every random choice without reading an image; `render` applies them.
 
 Shape suffixes: H height, W width, C channels (RGB). All images are uint8.
 """
@@ -106,7 +106,7 @@ def render(image_HWC: np.ndarray, params: ViewParams, size: int) -> np.ndarray:
 def pixel_digest(image_HWC: np.ndarray) -> int:
     """An unsigned 64-bit digest of the pixels in C order, by XXH3 seeded with height and width.
 
-    It tells decoders apart and need not withstand a forger: 2 us a view at 224 px; blake2b, 170.
+    It detects other decoders, and need not be cryptographic: 2 us per view at 224 px; blake2b, 170.
     """
     height, width, _ = image_HWC.shape
     return xxhash.xxh3_64_intdigest(np.ascontiguousarray(image_HWC).data, height << 32 | width)

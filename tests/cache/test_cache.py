@@ -45,12 +45,12 @@ def test_every_target_comes_back(name: str, encoding: str, tmp_path: Path) -> No
     codec = reader.codec
     assert (reader.views, codec.num_classes, codec.name) == (3, NUM_CLASSES, encoding)
     for view in (2, 0, 1, 2):
-        slab = reader.slab(view)
-        decoded = codec.decode({k: v for k, v in slab.items() if k != "digests"})
+        held = reader.arrays_of_view(view)
+        decoded = codec.decode({k: v for k, v in held.items() if k != "digests"})
         assert decoded.shape == (NUM_TRAIN, NUM_CLASSES)
         for row in range(NUM_TRAIN):
             assert np.array_equal(decoded[row], expected(row, view, codec))
-            assert int(slab["digests"][row]) == digest_of(row, view)
+            assert int(held["digests"][row]) == digest_of(row, view)
     assert np.array_equal(reader.val_logits(), val_logits())
     reader.close()
 
@@ -78,7 +78,7 @@ def test_backend_contract(name: str, tmp_path: Path) -> None:
     assert reader.sample_keys() == keys
     assert reader.labels.tolist() == labels.tolist()
     for view in (1, 0):
-        for key, array in reader.slab(view, list(arrays)).items():
+        for key, array in reader.arrays_of_view(view, list(arrays)).items():
             assert array.dtype == arrays[key].dtype
             assert np.array_equal(array, arrays[key][view])
     if backend.HOLDS_IMAGES:
@@ -146,7 +146,7 @@ def test_growing_adds_shards_and_keeps_the_old(tmp_path: Path) -> None:
     assert new == [f"shards/shard-{block:05d}-v002-005.h5" for block in range(3)]
     reader = Reader(folder)
     for view in range(5):
-        logits = reader.slab(view)["logits"]
+        logits = reader.arrays_of_view(view)["logits"]
         for row in range(NUM_TRAIN):
             assert np.array_equal(logits[row], logits_of(row, view).astype(np.float16))
     fewer = open_writer(folder, 3)  # asks for less than there is

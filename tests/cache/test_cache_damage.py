@@ -38,7 +38,7 @@ def cache(tmp_path: Path) -> Path:
 def read_everything(folder: Path) -> None:
     reader = Reader(folder)
     for view in range(reader.views):
-        reader.slab(view)
+        reader.arrays_of_view(view)
     reader.val_logits()
 
 
@@ -106,9 +106,9 @@ def test_other_shards_can_be_read_when_one_is_damaged(cache: Path) -> None:
     write_cache(cache, views=5)
     (cache / "shards/shard-00000-v003-005.h5").unlink()
     reader = Reader(cache)
-    assert len(reader.slab(2)["logits"]) == 23
+    assert len(reader.arrays_of_view(2)["logits"]) == 23
     with pytest.raises(DamagedShard, match="v003-005"):
-        reader.slab(3)
+        reader.arrays_of_view(3)
 
 
 # ---- shards that the manifest vouches for --------------------------------------------------
@@ -257,7 +257,7 @@ def test_a_manifest_that_lists_too_few_shards(cache: Path) -> None:
     edit_manifest(cache, lambda value: value["shards"].pop(1))
     assert "no shard with view 0 of 8 images" in error_of(cache).message
     with pytest.raises(DamagedCache, match="no shard with view 7 of 23 images"):
-        Reader(cache).slab(7)
+        Reader(cache).arrays_of_view(7)
 
 
 def test_no_cache_and_an_incomplete_one(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def use(cache: Path) -> None:
     try:
         CacheSummary.of(reader).lines()
         for view in range(min(reader.views, 3)):
-            reader.slab(view)
+            reader.arrays_of_view(view)
         reader.val_logits()
         for row in reader.manifest.shards:
             reader.check(row)

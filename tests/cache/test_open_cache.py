@@ -66,9 +66,9 @@ def test_no_accuracy_without_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_targets_are_rows_of_a_view(cache: Reader, rows: list[int], temperature: float) -> None:
     for view in (0, 1, 4):
-        slab = cache.slab(view)
-        slab.pop("digests")
-        want = cache.decode(slab, temperature)[rows]
+        held = cache.arrays_of_view(view)
+        held.pop("digests")
+        want = cache.decode(held, temperature)[rows]
         got = cache.targets(np.array(rows, np.int64), view, temperature)
         assert got.dtype == np.float32
         assert got.shape == (len(rows), NUM_CLASSES)

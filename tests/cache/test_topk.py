@@ -277,8 +277,8 @@ def test_the_baseline_may_have_any_temperature(topk_cache: Path, tmp_path: Path)
 def test_the_argmax_of_a_stored_target_is_the_teacher_s(topk_cache: Path, tiny_cache: Path) -> None:
     """The same views of the same teacher, stored in full and truncated."""
     topk, dense = Reader(topk_cache), Reader(tiny_cache)
-    short = {name: array for name, array in topk.slab(1).items() if name != "digests"}
-    full = dense.codec.decode(dense.slab(1))
+    short = {name: array for name, array in topk.arrays_of_view(1).items() if name != "digests"}
+    full = dense.codec.decode(dense.arrays_of_view(1))
     for t in (1.0, 2.0):
         decoded = topk.codec.decode(short, t)
         assert (decoded.argmax(1) == full.argmax(1)).all()

@@ -41,10 +41,10 @@ def assert_as_then(reader: Reader, expected: dict[str, np.ndarray], name: str) -
     assert reader.samples["train"].keys == keys
     assert reader.manifest.identity_sha256 == expected[f"{name}.identity_sha256"]
     for view in range(VIEWS):
-        slab = reader.slab(view)
-        assert np.array_equal(slab.pop("digests"), expected[f"{name}.digests{view}"])
+        held = reader.arrays_of_view(view)
+        assert np.array_equal(held.pop("digests"), expected[f"{name}.digests{view}"])
         logits = expected[f"{name}.logits{view}"]
-        assert np.array_equal(reader.decode(slab, TEMPERATURE), logits)
+        assert np.array_equal(reader.decode(held, TEMPERATURE), logits)
         rows = np.array([7, 0, 11, 3, 0])
         assert np.array_equal(reader.targets(rows, view, TEMPERATURE), logits[rows])
     assert np.array_equal(reader.val_logits(), expected[f"{name}.val_logits"])
@@ -127,7 +127,7 @@ def test_a_damaged_shard_cannot_be_rewritten_alone(name: str, tmp_path: Path) ->
     shard = next(cache.glob("shards/*"))
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(DamagedShard) as caught:
-        open_cache(cache).slab(0)
+        open_cache(cache).arrays_of_view(0)
     assert (caught.value.path, caught.value.rewritable) == (shard, False)
     assert "--overwrite" in remedy(caught.value)
 

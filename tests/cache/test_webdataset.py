@@ -94,7 +94,7 @@ def test_a_plain_webdataset_pipeline_reads_it(data: Path, caches: Caches, name: 
     """Image, label, facts and every array of every view."""
     with_arrays = read_plainly(caches["webdataset", name], "rgb8")
     reader = Reader(caches["hdf5", name])
-    slabs = [reader.slab(view) for view in range(VIEWS)]
+    held_views = [reader.arrays_of_view(view) for view in range(VIEWS)]
     train, classes = reader.samples["train"], reader.classes
     assert sorted(with_arrays) == sorted(train.keys)
     for row, (key, label) in enumerate(zip(train.keys, train.labels, strict=True)):
@@ -105,8 +105,8 @@ def test_a_plain_webdataset_pipeline_reads_it(data: Path, caches: Caches, name: 
         suffix = Path(key).suffix.lower()[1:]
         with Image.open(data / key) as image:
             assert np.array_equal(sample[suffix], np.asarray(image.convert("RGB")))
-        for array_name, slab in slabs[0].items():
-            want = np.stack([slab[array_name][row] for slab in slabs])
+        for array_name, held in held_views[0].items():
+            want = np.stack([held[array_name][row] for held in held_views])
             got = sample[f"{array_name}.npy"]
             assert got.dtype == want.dtype
             assert np.array_equal(got, want)
@@ -190,7 +190,7 @@ def test_a_grown_cache_is_one_written_at_once(
     whole = capture(teacher, tmp_path / "whole", format, "--batch-size", 4, views=4)
     readers = [Reader(cache) for cache in (grown, whole)]
     for view in range(4):
-        got, want = (reader.slab(view) for reader in readers)
+        got, want = (reader.arrays_of_view(view) for reader in readers)
         assert np.array_equal(got["digests"], want["digests"])
         np.testing.assert_allclose(got["logits"], want["logits"], rtol=2e-3, atol=1e-3)
     for reader in readers:

@@ -55,10 +55,10 @@ def assert_digests(page: Outline, cache: Path, num_views: int) -> None:
     keys, pictures = shown_keys(page), view_pictures(page)
     assert len(keys) == len(set(keys)) == 8
     assert len(pictures) == 8 * num_views
-    slabs = [reader.slab(view)["digests"] for view in range(num_views)]
+    held_views = [reader.arrays_of_view(view)["digests"] for view in range(num_views)]
     for i, (view, pixels) in enumerate(pictures):
         row = reader.samples["train"].keys.index(keys[i // num_views])
-        assert transforms.pixel_digest(pixels) == slabs[view][row]
+        assert transforms.pixel_digest(pixels) == held_views[view][row]
     reader.close()
     total = 8 * num_views
     assert f"The pixels of {total} of {total} views are those the teacher saw" in page.text
@@ -81,7 +81,7 @@ def test_dense_views_and_answers(tiny_gallery: Path, tiny_cache: Path) -> None:
     assert_digests(page, tiny_cache, 2)
     reader = Reader(tiny_cache)
     classes, answers = reader.classes, said(page)
-    stored = [torch.from_numpy(reader.slab(view)["logits"].copy()) for view in (0, 1)]
+    stored = [torch.from_numpy(reader.arrays_of_view(view)["logits"].copy()) for view in (0, 1)]
     reader.close()
     at = 0
     for key in shown_keys(page):
@@ -114,10 +114,10 @@ def test_mixed_views_of_tars_are_shown_mixed_and_need_no_dataset(
     )
     reader = Reader(mixed_tars)
     classes, answers, keys = reader.classes, said(page), shown_keys(page)
-    slab = reader.slab(0)
+    held = reader.arrays_of_view(0)
     row = reader.samples["train"].keys.index(keys[0])
-    kept, logits = slab["indices"][row], slab["values"][row].astype(float) / 2
-    mass = np.exp(logits).sum() + np.exp(slab["log_tail"][row][0])
+    kept, logits = held["indices"][row], held["values"][row].astype(float) / 2
+    mass = np.exp(logits).sum() + np.exp(held["log_tail"][row][0])
     for name, pct in answers[:3]:
         (at,) = np.flatnonzero(kept == classes.index(name))
         assert pct == pytest.approx(100 * np.exp(logits[at]) / mass, abs=0.051)
@@ -131,7 +131,7 @@ def test_doubtful_labels_with_their_images(
     page = outline(tiny_gallery)
     (rows,) = [rows for head, *rows in page.tables if head[0] == "image"]
     assert rows
-    logits = [Reader(tiny_cache).slab(view)["logits"] for view in (0, 1)]
+    logits = [Reader(tiny_cache).arrays_of_view(view)["logits"] for view in (0, 1)]
     reader = Reader(tiny_cache)
     train = reader.samples["train"]
     pictures = {image["alt"]: image["src"] for image in page.images}

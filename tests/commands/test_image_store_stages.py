@@ -67,7 +67,7 @@ def test_identity(caches: dict[str, Path], tiny_cache: Path) -> None:
     whole, shrunk = Reader(tiny_cache), Reader(caches["hdf5"])
     assert shrunk.identity.views == dataclasses.replace(whole.identity.views, short_side=24)
     assert whole.identity.views.short_side is None
-    assert not (shrunk.slab(0)["digests"] == whole.slab(0)["digests"]).any()
+    assert not (shrunk.arrays_of_view(0)["digests"] == whole.arrays_of_view(0)["digests"]).any()
     whole.close()
     shrunk.close()
     assert (

@@ -79,15 +79,15 @@ def test_the_target_is_the_mean_of_what_each_says(
     for view in range(2):
         answers = [asked_by_timm(reader, tiny_data, teacher, view) for teacher in teachers]
         assert np.abs(answers[0] - answers[1]).max() > 0.1
-        slab = reader.slab(view)
+        held = reader.arrays_of_view(view)
         want = average(how, answers)
-        np.testing.assert_allclose(slab["logits"][::12], want, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(held["logits"][::12], want, rtol=1e-5, atol=1e-5)
     identity = reader.identity
     recipe = identity.views.recipe
     key = reader.samples["train"].keys[0]
     image = decode_rgb((tiny_data / key).read_bytes(), key)
     drawn = transforms.params(recipe, 0, key, 1, (image.shape[1], image.shape[0]))
-    assert slab["digests"][0] == transforms.pixel_digest(
+    assert held["digests"][0] == transforms.pixel_digest(
         transforms.render(image, drawn, size or 32)
     )
     assert identity.views.img_size == (size or 32)
@@ -127,11 +127,13 @@ def test_an_ensemble_of_one_is_that_teacher(
     )
     probs = capture(tmp_path / "probs", tiny_teacher, tiny_teacher, more=("--ensemble", "probs"))
     for view in range(2):
-        want = again.slab(view)["logits"]
-        assert np.array_equal(twice.slab(view)["logits"], want)
-        assert np.array_equal(bare.slab(view)["logits"], want)
+        want = again.arrays_of_view(view)["logits"]
+        assert np.array_equal(twice.arrays_of_view(view)["logits"], want)
+        assert np.array_equal(bare.arrays_of_view(view)["logits"], want)
         normalised = log_softmax(want.astype(np.float64), axis=1)
-        np.testing.assert_allclose(probs.slab(view)["logits"], normalised, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            probs.arrays_of_view(view)["logits"], normalised, rtol=1e-5, atol=1e-6
+        )
     assert np.array_equal(twice.val_logits(), again.val_logits())
     assert bare.identity == again.identity
     for reader in (once, again, twice, bare, probs):

@@ -19,7 +19,7 @@ from fgkd.cache.reader import Reader
 NUM_CLASSES, VIEWS = 2000, 4  # one image a class
 MIB = 1 << 20
 SLAB = NUM_CLASSES * NUM_CLASSES * 4 / MIB  # MiB of one view's targets, float32
-SLACK = 15  # MiB: a batch's targets and loss, one shard's piece of the slab, the manifest
+SLACK = 15  # MiB: a batch's targets and loss, one shard's part of a view, the manifest
 
 
 def test_the_teacher_is_neither_read_nor_built(
@@ -62,13 +62,13 @@ def peak(output: Path, *command: object) -> None:
 
 def peak_hoarding(output: Path, *command: object) -> None:
     """The same with a reader that keeps every view it has read: what must not happen."""
-    real, kept = Reader.slab, []
+    real, kept = Reader.arrays_of_view, []
 
     def hoarding(self: Reader, view: int, out: Any = None) -> dict[str, np.ndarray]:
         kept.append(real(self, view))
         return dict(kept[-1])
 
-    Reader.slab = hoarding  # type: ignore[method-assign]
+    Reader.arrays_of_view = hoarding  # type: ignore[method-assign]
     peak(output, *command)
 
 

@@ -61,7 +61,7 @@ def consume(name: str, path: Path) -> dict[str, np.ndarray] | None:
             reader = BACKENDS[name].Reader(path)
             try:
                 keys = reader.sample_keys()
-                slabs = [reader.slab(view, NAMES) for view in range(2)]
+                held_views = [reader.arrays_of_view(view, NAMES) for view in range(2)]
                 if name == "webdataset":
                     for i in range(len(keys)):
                         offset, size = reader.image_place(i)
@@ -71,7 +71,7 @@ def consume(name: str, path: Path) -> dict[str, np.ndarray] | None:
         except FgkdError as error:
             explained(error, str(path))
             return None
-    return {n: np.stack([slab[n] for slab in slabs]) for n in NAMES}
+    return {n: np.stack([held[n] for held in held_views]) for n in NAMES}
 
 
 def consume_bytes(name: str, data: bytes) -> dict[str, np.ndarray] | None:

@@ -73,12 +73,12 @@ def test_a_cache_of_more_shards_than_may_be_open(
 ) -> None:
     """Each shard holds a descriptor: those opened first are closed, and read again when needed."""
     whole = Reader(tiny_cache)
-    expected = [whole.slab(view) for view in (0, 1)]
+    expected = [whole.arrays_of_view(view) for view in (0, 1)]
     assert len(whole.manifest.shards) > 1
     monkeypatch.setattr(reader, "MAX_OPEN", 1)
     few = Reader(tiny_cache)
     for view in (0, 1):
-        found = few.slab(view)
+        found = few.arrays_of_view(view)
         assert len(few._open) == 1
         for name, array in expected[view].items():
             np.testing.assert_array_equal(found[name], array)

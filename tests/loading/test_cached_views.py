@@ -235,13 +235,13 @@ def test_a_damaged_shard_is_named(name: str, caches: dict[str, Path], tmp_path: 
             list(DataLoader(views, num_workers=1))
 
 
-def test_targets_by_row_are_those_of_the_slab(caches: dict[str, Path]) -> None:
+def test_targets_by_row_are_those_of_the_whole_view(caches: dict[str, Path]) -> None:
     for name in ("plain", "topk"):
         reader = Reader(caches[name])
         rows = np.array([96, 0, 5, 5, 40])
-        slab = reader.slab(1)
-        whole = reader.decode({k: v for k, v in slab.items() if k != "digests"}, 1.0)
+        held = reader.arrays_of_view(1)
+        whole = reader.decode({k: v for k, v in held.items() if k != "digests"}, 1.0)
         assert np.array_equal(reader.targets(rows, 1, 1.0), whole[rows])
-        assert np.array_equal(reader.stored(rows, 1, ["digests"])["digests"], slab["digests"][rows])
+        assert np.array_equal(reader.stored(rows, 1, ["digests"])["digests"], held["digests"][rows])
         with pytest.raises(IndexError):
             reader.targets(np.array([NUM]), 1, 1.0)

@@ -77,8 +77,8 @@ def test_an_error_crosses_a_worker_whole(renderer: ViewRenderer) -> None:
 def test_a_slot_is_free_when_nothing_of_it_is_left() -> None:
     pool = Pool(1, 100)
     shapes = [(2, 5, 3), (4, 10)]
-    assert pool.lease([(pool.slot_bytes + 1,)]) is None  # too large
-    slot = pool.lease(shapes)
+    assert pool.take([(pool.slot_bytes + 1,)]) is None  # too large
+    slot = pool.take(shapes)
     assert slot is not None
     for array, value in zip(pool.arrays(slot, shapes), (1, 2), strict=True):
         array[:] = value
@@ -87,10 +87,10 @@ def test_a_slot_is_free_when_nothing_of_it_is_left() -> None:
     assert second.tolist() == np.full((4, 10), 2).tolist()
     part = second[1:2, ::3].numpy()[0, :1]
     del first, second
-    assert pool.lease(shapes) is None
+    assert pool.take(shapes) is None
     assert part.tolist() == [2]
     del part
-    assert pool.lease(shapes) == slot
+    assert pool.take(shapes) == slot
 
 
 class Cudart:
@@ -121,7 +121,7 @@ def test_slots_are_locked_for_a_gpu_when_they_are_first_used(
     pool = Pool(3, 5000)
     assert pool.slot_bytes == 2 * mmap.PAGESIZE
     for num_used in (1, 1, 2):
-        slots = [pool.lease([(5000,)]) for _ in range(num_used)]
+        slots = [pool.take([(5000,)]) for _ in range(num_used)]
         held = [pool.tensors(slot, [(5000,)])[0] for slot in slots if slot is not None]
         assert len(held) == num_used
         assert set(runtime.locked.values()) == (set() if refuses else {pool.slot_bytes})

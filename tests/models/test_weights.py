@@ -165,7 +165,7 @@ def test_a_zeroed_distillation_head_is_restored(tmp_path: Path) -> None:
     assert torch.equal(copy.net.head.weight, model.net.head.weight)
     assert torch.equal(copy.net.head.bias, model.net.head.bias)
     assert copy.net.head_dist.weight.any()
-    assert "initialised anew: head_dist.bias, head_dist.weight" in said
+    assert "newly initialised: head_dist.bias, head_dist.weight" in said
     alone, _ = start(tmp_path, uses_dist=False)
     assert torch.equal(alone(images()).answer_BK, model(images()).answer_BK)
 
@@ -179,7 +179,7 @@ def test_another_class_count_gets_a_new_head(name: str, tmp_path: Path) -> None:
     fresh = {name for name in new if new[name].shape != old[name].shape}
     assert all(name.startswith("head") for name in fresh)
     assert all(torch.equal(new[name], old[name]) for name in set(new) - fresh)
-    assert f"initialised anew: {', '.join(sorted(fresh))}" in said
+    assert f"newly initialised: {', '.join(sorted(fresh))}" in said
 
 
 def test_another_image_size_resizes_positions(tmp_path: Path) -> None:

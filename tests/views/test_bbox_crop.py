@@ -69,7 +69,7 @@ def test_identity(caches: dict[str, Path], data: Path) -> None:
     assert np.array_equal(on.samples["train"].boxes, train.boxes)
     assert on.samples["val"].boxes is None
     assert off.samples["train"].boxes is None
-    assert not np.array_equal(on.slab(0)["digests"], off.slab(0)["digests"])
+    assert not np.array_equal(on.arrays_of_view(0)["digests"], off.arrays_of_view(0)["digests"])
     on.close()
     off.close()
 

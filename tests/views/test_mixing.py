@@ -172,7 +172,7 @@ def test_the_teacher_saw_the_mixed_pixels(tiny_teacher: Path, cache: Path, tiny_
     config = model.pretrained_cfg
     for view in range(2):
         asked = range(view, 97, 8)
-        stored = reader.slab(view)["logits"][list(asked)]
+        stored = reader.arrays_of_view(view)["logits"][list(asked)]
         pixels = np.stack([mixed_by_hand(reader, tiny_data, row, view)[0] for row in asked])
         images = (pixels / 255 - np.array(config["mean"])) / np.array(config["std"])
         with torch.no_grad():
