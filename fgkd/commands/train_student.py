@@ -19,7 +19,7 @@ from fgkd.commands import banner, image_stores
 from fgkd.config import TrainStudentConfig
 from fgkd.distillation.step import distils, student_step
 from fgkd.distillation.targets import TargetSource, check_live_size, open_source, val_targets
-from fgkd.errors import MissingOption
+from fgkd.errors import MissingOption, OptionError
 from fgkd.estimate.image_store import estimate_store
 from fgkd.estimate.training import (
     PlannedTraining,
@@ -53,6 +53,9 @@ def run(options: TrainStudentConfig, progress: Progress = SILENT) -> TrainedRun 
     if not options.model.model:
         example = "deit_base_distilled_patch16_384.fb_in1k"
         raise MissingOption("model is required", option="model", suggestion=example)
+    if not (options.loss.task_loss_weight or distils(options.loss)):
+        message = "nothing is to be learned: the weights of all losses are 0"
+        raise OptionError(message, option="task_loss_weight", value=0, suggestion=1)
     if spec.tensorboard:
         require("logging to TensorBoard", "tensorboard")
     hardware, device_line = device.set_up(spec.device, spec.deterministic)
@@ -79,6 +82,7 @@ def _train_from(
         *(model_spec, dataset.classes),
         seed=spec.seed,
         uses_dist=learns,
+        uses_head=options.loss.task_loss_weight > 0,
         img_size=model_spec.img_size or source.img_size,
         load_weights=not spec.dry_run,
     )

@@ -25,6 +25,8 @@ def student_step(
 ) -> loop.Step:
     """The step function: class head to the labels, distillation head (or the same) to the teacher.
 
+    A term whose weight is 0 is computed for the log only.
+
     teacher: a live teacher in eval mode on the device, which runs in `dtype`; None takes the
     batch's stored logits. gather: let losses that compare rows see the rows of all ranks.
     """

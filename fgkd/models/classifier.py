@@ -22,7 +22,10 @@ from fgkd.views.clean import EvalTransform
 
 
 class Logits(NamedTuple):
-    """A model's output: logits of the class head, and of the distillation head or None."""
+    """A model's output: logits of the class head, and of the distillation head or None.
+
+    A model of which the distillation head alone is trained has its logits in `head_BK`.
+    """
 
     head_BK: Tensor
     dist_BK: Tensor | None = None
@@ -53,8 +56,9 @@ class Classifier(nn.Module):
     """An image classifier: uint8 images to logits, with its normalisation, classes and input size.
 
     net: a timm model, or any module with a timm-like `pretrained_cfg` that takes normalised float
-    images [B, 3, H, W] (see `as_classifier`). uses_dist: train and evaluate the distillation head
-    of a distilled DeiT; False leaves it out. mean, std: float [1, 3, 1, 1], of pixels in 0 to 1.
+    images [B, 3, H, W] (see `as_classifier`). uses_dist, uses_head: train and evaluate the
+    distillation head and the class head of a distilled DeiT; a head that no loss trains is left out
+    of the average. mean, std: float [1, 3, 1, 1], of pixels in 0 to 1.
     weights_path: the file that the weights were loaded from, if there is one.
     """
 
@@ -62,13 +66,15 @@ class Classifier(nn.Module):
     std: Tensor
     weights_path: Path | None = None
 
-    def __init__(self, net: nn.Module, uses_dist: bool) -> None:
+    def __init__(self, net: nn.Module, uses_dist: bool, uses_head: bool = True) -> None:
         super().__init__()
         self.net = net
         self.has_dist = hasattr(net, "dist_token") and hasattr(net, "head_dist")
         self.uses_dist = uses_dist and self.has_dist
+        self.uses_head = uses_head or not self.uses_dist
         if self.has_dist:
             net.head_dist.requires_grad_(self.uses_dist)
+            net.head.requires_grad_(self.uses_head)
         for name in ("mean", "std"):
             value = torch.tensor(self.config[name], dtype=torch.float32).view(1, 3, 1, 1)
             self.register_buffer(name, value, persistent=False)
@@ -140,6 +146,8 @@ class Classifier(nn.Module):
             return Logits(self.net(x))
         net: Any = self.net
         tokens = net.head_drop(net.forward_features(x)[:, :2])
+        if not self.uses_head:
+            return Logits(net.head_dist(tokens[:, 1]))
         dist = net.head_dist(tokens[:, 1]) if self.uses_dist else None
         return Logits(net.head(tokens[:, 0]), dist)
 

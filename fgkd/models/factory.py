@@ -51,6 +51,7 @@ def create(
     drop_path: float = 0.0,
     head_init_scale: float = 1.0,
     uses_dist: bool = True,
+    uses_head: bool = True,
 ) -> tuple[Classifier, list[str]]:
     """A timm model for these classes, and lines that say how its weights were initialised.
 
@@ -96,7 +97,7 @@ def create(
     net.pretrained_cfg = dict(net.pretrained_cfg, input_size=(3, side, side))
     net.pretrained_cfg["crop_pct"] = crop_pct or net.pretrained_cfg["crop_pct"]
     net.pretrained_cfg["label_names"] = class_names
-    return Classifier(net, uses_dist), said or ["weights: random initialisation"]
+    return Classifier(net, uses_dist, uses_head), said or ["weights: random initialisation"]
 
 
 def _head_layers(net: Any) -> list[nn.Module]:

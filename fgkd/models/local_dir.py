@@ -17,7 +17,8 @@ def save(model: Classifier, folder: Path) -> None:
     """Write timm's local-dir form: config.json and model.safetensors.
 
     `timm.create_model(f"local-dir:{folder}", pretrained=True)` then gives the same logits: timm
-    averages both heads, so an unused distillation head is written as zeros and the head doubled.
+    averages both heads of a distilled DeiT, so a head that was not trained is written as zeros, and
+    the other doubled.
     """
     import safetensors.torch
     from timm.models._hub import save_config_for_hf
@@ -25,10 +26,11 @@ def save(model: Classifier, folder: Path) -> None:
     net: Any = model.net
     config = dict(net.pretrained_cfg)
     state = {k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
-    if model.has_dist and not model.uses_dist:
+    if model.has_dist and not (model.uses_dist and model.uses_head):
+        trained, other = ("head", "head_dist") if model.uses_head else ("head_dist", "head")
         for name in ("weight", "bias"):
-            state[f"head.{name}"] = state[f"head.{name}"] * 2
-            state[f"head_dist.{name}"] = torch.zeros_like(state[f"head_dist.{name}"])
+            state[f"{trained}.{name}"] = state[f"{trained}.{name}"] * 2
+            state[f"{other}.{name}"] = torch.zeros_like(state[f"{other}.{name}"])
     files.write_bytes(folder / "model.safetensors", safetensors.torch.save(state))
     keys = ("input_size", "mean", "std", "interpolation", "crop_pct")
     with files.replacing(folder / "config.json") as partial:

@@ -24,8 +24,8 @@ def load_initial(net: Any, source: str) -> list[str]:
     """Load a .safetensors or weights-only .pth file, or a run folder's model, into a new net.
 
     Returns lines that say what was loaded. A head of another class count is left as initialised.
-    A distillation head that `local_dir.save` zeroed is undone: head / 2, and the other head starts
-    fresh. Raises: MissingFile, UnreadableFile; WeightsError for weights of another model.
+    A head of a distilled DeiT that `local_dir.save` zeroed starts fresh, and the other is halved
+    again. Raises: MissingFile, UnreadableFile; WeightsError for weights of another model.
     """
     from timm.models import load_state_dict
 
@@ -40,10 +40,12 @@ def load_initial(net: Any, source: str) -> list[str]:
         adapt = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
         state = adapt(state, net) if adapt else state
         own, said = net.state_dict(), [f"weights: {path}"]
-        zeroed = "head_dist.weight" in state and not state["head_dist.weight"].any()
-        if zeroed:
-            state = {k: v / 2 if k.startswith("head.") else v for k, v in state.items()}
-            state = {k: v for k, v in state.items() if not k.startswith("head_dist.")}
+        for zeroed, trained in (("head_dist.", "head."), ("head.", "head_dist.")):
+            if {"head.weight", "head_dist.weight"} <= set(state) and not state[
+                f"{zeroed}weight"
+            ].any():
+                state = {k: v / 2 if k.startswith(trained) else v for k, v in state.items()}
+                state = {k: v for k, v in state.items() if not k.startswith(zeroed)}
         classifier = net.pretrained_cfg["classifier"]
         heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
         is_head = {k for k in own if k.startswith(tuple(f"{h}." for h in heads))}

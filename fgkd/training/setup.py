@@ -18,13 +18,15 @@ def build_model(
     *,
     seed: int,
     uses_dist: bool,
+    uses_head: bool = True,
     img_size: int | None,
     load_weights: bool = True,
 ) -> tuple[models.Classifier, list[str]]:
     """The model of the spec for these classes, and lines that say how its weights began.
 
-    uses_dist: train the distillation head of a distilled DeiT. img_size: side of the input, which
-    overrides the spec's. load_weights False: estimates of memory need neither hub nor file.
+    uses_dist, uses_head: train the distillation head and the class head of a distilled DeiT.
+    img_size: side of the input, which overrides the spec's. load_weights False: estimates of memory
+    need neither hub nor file.
     """
     rng.seed_torch("init", seed)
     model, notes = models.create(
@@ -39,6 +41,7 @@ def build_model(
         drop_path=spec.drop_path,
         head_init_scale=spec.head_init_scale,
         uses_dist=uses_dist,
+        uses_head=uses_head,
     )
     if spec.freeze:
         model.freeze()
