@@ -101,7 +101,8 @@ class Identity:
 
     format: shard format. shard_size: images per shard. dtype: number type of the teachers.
     ensemble: what several teachers average, `logits` or `probs`; None for one teacher.
-    samples_sha256: hex SHA-256 of samples.h5; "" for a version 2 cache, which has no such file.
+    samples_sha256: fingerprint of the columns of samples.h5; "" for a version 2 cache, which has no
+    such file.
     """
 
     format: str

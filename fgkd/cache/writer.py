@@ -159,7 +159,7 @@ class Writer:
         are not those of the identity.
         """
         path = self.folder / samples_file.NAME
-        if not path.is_file() or files.sha256(path) != self.identity.samples_sha256:
+        if not samples_file.holds(path, self.identity.samples_sha256):
             if samples_file.fingerprint(self.samples) != self.identity.samples_sha256:
                 raise ValueError("the samples are not those of the identity")
             samples_file.write(path, self.samples)
