@@ -7,12 +7,11 @@ from pathlib import Path
 
 from fgkd import distributed, files
 from fgkd.commands import evaluate as library
+from fgkd.commands import sources
 from fgkd.commands.export import export
 from fgkd.commands.predict import predict
 from fgkd.config import EvaluateConfig
 from fgkd.errors import OptionError, UnreadableImages
-from fgkd.models import weights
-from fgkd.models.loading import model_folder
 from fgkd.report import tables
 
 from . import console
@@ -60,7 +59,7 @@ def show_results(options: EvaluateConfig, runs: list[str]) -> None:
 
 def show_predictions(options: EvaluateConfig, runs: list[str]) -> None:
     """Print each run's classes of each image; exit 1, after that, if an image was unreadable."""
-    require_models(runs)
+    sources.check(runs, options.source)
     found = predict(
         runs,
         options.predict,
@@ -69,6 +68,7 @@ def show_predictions(options: EvaluateConfig, runs: list[str]) -> None:
         batch_size=options.batch_size,
         workers=options.workers,
         device=options.device,
+        source=options.source,
     )
     console.echo("\n" + tables.predictions_table(found, many_models=len(runs) > 1))
     if options.json and distributed.rank() == 0:
@@ -82,25 +82,20 @@ def show_predictions(options: EvaluateConfig, runs: list[str]) -> None:
         raise UnreadableImages(message, paths=failed)
 
 
-def require_models(runs: list[str]) -> None:
-    """Raise MissingModel for a run without a model, before hours go into those named before it."""
-    for run in runs:
-        weights.require_model(model_folder(run))
-
-
 def show_exports(options: EvaluateConfig, runs: list[str]) -> None:
     """Write each run's model as a file, and print its path."""
     assert options.export
     if options.export_dir and len(runs) > 1:
         message = f"--export-dir is for one RUN, not {len(runs)}"
         raise OptionError(message, option="export_dir", value=options.export_dir)
-    require_models(runs)
+    sources.check(runs, options.source)
     for run in runs:
         found = export(
             run,
             format=options.export,
             output=options.export_dir or None,
             overwrite=options.overwrite,
+            source=options.source,
         )
         console.echo(
             f"{found.path}: {found.architecture}, {found.num_classes} classes, "

@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from fgkd import comparison, config, device, distributed, files
+from fgkd import config, device, distributed, files
 from fgkd.cache import encodings, manifest, samples_file
 from fgkd.cache.identity import DatasetIdentity, Identity, TeacherIdentity
 from fgkd.cache.samples import SampleTables, describe_splits
 from fgkd.cache.shards import ShardJob
 from fgkd.cache.writer import Writer
-from fgkd.commands import banner, image_stores
+from fgkd.commands import banner, image_stores, sources
 from fgkd.config import CacheLogitsConfig, args_file
 from fgkd.data import Dataset, absolute_specs, duplicates, open_dataset, with_boxes
 from fgkd.distillation.capture import Capture, image_reader
@@ -27,10 +27,7 @@ from fgkd.errors import MissingOption, OptionError
 from fgkd.estimate.capture import CaptureEstimate, estimate_capture, estimate_without_teacher
 from fgkd.estimate.image_store import estimate_store
 from fgkd.models import Classifier
-from fgkd.models.loading import load_classifier
 from fgkd.progress import SILENT, Progress
-from fgkd.training import run_folder
-from fgkd.training.run_folder import RunFacts
 from fgkd.views import recipes
 from fgkd.views.view_set import ViewSet
 
@@ -74,9 +71,10 @@ def run(options: CacheLogitsConfig, progress: Progress = SILENT) -> CapturedCach
         raise MissingOption("teacher is required", option="teacher", suggestion="runs/teacher")
     if not spec.output:
         raise MissingOption("output is required", option="output", suggestion="runs/cache")
-    own = describe_run(Path(paths[0]))
+    own = sources.describe_run(paths[0])
+    sources.check(paths, options.source)
     hardware, device_line = device.set_up(spec.device)
-    known = [load_classifier(path) for path in paths]
+    known = [sources.load(path, options.source) for path in paths]
     fraction = data.val_fraction
     if fraction is None:
         fraction = own.val_fraction if own else DEFAULT_VAL_FRACTION
@@ -121,16 +119,15 @@ def write_cache(
     """
     teacher_spec, spec, cache, data = options.teacher, options.capture, options.cache, options.data
     dataset, fraction = inputs.dataset, inputs.val_fraction
-    for model, name in zip(inputs.teachers, inputs.names, strict=True):
-        check_classes(model, dataset, name)
+    known, fits = sources.fit(inputs.teachers, inputs.names, dataset.classes, options.source)
     recipe = recipes.resolve(options.view, inputs.recipe, dataset.chiral)
     if recipe.bbox_crop:
         dataset = with_boxes(dataset)
     samples, side = dataset.splits["train"], data.image_store_side
-    size = cache.img_size or inputs.teachers[0].input_size[-1]
+    size = cache.img_size or known[0].input_size[-1]
     views = ViewSet(samples, recipe, cache.seed, size, cache.shard_size, side)
     teachers = Teachers(
-        *(inputs.teachers, inputs.names, teacher_spec.ensemble, size, hardware),
+        *(known, inputs.names, teacher_spec.ensemble, size, hardware),
         *(teacher_spec.dtype, teacher_spec.batch_size),
     )
     folder = Path(spec.output)
@@ -156,7 +153,7 @@ def write_cache(
         "fgkd cache-logits",
         {
             "data": banner.describe_data(duplicates.with_warnings(dataset)),
-            "teacher": describe_teachers(identity, teachers),
+            "teacher": "; ".join([describe_teachers(identity, teachers), *fits]),
             "views": f"{cache.views} of each image at {size} px: "
             + banner.describe_recipe(recipe)
             + banner.describe_images(store, side),
@@ -227,14 +224,6 @@ def resolved(options: CacheLogitsConfig, specs: list[str]) -> CacheLogitsConfig:
     return config.replaced(options, data=specs, teacher=teacher, dry_run=False, shard_range=None)
 
 
-def describe_run(path: Path) -> RunFacts | None:
-    """run.json of a run folder; None for a teacher of another form, which needs the data."""
-    is_other = ":" in str(path) and not path.exists()
-    if is_other or ((path / "config.json").exists() and not (path / "run.json").exists()):
-        return None
-    return run_folder.read(path)
-
-
 def describe_identity(
     options: CacheLogitsConfig,
     teachers: Teachers,
@@ -268,12 +257,6 @@ def describe_teacher(model: Classifier) -> TeacherIdentity:
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
     )
-
-
-def check_classes(model: Classifier, dataset: Dataset, name: str) -> None:
-    """Raise DataMismatch unless the data's classes are, in order, those the teacher learned."""
-    differences = comparison.differences(model.classes, dataset.classes, "classes")
-    comparison.refuse(f"the data's classes are not those of {name}", differences, "classes", name)
 
 
 def block_range(given: str | None) -> tuple[int, int | None]:

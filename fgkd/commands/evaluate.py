@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from fgkd import config, device, distributed, files, models
+from fgkd import config, device, distributed, files
 from fgkd.cache.reader import Reader
-from fgkd.commands import banner
+from fgkd.commands import banner, sources
 from fgkd.config import EvaluateConfig, args_file
 from fgkd.data import duplicates, open_dataset
+from fgkd.distillation.targets import DEFAULT_VAL_FRACTION
 from fgkd.errors import MissingOption, OptionError
 from fgkd.evaluation import scoring
 from fgkd.evaluation.intervals import McNemar
 from fgkd.evaluation.scoring import Result, Score
-from fgkd.models import weights
 from fgkd.progress import SILENT, Progress
 from fgkd.report import page, results_page, tables
 from fgkd.report.sections import Run
@@ -131,16 +131,17 @@ def check(options: EvaluateConfig, runs: Sequence[str | Path]) -> None:
     files.claim_option(options.json, "json")
     if options.report:
         page.claim(Path(options.report), "report")
-    for path in map(Path, runs):
-        run_folder.read(path)
-        weights.require_model(path / "model")
+    for one in runs:
+        sources.describe_run(one)
+    sources.check(runs, options.source)
 
 
 @dataclass(frozen=True, eq=False)
 class Scored:
     """A run with its score.
 
-    role: "teacher", "student" or "baseline". specs: of the dataset that it was scored on.
+    role: "teacher" (also a model that is no run), "student" or "baseline". specs: of the dataset
+    that it was scored on.
     """
 
     path: Path
@@ -153,10 +154,13 @@ class Scored:
 def _score(
     path: Path, options: EvaluateConfig, hardware: torch.device, progress: Progress
 ) -> Scored:
-    facts = run_folder.read(path)
-    dataset = open_dataset(options.data or facts.data, facts.val_fraction)
+    facts = sources.describe_run(path)
+    fraction = facts.val_fraction if facts else DEFAULT_VAL_FRACTION
+    dataset = open_dataset(options.data or (facts.data if facts else ()), fraction)
+    loaded = [sources.load(path, options.source)]
+    (model,), fits = sources.fit(loaded, [str(path)], dataset.classes, options.source)
     found = scoring.score(
-        models.load(path / "model"),
+        model,
         dataset,
         options.split,
         device=hardware,
@@ -167,9 +171,13 @@ def _score(
         workers=options.workers,
     )
     progress.message(f"  {path}: {found.model}, {len(found.rows_N):,} images of {dataset.name}")
+    for line in fits:
+        progress.message(f"    {line.removeprefix(f'{path}: ')}")
     for key, reason in found.unreadable:
         progress.message(f"    left out {key}: {reason}")
-    return Scored(path, role_of(path, facts.stage), facts.parents, dataset.specs, found)
+    role = role_of(path, facts.stage) if facts else "teacher"
+    parents = facts.parents if facts else Parents()
+    return Scored(path, role, parents, dataset.specs, found)
 
 
 def role_of(path: Path, stage: str) -> str:

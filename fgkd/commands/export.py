@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fgkd import distributed, files
+from fgkd.commands import sources
+from fgkd.config import SourceSpec
 from fgkd.errors import OutputExists, UnknownName
 from fgkd.models import export as formats
-from fgkd.models.loading import load_classifier
 
 
 @dataclass(frozen=True)
@@ -24,20 +25,26 @@ class ExportedModel:
 
 
 def export(
-    run: str | Path, *, format: str, output: str | Path | None = None, overwrite: bool = False
+    run: str | Path,
+    *,
+    format: str,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    source: SourceSpec | None = None,
 ) -> ExportedModel:
     """Write a model as `model.FORMAT` into a folder, and check its logits against torch's.
 
     run: in any form that `load_classifier` takes. format: "onnx", "torchscript" or "pt2". output:
-    the folder; None: RUN/export. overwrite: rename a file that exists. Raises: UnknownName,
-    OutputExists, WriteError, MissingPackage; ModelError for a model that the format cannot express.
+    the folder; None: RUN/export. source: the architecture of a file of weights. overwrite: rename a
+    file that exists. Raises: UnknownName, OutputExists, WriteError, MissingPackage; ModelError for
+    a model that the format cannot express.
     """
     if format not in formats.FORMATS:
         known = list(formats.FORMATS)
         message = f"format {format!r} is not one of {', '.join(known)}"
         raise UnknownName(message, option="export", value=format, known=known)
     path = Path(output or Path(str(run)) / "export") / f"model.{format}"
-    model = load_classifier(run)
+    model = sources.load(run, source or SourceSpec())
     if distributed.rank() == 0:
         _claim(path, overwrite)
     data, worst = formats.convert(model, format, str(run))

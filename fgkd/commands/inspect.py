@@ -80,14 +80,16 @@ def inspect_one(path: str | Path, options: InspectConfig) -> Inspection:
     if not options.verify:
         return Inspection(reader, described)
     from fgkd import device
+    from fgkd.commands import sources
     from fgkd.distillation.verify import verify
-    from fgkd.models.loading import load_classifier
 
+    sources.check(options.teacher, options.source)
     hardware, _ = device.set_up(options.device)
+    known = [sources.load(one, options.source) for one in options.teacher]
     result = verify(
         reader,
         data=options.data,
-        teachers=[load_classifier(one) for one in options.teacher],
+        teachers=sources.fit(known, options.teacher, reader.classes, options.source)[0],
         device=hardware,
         samples=options.samples,
         seed=options.seed,

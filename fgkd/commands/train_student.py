@@ -62,6 +62,7 @@ def run(options: TrainStudentConfig, progress: Progress = SILENT) -> TrainedRun 
     source = open_source(
         *(options.targets, options.loss, options.data, options.view),
         epochs=options.optim.epochs,
+        source=options.source,
         dry_run=spec.dry_run,
     )
     with contextlib.closing(source):

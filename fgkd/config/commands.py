@@ -9,6 +9,7 @@ from fgkd.config.specs import (
     DATA_HELP,
     DEVICE_HELP,
     EXPORT_NAMES,
+    TEACHER_HELP,
     TTA_NAMES,
     WORKERS_HELP,
     CacheSpec,
@@ -18,6 +19,7 @@ from fgkd.config.specs import (
     ModelSpec,
     OptimSpec,
     RunSpec,
+    SourceSpec,
     TargetSpec,
     TaskLossSpec,
     TeacherSpec,
@@ -42,6 +44,7 @@ class TrainStudentConfig:
     """Options of `train-student`."""
 
     targets: TargetSpec = TargetSpec()
+    source: SourceSpec = SourceSpec()
     model: ModelSpec = ModelSpec()
     run: RunSpec = RunSpec()
     loss: LossSpec = LossSpec()
@@ -55,6 +58,7 @@ class CacheLogitsConfig:
     """Options of `cache-logits`."""
 
     teacher: TeacherSpec = TeacherSpec()
+    source: SourceSpec = SourceSpec()
     capture: CaptureSpec = CaptureSpec()
     cache: CacheSpec = CacheSpec()
     data: DataSpec = DataSpec()
@@ -67,6 +71,7 @@ class EvaluateConfig:
 
     split: str = option("test", "Split to evaluate.", choices=("train", "val", "test"))
     data: tuple[str, ...] = option((), DATA_HELP)
+    source: SourceSpec = SourceSpec()
     tta: str = option(
         "none", "Test-time augmentation: views whose logits are averaged.", choices=TTA_NAMES
     )
@@ -101,7 +106,8 @@ class InspectConfig:
     samples: int = option(64, "Images whose views are rendered again, 4 views each.", low=1)
     seed: int = option(0, "Seed of that choice.", low=0)
     data: tuple[str, ...] = option((), DATA_HELP)
-    teacher: tuple[str, ...] = option((), "Run folder of the teacher, to run it again.")
+    teacher: tuple[str, ...] = option((), "The cache's teacher, run again. " + TEACHER_HELP)
+    source: SourceSpec = SourceSpec()
     json: str | None = option(None, "File to write the report to.")
     gallery: str | None = option(None, "Folder to write an HTML page of views and targets to.")
     device: str = option("auto", DEVICE_HELP)

@@ -220,6 +220,11 @@ class LossSpec:
     task_loss_weight: float = option(1.0, "Weight of the loss against the labels.", low=0.0)
 
 
+TEACHER_HELP = (
+    "A run folder, local-dir:PATH, hf-hub:NAME, timm:NAME, torchvision:NAME or weights file."
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TargetSpec:
     """Where a student's views and targets come from: a cache, a live teacher, or labels alone."""
@@ -233,9 +238,7 @@ class TargetSpec:
     shard_buffer: int = option(
         4, "Shards whose samples are shuffled together (order shard).", low=1
     )
-    teacher: tuple[str, ...] = option(
-        (), "Run folder of a live teacher (online distillation), instead of a cache."
-    )
+    teacher: tuple[str, ...] = option((), "Live teacher, instead of a cache. " + TEACHER_HELP)
     dtype: str = option("float32", "Number type of a live teacher.", choices=DTYPE_NAMES)
     views: int | None = option(
         None, "Use the first N views. Default: all of the cache, else one per epoch.", low=1
@@ -284,12 +287,26 @@ class RunSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SourceSpec:
+    """What a model's source does not say itself: a file's architecture, and names of classes."""
+
+    teacher_model: str = option(
+        "", "timm architecture of a teacher or RUN that is a file of weights."
+    )
+    teacher_model_kwargs: tuple[str, ...] = option(
+        (), "K=V,K=V passed to that architecture, repeatable."
+    )
+    class_map: str | None = option(
+        None,
+        "CSV file (teacher,data) for classes of other names; or `order`. Several to one add up.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TeacherSpec:
     """The teachers of a cache, and how they compute."""
 
-    teacher: tuple[str, ...] = option(
-        (), "Run folder or timm local-dir folder; repeat for an ensemble.", free=True
-    )
+    teacher: tuple[str, ...] = option((), TEACHER_HELP + " Repeat for an ensemble.", free=True)
     ensemble: str = option(
         "logits", "What an ensemble averages.", choices=("logits", "probs"), free=True
     )

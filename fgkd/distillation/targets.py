@@ -9,14 +9,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fgkd import comparison, files, losses, models
+from fgkd import files, losses, models
 from fgkd.cache.reader import Reader
 from fgkd.cache.remote import is_url, open_cache
-from fgkd.config import DataSpec, LossSpec, RunSpec, TargetSpec, ViewSpec, args_file
+from fgkd.config import DataSpec, LossSpec, RunSpec, SourceSpec, TargetSpec, ViewSpec, args_file
 from fgkd.data import Dataset, absolute_specs, open_dataset, with_boxes
 from fgkd.errors import MissingOption, NoTargets, OptionError, TooFewViews
 from fgkd.evaluation import inference
 from fgkd.loading.cached_data import cached_data
+from fgkd.models.class_names import fit_classes
+from fgkd.models.loading import load_classifier
 from fgkd.training import run_folder
 from fgkd.training.run_folder import Parents
 from fgkd.views import recipes
@@ -75,6 +77,7 @@ class _Opener:
     loss: LossSpec
     data: DataSpec
     view: ViewSpec
+    source: SourceSpec
     epochs: int
     dry_run: bool
 
@@ -89,7 +92,7 @@ class _Opener:
                 return self._planned(targets.cache)
             return self._from_cache(targets.cache)
         if targets.teacher:
-            return self._from_teacher(Path(targets.teacher[0]))
+            return self._from_teacher(targets.teacher)
         if self.loss.distillation == "logits":
             raise NoTargets("nothing to distil from: neither cache nor teacher was given")
         if not self.data.data:
@@ -189,22 +192,38 @@ class _Opener:
             message = "image_store cannot keep images that come with the shards of a URL"
             raise OptionError(message, option="image_store", value=spec.image_store)
 
-    def _from_teacher(self, path: Path) -> TargetSource:
-        run = run_folder.read(path)
-        teacher = models.load(path / "model")
-        fraction = run.val_fraction if self.data.val_fraction is None else self.data.val_fraction
-        text = f"live teacher {path}, {self.targets.dtype}"
-        recipe = run.views.recipe
-        source = self._from_data(self.data.data or run.data, fraction, recipe, text)
-        known = list(teacher.config.get("label_names") or [])
-        what = f"the data's classes are not those of {path}"
-        comparison.refuse(
-            what, comparison.differences(known, source.dataset.classes, "classes"), "classes"
+    def _from_teacher(self, given: Sequence[str]) -> TargetSource:
+        if len(given) > 1:
+            raise OptionError(
+                f"{len(given)} live teachers were given",
+                option="teacher",
+                value=given,
+                suggestion=given[:1],
+                advice="write a cache of both, which averages them",
+            )
+        name, spec = given[0], self.source
+        is_run = (Path(name) / "run.json").is_file()
+        kwargs = models.parse_kwargs(spec.teacher_model_kwargs)
+        loaded = load_classifier(name, model=spec.teacher_model, model_kwargs=kwargs)
+        run = run_folder.read(Path(name)) if is_run else None
+        fraction = self.data.val_fraction
+        if fraction is None and run:
+            fraction = run.val_fraction
+        specs = self.data.data or (run.data if run else ())
+        recipe = run.views.recipe if run else None
+        text = f"live teacher {name}, {self.targets.dtype}"
+        source = self._from_data(specs, fraction, recipe, text)
+        teacher, fit = fit_classes(loaded, source.dataset.classes, spec.class_map, name=name)
+        options = args_file.load_yaml(Path(name) / "args.yaml") if is_run else None
+        args_sha256 = files.fingerprint(options or {"weights": teacher.weights_sha256})
+        where = str(Path(name).resolve()) if Path(name).exists() else name
+        return replace(
+            source,
+            text=f"{text}; {fit}" if fit else text,
+            teacher=teacher,
+            img_size=teacher.input_size[-1],
+            parents=Parents(teacher=where, args_sha256=args_sha256),
         )
-        args_sha256 = files.fingerprint(args_file.load_yaml(path / "args.yaml"))
-        parents = Parents(teacher=str(path.resolve()), args_sha256=args_sha256)
-        img_size = teacher.config["input_size"][-1]
-        return replace(source, teacher=teacher, img_size=img_size, parents=parents)
 
     def _from_data(
         self,
@@ -240,15 +259,17 @@ def open_source(
     view: ViewSpec,
     *,
     epochs: int,
+    source: SourceSpec | None = None,
     dry_run: bool = False,
 ) -> TargetSource:
     """The cache, live teacher or labelled data that the specs name.
 
-    epochs: views of each image where nothing else says how many. dry_run: the cache need not be
-    there yet. Raises: OptionError or MissingOption when the specs name none, several, or options
-    that contradict the cache; DataMismatch when the cache is of other data.
+    epochs: views of each image where nothing else says how many. source: of a live teacher.
+    dry_run: the cache need not be there yet. Raises: OptionError or MissingOption when the specs
+    name none, several, or options that contradict the cache; DataMismatch when the cache is of
+    other data.
     """
-    return _Opener(targets, loss, data, view, epochs, dry_run).open()
+    return _Opener(targets, loss, data, view, source or SourceSpec(), epochs, dry_run).open()
 
 
 def check_live_size(source: TargetSource, size: int) -> None:

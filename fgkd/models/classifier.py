@@ -101,6 +101,11 @@ class Classifier(nn.Module):
         return [str(name) for name in names]
 
     @property
+    def num_classes(self) -> int:
+        """The number of logits."""
+        return int(getattr(self.net, "num_classes", 0) or self.config["num_classes"])
+
+    @property
     def eval_transform(self) -> EvalTransform:
         """How timm prepares an image for its evaluation."""
         return EvalTransform.of(self.config)

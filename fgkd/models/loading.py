@@ -2,33 +2,127 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from fgkd.errors import HubError, MissingModel, ModelError, WrongKind
+from fgkd.errors import (
+    HubError,
+    MissingModel,
+    MissingOption,
+    ModelError,
+    UnknownName,
+    WeightsError,
+    WrongKind,
+    near,
+)
+from fgkd.models import weights
 from fgkd.models.classifier import Classifier
 from fgkd.models.local_dir import load
 
 HUBS = ("hf-hub:", "timm:")
-LOCAL_DIR = "local-dir:"
+LOCAL_DIR, TORCHVISION = "local-dir:", "torchvision:"
+CHECKPOINTS = (".safetensors", ".pth", ".pt", ".tar", ".bin", ".ckpt")  # files of weights alone
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def load_classifier(source: str | Path) -> Classifier:
+def load_classifier(
+    source: str | Path, *, model: str = "", model_kwargs: Mapping[str, Any] | None = None
+) -> Classifier:
     """A trained classifier, in eval mode on the CPU.
 
     source: a run folder of `train_teacher` or `train_student`; a folder in timm's local-dir form
-    (config.json, model.safetensors), also as `local-dir:PATH`; `hf-hub:ORG/NAME`; or `timm:NAME`
-    for pretrained weights by name. Raises: MissingModel; WrongKind for a cache;
-    UnreadableFile, ModelError; HubError when the weights cannot be fetched.
+    (`save_for_hf`: config.json with model.safetensors or pytorch_model.bin), also as
+    `local-dir:PATH`; `hf-hub:ORG/NAME`; `timm:NAME` or `torchvision:NAME` for pretrained weights by
+    name; or a checkpoint file (see `weights.read_state`), of the timm architecture `model` with
+    `model_kwargs` (`img_size`: the side of its input, by default the architecture's). Raises:
+    MissingModel; MissingOption for a file without `model`; WrongKind for a cache; UnreadableFile,
+    WeightsError, ModelError; HubError when weights cannot be fetched.
     """
     text = str(source)
     if text.startswith(HUBS):
         return _from_hub(text)
+    if text.startswith(TORCHVISION):
+        return _from_torchvision(text)
+    if is_checkpoint(text):
+        return _from_checkpoint(Path(text), model, dict(model_kwargs or {}))
     return load(model_folder(text))
+
+
+def is_checkpoint(source: str) -> bool:
+    """Whether a source is a file of weights, for which an architecture must be named."""
+    path = Path(source)
+    return path.suffix in CHECKPOINTS and not path.is_dir()
+
+
+def is_remote(source: str) -> bool:
+    """Whether a source names weights that a library fetches, and not a file or folder."""
+    return source.startswith((*HUBS, TORCHVISION))
+
+
+def _from_checkpoint(path: Path, name: str, kwargs: dict[str, Any]) -> Classifier:
+    import timm
+
+    if not name:
+        message = f"{path} holds weights alone: of which timm model?"
+        raise MissingOption(message, option="teacher_model", suggestion="convnext_base")
+    if not timm.is_model(name):
+        known = timm.list_models()
+        message = f"timm {timm.__version__} has no model {name!r}{near(name, known)}"
+        raise UnknownName(message, option="teacher_model", value=name, known=known)
+    size, config = kwargs.get("img_size"), timm.get_pretrained_cfg(name)
+    if size and not (config and config.fixed_input_size):
+        kwargs.pop("img_size")  # the model takes any size, and no such argument
+    try:
+        net = timm.create_model(name, pretrained=False, **kwargs)
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        message = f"timm cannot build {name} with {kwargs or 'its own arguments'}: {error}"
+        raise ModelError(message, model=name) from None
+    state = weights.read_state(path, net)
+    num = weights.num_classes(state, net)
+    if num is not None and num != net.num_classes:
+        net.reset_classifier(num)
+    notes = weights.load_initial(net, str(path))
+    if fresh := [note for note in notes if note.startswith("newly initialised")]:
+        reason = fresh[0].replace("newly initialised", "it lacks")
+        message = f"checkpoint {path} is not for {name}: {reason}"
+        raise WeightsError(message, path=path, reason=reason, model=name)
+    net.pretrained_cfg = dict(net.pretrained_cfg, num_classes=net.num_classes)
+    if size:
+        net.pretrained_cfg["input_size"] = (3, size, size)
+    net.pretrained_cfg["label_names"] = _imagenet_names(net) if num == 1000 else []
+    found = Classifier(net, uses_dist=True).eval()
+    found.weights_path = path
+    return found
+
+
+def _from_torchvision(source: str) -> Classifier:
+    from torchvision import models as zoo
+
+    name = source.removeprefix(TORCHVISION)
+    if name not in (known := zoo.list_models(zoo)):
+        message = f"torchvision has no classifier {name!r}{near(name, known)}"
+        raise ModelError(message, model=source)
+    try:
+        given = zoo.get_model_weights(name).DEFAULT
+        net = zoo.get_model(name, weights=given)
+    except Exception as error:  # of the download, by torch's hub
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise HubError(f"cannot load {source}: {reason}", model=source) from error
+    transform: Any = given.transforms()
+    side, resized = transform.crop_size[0], transform.resize_size[0]
+    return as_classifier(
+        net.eval(),
+        name=name,
+        classes=given.meta["categories"],
+        input_size=side,
+        mean=transform.mean,
+        std=transform.std,
+        crop_pct=side / resized,
+        interpolation=transform.interpolation.value,
+    )
 
 
 def model_folder(source: str | Path) -> Path:

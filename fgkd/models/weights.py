@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 from pathlib import Path
 from typing import Any
 
 from fgkd.errors import FgkdError, MissingFile, MissingModel, UnreadableFile, WeightsError
 
+NESTED = ("state_dict_ema", "model_ema", "state_dict", "model")  # in the order of preference
+WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".tar")  # of weights in a timm local-dir folder
 
 
@@ -20,23 +23,91 @@ def require_model(folder: Path) -> None:
         raise MissingModel(message, path=folder)
 
 
+def read_state(path: Path, net: Any) -> dict[str, Any]:
+    """The tensors of a weights file under the names that a network gives them.
+
+    Takes .safetensors, and what torch.save wrote: a state dict, alone or under a key of `NESTED`,
+    with any prefix of its names (DataParallel's `module.`, torch.compile's `_orig_mod.`,
+    Lightning's `model.` or `net.`). Nothing but tensors and plain values is unpickled. Raises:
+    MissingFile; UnreadableFile when it holds anything else, or is damaged.
+    """
+    import safetensors.torch
+    import torch
+
+    if not path.is_file():
+        raise MissingFile(f"no checkpoint at {path}", path=path)
+    try:
+        state: Any
+        if path.suffix == ".safetensors":
+            state = safetensors.torch.load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of pickle, zip, safetensors and torch
+        reason = "; ".join(line.strip() for line in str(error).splitlines()[:2])
+        if isinstance(error, pickle.UnpicklingError):  # torch advises to unpickle code
+            reason = "it is no checkpoint, or holds more than tensors and plain values"
+        message = f"checkpoint {path} does not load: {reason}"
+        raise UnreadableFile(message, path=path, reason=reason) from None
+    nested = next((state[k] for k in NESTED if isinstance(state, dict) and _has(state, k)), state)
+    if not _is_state(nested):
+        reason = "it holds no state dict of tensors"
+        message = f"checkpoint {path} does not load: {reason}"
+        raise UnreadableFile(message, path=path, reason=reason)
+    tensors = {k: v for k, v in nested.items() if isinstance(v, torch.Tensor)}
+    return _without_prefix(tensors, set(net.state_dict()))
+
+
+def _has(state: dict[str, Any], key: str) -> bool:
+    return key in state and _is_state(state[key])
+
+
+def _is_state(value: Any) -> bool:
+    import torch
+
+    return isinstance(value, dict) and any(isinstance(v, torch.Tensor) for v in value.values())
+
+
+def _without_prefix(tensors: dict[str, Any], own: set[str]) -> dict[str, Any]:
+    """The tensors below the prefix under which a network's own names are found, if there is one."""
+    while wrapped := next((p for p in WRAPPERS if all(k.startswith(p) for k in tensors)), ""):
+        tensors = {k.removeprefix(wrapped): v for k, v in tensors.items()}
+    prefixes = {""}
+    for name in tensors:
+        parts = name.split(".")
+        prefixes |= {".".join(parts[:n]) + "." for n in range(1, min(len(parts), 5))}
+    found = {p: sum(p + name in tensors for name in own) for p in prefixes}
+    best = max(sorted(found, key=len), key=found.__getitem__)
+    if found[best] < len(own) / 2:  # of another architecture, or in the form of its authors
+        return tensors
+    return {k.removeprefix(best): v for k, v in tensors.items() if k.startswith(best)}
+
+
+def num_classes(state: dict[str, Any], net: Any) -> int | None:
+    """The number of classes of a state dict's head, found by the network's name for it."""
+    for name in _head_names(net):
+        if f"{name}.weight" in state:
+            return int(state[f"{name}.weight"].shape[0])
+    return None
+
+
+def _head_names(net: Any) -> tuple[str, ...]:
+    classifier = net.pretrained_cfg["classifier"]
+    return (classifier,) if isinstance(classifier, str) else tuple(classifier)
+
+
 def load_initial(net: Any, source: str) -> list[str]:
-    """Load a .safetensors or weights-only .pth file, or a run folder's model, into a new net.
+    """Load a weights file (see `read_state`) or a run folder's model into a new network.
 
     Returns lines that say what was loaded. A head of another class count is left as initialised.
     A head of a distilled DeiT that `local_dir.save` zeroed starts fresh, and the other is halved
     again. Raises: MissingFile, UnreadableFile; WeightsError for weights of another model.
     """
-    from timm.models import load_state_dict
-
     path = Path(source)
     if path.is_dir():
         inside = (path / "model" / "model.safetensors", path / "model.safetensors")
         path = next((p for p in inside if p.is_file()), inside[0])
-    if not path.is_file():
-        raise MissingFile(f"no checkpoint at {path}", path=path)
+    state = read_state(path, net)
     try:
-        state = load_state_dict(str(path), device="cpu", weights_only=True)
         adapt = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
         state = adapt(state, net) if adapt else state
         own, said = net.state_dict(), [f"weights: {path}"]
@@ -46,8 +117,7 @@ def load_initial(net: Any, source: str) -> list[str]:
             ].any():
                 state = {k: v / 2 if k.startswith(trained) else v for k, v in state.items()}
                 state = {k: v for k, v in state.items() if not k.startswith(zeroed)}
-        classifier = net.pretrained_cfg["classifier"]
-        heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+        heads = _head_names(net)
         is_head = {k for k in own if k.startswith(tuple(f"{h}." for h in heads))}
         fresh = {k for k in is_head if k not in state or state[k].shape != own[k].shape}
         state = {k: v for k, v in state.items() if k not in fresh}
