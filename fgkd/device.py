@@ -7,7 +7,7 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-from fgkd import distributed
+from fgkd import distributed, files
 from fgkd.distributed import failures
 from fgkd.errors import DeviceError, FgkdError, NotDeterministic, OutOfMemory
 
@@ -54,6 +54,7 @@ def set_up(name: str, deterministic: bool | None = None) -> tuple[torch.device, 
     import torch
 
     device, why = pick(name)
+    files.raise_open_files_limit()
     distributed.start(device)
     failures.watch()
     if device.type == "cpu":

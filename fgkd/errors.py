@@ -132,6 +132,17 @@ class UnreadableFile(FileError):
 
 
 @dataclass(eq=False, kw_only=True)
+class TooManyOpenFiles(UnreadableFile):
+    """A file cannot be opened because this process has too many open. limit: how many it may have.
+
+    hard_limit: up to which the process may raise it.
+    """
+
+    limit: int
+    hard_limit: int
+
+
+@dataclass(eq=False, kw_only=True)
 class WriteError(FileError):
     """A file cannot be written. errno: the system's error number, 0 if it has none."""
 
@@ -326,10 +337,11 @@ class FormatVersionMismatch(CacheError):
 
 @dataclass(eq=False, kw_only=True)
 class DownloadError(FgkdError):
-    """A file behind a URL cannot be fetched."""
+    """A file behind a URL cannot be fetched. is_final: trying again would not help."""
 
     url: str
     reason: str
+    is_final: bool = False
 
 
 @dataclass(eq=False, kw_only=True)

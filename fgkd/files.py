@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import itertools
 import json
 import os
 import re
+import resource
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,13 @@ from fgkd.errors import (
     MissingOption,
     OptionError,
     OutputExists,
+    TooManyOpenFiles,
     UnreadableFile,
     WriteError,
 )
 
 PARTIAL = ".partial"
+OPEN_FILES = 65_536  # that a process allows itself, where the system lets it
 PIECE = 4096  # entries of a list in JSON
 # How a file of results of fgkd begins, by its first key; or a file is empty.
 RESULTS = re.compile(rb'\s*(\[\s*)?\{\s*"(run|cache|image|samples|images)":|$')
@@ -120,6 +124,40 @@ def write_error(path: Path, error: OSError) -> WriteError:
     return WriteError(
         f"cannot write {path}: {reason}", path=path, reason=reason, errno=error.errno or 0
     )
+
+
+# Failures of the system, which say nothing about a file's content.
+TRANSIENT = frozenset(
+    (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EACCES, errno.EPERM, errno.EAGAIN)
+) | {errno.ESTALE, errno.ETIMEDOUT, errno.EBUSY, errno.ENOTCONN, errno.EINTR}
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether a read failed because of the system, and not because of what the file holds."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, OSError) and error.errno in TRANSIENT
+    )
+
+
+def read_error(path: Path, error: BaseException) -> UnreadableFile:
+    """The error for a file that the system does not let us read."""
+    number = error.errno if isinstance(error, OSError) else None
+    reason = os.strerror(number) if number else str(error) or "too little memory"
+    message = f"cannot read {path}: {reason}"
+    if number not in (errno.EMFILE, errno.ENFILE):
+        return UnreadableFile(message, path=path, reason=reason)
+    limit, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    message += f" (the limit of this process is {limit})"
+    return TooManyOpenFiles(message, path=path, reason=reason, limit=limit, hard_limit=hard)
+
+
+def raise_open_files_limit() -> None:
+    """Allow this process as many open files as the system lets it have."""
+    limit, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+    if limit != resource.RLIM_INFINITY and limit < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -237,9 +275,12 @@ def trim_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Hex sha256 of a file's content."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Hex SHA-256 of a file's content. Raises: UnreadableFile."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise read_error(path, error) from error
 
 
 def human_bytes(n: float) -> str:
@@ -274,12 +315,24 @@ def matches(value: Any, parts: Any) -> bool:
     return parts is Any or matches([value], [parts])
 
 
-def claim_folder(path: Path, *, overwrite: bool, may_continue: bool, resume: bool = True) -> None:
+# Files of which one is in every folder that fgkd writes, from its first moments on.
+OWN = ("args.yaml", "run.json", "identity.json", "manifest.json", "samples.h5")
+
+
+def claim_folder(
+    path: Path,
+    *,
+    overwrite: bool,
+    may_continue: bool,
+    resume: bool = True,
+    inputs: Sequence[str] = (),
+) -> None:
     """Check that an output folder may be written, and create it.
 
-    It may be absent, empty, continued, or renamed if it may be overwritten. resume: whether what is
-    in it could be continued on request. Raises: MissingOption, OptionError, OutputExists,
-    WriteError.
+    It may be absent, empty, continued, or renamed if it may be overwritten and fgkd wrote it.
+    resume: whether what is in it could be continued on request. inputs: what the command reads, as
+    paths or NAME:PATH; none may be the folder or lie in it. Raises: MissingOption, OptionError,
+    OutputExists, WriteError.
     """
     if not str(path) or str(path) == ".":
         raise MissingOption("no output folder given", option="output", suggestion="runs/NAME")
@@ -289,6 +342,8 @@ def claim_folder(path: Path, *, overwrite: bool, may_continue: bool, resume: boo
         )
     try:
         is_empty = not path.is_dir() or all(p.name.endswith(PARTIAL) for p in path.iterdir())
+        if not (is_empty or may_continue):
+            _refuse_foreign(path, inputs, overwrite)
         if not (is_empty or may_continue or overwrite):
             message = f"output {path} exists and is not empty"
             raise OutputExists(message, path=path, resumable=resume, renamed=free_name(path))
@@ -299,6 +354,19 @@ def claim_folder(path: Path, *, overwrite: bool, may_continue: bool, resume: boo
             raise PermissionError(13, "permission denied")
     except OSError as error:
         raise write_error(path, error) from error
+
+
+def _refuse_foreign(path: Path, inputs: Sequence[str], overwrite: bool) -> None:
+    """Raise OptionError for a folder of other files than fgkd's, or with an input in it."""
+    problem = ""
+    for given in inputs:
+        place = Path(given if Path(given).exists() else given.partition(":")[2] or given)
+        if place.exists() and place.resolve().is_relative_to(path.resolve()):
+            problem = f"output {path} holds {given}, which this command reads"
+    if not problem and overwrite and not any((path / name).exists() for name in OWN):
+        problem = f"output {path} holds files that fgkd did not write"
+    if problem:
+        raise OptionError(problem, option="output", value=path, suggestion="runs/NAME")
 
 
 def free_name(path: Path) -> Path:

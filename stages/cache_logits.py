@@ -22,6 +22,8 @@ def cache_logits(options: CacheLogitsConfig) -> None:
         return
     if not found.finished:
         raise progress.stop.interrupted()
+    for line in found.accuracy.lines() if found.accuracy else ():
+        console.echo(line)
     if not found.complete:
         console.echo(f"this part is done; {found.left} shards of other ranges are still to come")
     elif found.seconds:

@@ -150,6 +150,7 @@ def main(argv: list[str] | None = None) -> None:
     # hundreds of times, a third of every start, and once more at exit, another second.
     gc.set_threshold(100_000, 50, 100)
     atexit.register(gc.freeze)
+    show_warnings()
     try:
         fgkd.main(args=argv, prog_name="fgkd", standalone_mode=False)
         failures.leave()
@@ -163,6 +164,19 @@ def main(argv: list[str] | None = None) -> None:
     except Exception as error:
         _end_if_interrupted(error)
         _fail(error)
+
+
+def show_warnings() -> None:
+    """Print the library's log of warnings, such as a download that is tried again, to stderr."""
+    import logging
+
+    class Echo(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            click.echo(f"warning: {record.getMessage()}", err=True)
+
+    library = logging.getLogger("fgkd")
+    if not library.handlers:
+        library.addHandler(Echo(logging.WARNING))
 
 
 def _fail(error: Exception) -> None:

@@ -124,6 +124,13 @@ def _read(path: object) -> str:
     return f"{_look(path)}{begins}"
 
 
+def _open_files(error: errors.TooManyOpenFiles) -> str:
+    more = min(4 * error.limit, error.hard_limit) if error.hard_limit > 0 else 4 * error.limit
+    if more <= error.limit:
+        return "fewer --workers   # an administrator can raise the hard limit of open files"
+    return f"ulimit -n {more}   # then run again; or with fewer --workers"
+
+
 def _temperature(error: errors.UnstoredTemperature) -> str:
     known = [*error.stored, error.value]
     grid = ",".join(f"{t:g}" if isinstance(t, float) else str(t) for t in known)
@@ -168,7 +175,7 @@ def _mismatch(error: errors.DataMismatch) -> str:
     store = "" if error.path is None else f"rm -r {quoted(error.path)}"
     remedies = {
         "data": "point --data at the images the cache was made of",
-        "classes": "give --data as the model was trained on it, in the same order",
+        "classes": "give --data of its own classes, or --class-map FILE of lines teacher,data",
         "teacher": "give the teachers the cache was made with, in the same order",
         "cache": "give another --output, or --overwrite to rename the old cache",
         "image_store": store and f"{store}   # the next command writes it again",
@@ -261,6 +268,7 @@ REMEDIES: dict[type, Callable[[Any], str]] = {
         f"{_look(e.path)}   # moved? give its place: --data {e.dataset}:PATH"
     ),
     errors.UnreadableFile: lambda e: _read(e.path),
+    errors.TooManyOpenFiles: _open_files,
     errors.WriteError: _write,
     errors.OutputExists: _output_exists,
     errors.WrongKind: _wrong_kind,

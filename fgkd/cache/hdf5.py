@@ -16,7 +16,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from fgkd.cache.shards import Shard, ShardHeader, damaged
+from fgkd.cache.shards import Shard, ShardHeader, unreadable
 
 SUFFIX = ".h5"
 HOLDS_IMAGES = False
@@ -95,7 +95,7 @@ class Reader:
             if len(self.labels) != len(self.sample_keys()):
                 raise ValueError("its columns are not of one length")
         except Exception as error:  # h5py raises many kinds for a damaged file
-            raise damaged(path, f"it cannot be read: {error}") from None
+            raise unreadable(path, error, "it cannot be read: ") from None
 
     def _read(self, name: str, index: int | None = None) -> np.ndarray:
         """A full array, or its part `[index]`."""
@@ -134,14 +134,14 @@ class Reader:
         try:
             return {name: self._read(name, index) for name in names}
         except Exception as error:
-            raise damaged(self.path, str(error)) from None
+            raise unreadable(self.path, error) from None
 
     def rows(self, index: int, places: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
         """Arrays [B, ...] of the shard's view number `index`: of the samples at these places."""
         try:
             return {name: self._read_rows(name, index, places) for name in names}
         except Exception as error:
-            raise damaged(self.path, str(error)) from None
+            raise unreadable(self.path, error) from None
 
     def _read_rows(self, name: str, index: int, places: np.ndarray) -> np.ndarray:
         if name not in self._places:

@@ -307,6 +307,12 @@ class Reader:
             self._open.pop(name)[0].close()
 
     def _checked(self, row: ShardRow, path: Path) -> tuple[Any, np.ndarray]:
+        try:
+            return self._opened(row, path)
+        except (OSError, MemoryError) as error:
+            raise files.read_error(path, error) from error
+
+    def _opened(self, row: ShardRow, path: Path) -> tuple[Any, np.ndarray]:
         if not path.is_file():
             raise self._damaged(row, "it is missing")
         if (size := path.stat().st_size) != row.num_bytes:

@@ -16,13 +16,20 @@ import numpy as np
 
 from fgkd import files
 from fgkd.cache.identity import FORMAT_VERSION
-from fgkd.errors import DamagedShard
+from fgkd.errors import DamagedShard, FgkdError
 
 MAX_VIEWS = 10**6
 NUM_BINS = 15  # of the teacher's confidence, as in `metrics.ece_pct`
 LOSS_TEMPERATURES = (1.0, 2.0, 4.0)  # at which the error of an encoding is measured
 LIMIT = 2**53  # of numbers in statistics: a count up to it is exact in float64
 NAME = re.compile(r"(shards|val)/\w[\w.-]*")
+
+
+def unreadable(path: Path, error: Exception, what: str = "") -> FgkdError:
+    """The error for a shard that cannot be read: damaged, unless it is the system that failed."""
+    if files.is_transient(error):
+        return files.read_error(path, error)
+    return damaged(path, f"{what}{error}")
 
 
 def damaged(path: Path, reason: str) -> DamagedShard:

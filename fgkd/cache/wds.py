@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from fgkd.cache.shards import Shard, ShardHeader, damaged
+from fgkd.cache.shards import Shard, ShardHeader, damaged, unreadable
 
 SUFFIX = ".tar"
 HEADER = "__header__"
@@ -98,7 +98,7 @@ class Reader:
             if not len(self._keys) == len(self._names) == self.labels.size:
                 raise ValueError("its columns are not of one length")
         except Exception as error:  # of a file that may be anything
-            raise damaged(path, f"it cannot be read: {error}") from None
+            raise unreadable(path, error, "it cannot be read: ") from None
 
     def _bytes(self, offset: int, size: int) -> bytes:
         return self._map[offset : offset + size]
@@ -124,7 +124,7 @@ class Reader:
             samples = [self._names[place] for place in places.tolist()]
             return {name: self._column(index, name, samples) for name in names}
         except Exception as error:
-            raise damaged(self.path, str(error)) from None
+            raise unreadable(self.path, error) from None
 
     def _column(self, index: int, name: str, samples: list[str]) -> np.ndarray:
         places = [self._members[f"{sample}.{name}.npy"] for sample in samples]

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from fgkd import config, device, distributed, files
 from fgkd.cache import encodings, manifest, samples_file
 from fgkd.cache.identity import DatasetIdentity, Identity, TeacherIdentity
+from fgkd.cache.reader import Reader
 from fgkd.cache.samples import SampleTables, describe_splits
 from fgkd.cache.shards import ShardJob
 from fgkd.cache.writer import Writer
@@ -26,6 +28,7 @@ from fgkd.distillation.teachers import Teachers
 from fgkd.errors import MissingOption, OptionError
 from fgkd.estimate.capture import CaptureEstimate, estimate_capture, estimate_without_teacher
 from fgkd.estimate.image_store import estimate_store
+from fgkd.evaluation import metrics
 from fgkd.models import Classifier
 from fgkd.progress import SILENT, Progress
 from fgkd.views import recipes
@@ -37,7 +40,8 @@ class CapturedCache:
     """What a capture did.
 
     complete: the manifest is written. finished: False if it was asked to stop. left: shards still
-    to be written, by this or other processes. shards_written: by this process.
+    to be written, by this or other processes. shards_written: by this process. accuracy: of the
+    teacher, of a complete cache with labels.
     """
 
     path: Path
@@ -49,6 +53,53 @@ class CapturedCache:
     left: int = 0
     shards_written: int = 0
     seconds: float = 0.0
+    accuracy: TeacherAccuracy | None = None
+
+
+@dataclass(frozen=True)
+class TeacherAccuracy:
+    """The accuracy of a cache's teacher: top-1 in percent on training views and clean val images.
+
+    None: no labels there. chance_pct: of always predicting the most frequent class.
+    """
+
+    views_pct: float | None
+    val_pct: float | None
+    chance_pct: float
+
+    @property
+    def is_near_chance(self) -> bool:
+        """Whether the teacher knows next to nothing of these classes."""
+        known = [pct for pct in (self.views_pct, self.val_pct) if pct is not None]
+        bound = self.chance_pct + 0.05 * (100 - self.chance_pct)
+        return bool(known) and self.chance_pct < 100 and max(known) < bound
+
+    def lines(self) -> list[str]:
+        """The figures as text, with a warning where it is due."""
+        named = {"train's views": self.views_pct, "val": self.val_pct}
+        parts = [f"{pct:.2f} % on {name}" for name, pct in named.items() if pct is not None]
+        lines = [f"the teacher's top-1: {', '.join(parts)}"] if parts else []
+        if self.is_near_chance:
+            lines.append(
+                f"WARNING: that is near chance ({self.chance_pct:.2f} %): is this teacher trained "
+                "for these classes, in this order, and are mean, std and image size its own?"
+            )
+        return lines
+
+
+def teacher_accuracy(folder: Path) -> TeacherAccuracy | None:
+    """The accuracy of the teacher of a complete cache; None if it has no labelled image."""
+    reader = Reader(folder)
+    labels = np.concatenate([reader.samples[split].labels for split in ("train", "val")])
+    labels = labels[labels >= 0]
+    if not len(labels):
+        return None
+    val_pct, logits_NK = None, reader.val_logits()
+    labels_N = torch.from_numpy(np.asarray(reader.samples["val"].labels))
+    if logits_NK is not None and bool((labels_N >= 0).any()):
+        val_pct = metrics.top1_pct(logits_NK=torch.from_numpy(logits_NK), labels_N=labels_N)
+    chance = 100 * np.bincount(labels).max() / len(labels)
+    return TeacherAccuracy(reader.teacher_top1, val_pct, float(chance))
 
 
 def cache_logits(*, progress: Progress = SILENT, **options: Any) -> CapturedCache | CaptureEstimate:
@@ -133,8 +184,13 @@ def write_cache(
     folder = Path(spec.output)
     if not spec.dry_run and distributed.rank() == 0:
         may_continue = (folder / "identity.json").exists() and not spec.overwrite
+        given = [*inputs.specs, *map(str, inputs.names), *filter(None, [data.image_store])]
         files.claim_folder(
-            folder, overwrite=spec.overwrite, may_continue=may_continue, resume=False
+            folder,
+            overwrite=spec.overwrite,
+            may_continue=may_continue,
+            resume=False,
+            inputs=given,
         )
     distributed.barrier()
     progress.message(f"hashing the images of {banner.describe_data(dataset)}")
@@ -148,7 +204,10 @@ def write_cache(
         held = manifest.load(folder)
         progress.message(f"cache {folder} is complete with {held.views} views; nothing to do")
         sizes = [row.num_bytes for row in held.shards]
-        return CapturedCache(folder, True, True, held.views, len(sizes), sum(sizes))
+        accuracy = teacher_accuracy(folder) if distributed.rank() == 0 else None
+        return CapturedCache(
+            *(folder, True, True, held.views, len(sizes), sum(sizes)), accuracy=accuracy
+        )
     for line in banner.banner(
         "fgkd cache-logits",
         {
@@ -213,6 +272,7 @@ def close(writer: Writer, seconds: float, shards_written: int) -> CapturedCache:
         left=left,
         shards_written=shards_written,
         seconds=seconds,
+        accuracy=teacher_accuracy(folder) if done else None,
     )
 
 

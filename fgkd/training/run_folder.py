@@ -169,7 +169,11 @@ class RunFolder:
         if self.is_writer:
             begun = args.exists() or (self.path / "run.json").exists()
             may_continue = spec.resume and begun
-            files.claim_folder(self.path, overwrite=spec.overwrite, may_continue=may_continue)
+            given = (facts.parents.cache, facts.parents.teacher, options.model.initial_checkpoint)
+            inputs = [*facts.data, *filter(None, [*given, options.data.image_store])]
+            files.claim_folder(
+                self.path, overwrite=spec.overwrite, may_continue=may_continue, inputs=inputs
+            )
         distributed.barrier()
         if spec.resume and args.exists():
             self._check_same(options, facts)

@@ -50,6 +50,8 @@ SAMPLES: dict[str, Any] = {
         "paths": ("a b.jpg",),
         "format": "onnx",
         "dataset": "folder",
+        "limit": 256,
+        "hard_limit": 4096,
         "others": ("pt2",),
         "box": (1, 2, 0, 0),
         "fields": ("seed",),
