@@ -13,12 +13,14 @@ PIN = re.compile(r"([A-Za-z0-9_.-]+)\s*(?:>=|==)\s*([0-9][^,;\s]*)")
 
 
 def main() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    found = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    project = found["project"]
     extras = project["optional-dependencies"].values()
     ranges = [*project["dependencies"], *(one for extra in extras for one in extra)]
-    lowest = dict(found.groups() for one in ranges if (found := PIN.match(one)))
     pinned = (ROOT / "requirements.txt").read_text()
-    lowest |= dict(PIN.findall(pinned.partition("# development\n")[2]))
+    lowest = dict(PIN.findall(pinned.partition("# development\n")[2]))
+    for one in [*ranges, *found["build-system"]["requires"]]:
+        lowest |= dict(PIN.findall(one))
     print("\n".join(f"{name}=={version}" for name, version in lowest.items()))
 
 
