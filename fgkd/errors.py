@@ -196,6 +196,11 @@ class DatasetError(FileError):
 
 
 @dataclass(eq=False, kw_only=True)
+class NoTrainSplit(DatasetError):
+    """A dataset without training images was given to train on, or to make a cache of."""
+
+
+@dataclass(eq=False, kw_only=True)
 class BadBoundingBox(FgkdError):
     """A bounding box has no area, or lies outside its image. box: x, y, width, height in pixels."""
 

@@ -346,7 +346,8 @@ def claim_folder(
             _refuse_foreign(path, inputs, overwrite)
         if not (is_empty or may_continue or overwrite):
             message = f"output {path} exists and is not empty"
-            raise OutputExists(message, path=path, resumable=resume, renamed=free_name(path))
+            renamed = free_name(path) if _is_own(path) else None
+            raise OutputExists(message, path=path, resumable=resume, renamed=renamed)
         if overwrite and not is_empty:
             os.replace(path, free_name(path))
         path.mkdir(parents=True, exist_ok=True)
@@ -356,6 +357,11 @@ def claim_folder(
         raise write_error(path, error) from error
 
 
+def _is_own(path: Path) -> bool:
+    """Whether fgkd wrote a folder."""
+    return any((path / name).exists() for name in OWN)
+
+
 def _refuse_foreign(path: Path, inputs: Sequence[str], overwrite: bool) -> None:
     """Raise OptionError for a folder of other files than fgkd's, or with an input in it."""
     problem = ""
@@ -363,7 +369,7 @@ def _refuse_foreign(path: Path, inputs: Sequence[str], overwrite: bool) -> None:
         place = Path(given if Path(given).exists() else given.partition(":")[2] or given)
         if place.exists() and place.resolve().is_relative_to(path.resolve()):
             problem = f"output {path} holds {given}, which this command reads"
-    if not problem and overwrite and not any((path / name).exists() for name in OWN):
+    if not problem and overwrite and not _is_own(path):
         problem = f"output {path} holds files that fgkd did not write"
     if problem:
         raise OptionError(problem, option="output", value=path, suggestion="runs/NAME")

@@ -273,6 +273,7 @@ REMEDIES: dict[type, Callable[[Any], str]] = {
     errors.OutputExists: _output_exists,
     errors.WrongKind: _wrong_kind,
     errors.DatasetError: _dataset,
+    errors.NoTrainSplit: lambda e: "--data of a dataset with training images",
     errors.BadBoundingBox: lambda e: "correct the dataset's list of boxes, or --no-bbox-crop",
     errors.RecipeError: lambda e: (
         "write the cache or train the teacher again with this version of fgkd"

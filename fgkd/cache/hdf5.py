@@ -25,8 +25,12 @@ MAX_HEADER = 1 << 20  # bytes
 
 
 def write(path: Path, shard: Shard) -> None:
-    """Write a shard; equal content gives equal bytes (HDF5 is told to store no times)."""
-    with h5py.File(path, "w", libver=LIBVER) as file:
+    """Write a shard; equal content gives equal bytes (HDF5 is told to store no times).
+
+    The file is made in memory: when a disk is full, the HDF5 library crashes the process at exit.
+    """
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w", libver=LIBVER) as file:
         file.attrs["header"] = json.dumps(shard.header.to_json(), sort_keys=True)
         columns = {
             "keys": np.array([key.encode() for key in shard.keys]),
@@ -35,6 +39,7 @@ def write(path: Path, shard: Shard) -> None:
         }
         for name, array in columns.items():
             file.create_dataset(name, data=array, track_times=False)
+    path.write_bytes(buffer.getbuffer())
 
 
 @dataclass(frozen=True)

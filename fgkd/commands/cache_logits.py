@@ -174,7 +174,7 @@ def write_cache(
     recipe = recipes.resolve(options.view, inputs.recipe, dataset.chiral)
     if recipe.bbox_crop:
         dataset = with_boxes(dataset)
-    samples, side = dataset.splits["train"], data.image_store_side
+    samples, side = dataset.train, data.image_store_side
     size = cache.img_size or known[0].input_size[-1]
     views = ViewSet(samples, recipe, cache.seed, size, cache.shard_size, side)
     teachers = Teachers(
@@ -375,7 +375,7 @@ def _estimate_without_teacher(options: CacheLogitsConfig, progress: Progress) ->
     fraction = DEFAULT_VAL_FRACTION if data.val_fraction is None else data.val_fraction
     dataset = open_dataset(absolute_specs(data.data), fraction)
     recipe = recipes.resolve(options.view, None, dataset.chiral)
-    samples, side = dataset.splits["train"], data.image_store_side
+    samples, side = dataset.train, data.image_store_side
     progress.message(f"fgkd cache-logits\n  data     {banner.describe_data(dataset)}\n")
     return estimate_without_teacher(
         options.cache,

@@ -90,7 +90,7 @@ def _train_from(
     with shapes_only(spec.dry_run):
         model, notes = build()
     size = model.config["input_size"][-1]
-    samples = dataset.splits["train"]
+    samples = dataset.train
     schedule = Schedule(spec.seed, len(samples), optim.batch_size, optim.epochs, source.num_views)
     lr = setup.peak_lr(optim, model_spec)
     lr_at = setup.lr_schedule(optim, lr, schedule.steps_per_epoch)

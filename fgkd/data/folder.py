@@ -1,12 +1,13 @@
-"""ImageFolder: `train/ val/ test/` (whichever exist), each with one folder a class.
+"""ImageFolder: a folder for each class, in the folders `train`, `val` and `test` or without them.
 
-The layout of torchvision's `ImageFolder`, whose class order (sorted names) this is. Images are
-found at any depth below a class folder; hidden files are skipped.
+Class order is that of torchvision's `ImageFolder`: sorted names. Images are found at any depth
+below a class folder. Hidden files and what file systems and photo tools leave are skipped.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from fgkd.data.lists import make_samples
@@ -14,66 +15,111 @@ from fgkd.data.samples import Dataset
 from fgkd.errors import DatasetError
 
 LAYOUT = "train/<class>/*.jpg and, if there are any, val/<class>/*.jpg and test/<class>/*.jpg"
-SPLITS = ("train", "val", "test")
-EXTENSIONS = (".png", ".jpg", ".jpeg")  # timm's, in any case
+SPLITS = {  # names of their folders, in any case
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+JUNK = ("@eadir", "__macosx", "#recycle", "$recycle.bin", "lost+found", "thumbs.db", "desktop.ini")
+SHOWN = 3  # names in a note
 
 
 def load(root: Path) -> Dataset:
-    """The dataset of a folder tree. Keys are `<split>/<class>/<file>`.
+    """The dataset of a folder tree. Keys are `<split folder>/<class>/<file>`.
 
-    Raises: DatasetError if there is no split, or a split lacks a class or has an empty one.
+    Class folders right in `root` are the train split. Raises: DatasetError when there is no class
+    folder with an image, when two folders are one split, or when val or test has a class that train
+    has not.
     """
-    splits = [split for split in SPLITS if (root / split).is_dir()]
-    if not splits:
-        message = f"no train, val or test folder in {root}; expected {LAYOUT}"
-        raise DatasetError(message, path=root)
-    classes = _class_names(root, splits)
+    folders = _split_folders(root)
     ignored: list[str] = []
-    samples = {}
-    for split in splits:
-        labels: dict[str, int] = {}
-        for label, name in enumerate(classes):
-            labels |= dict.fromkeys(_image_keys(root, f"{split}/{name}", ignored), label)
-        keys = sorted(labels)
-        samples[split] = make_samples(root, keys, [labels[key] for key in keys])
-    notes = []
+    found = {split: _classes(root, folder, ignored) for split, folder in folders.items()}
+    first = next(iter(found))  # train, or what is there instead
+    classes = sorted(found[first])
+    if not classes:
+        where = root / folders[first]
+        kinds = ", ".join(sorted(_suffixes()))
+        message = f"no class folder with an image in {where} ({kinds}); expected {LAYOUT}"
+        raise DatasetError(message, path=where)
+    samples, notes = {}, []
+    if "." in folders.values():
+        notes.append(f"no split folders in {root}: its {len(classes)} folders are train's classes")
+    for split, keys_of in found.items():
+        if unknown := sorted(set(keys_of) - set(classes)):
+            message = f"{split} has class {unknown[0]!r}, which {first} has not"
+            raise DatasetError(message, path=root / folders[split])
+        if not keys_of:
+            notes.append(f"split {split} has no images ({root / folders[split]})")
+            continue
+        if lacking := [name for name in classes if name not in keys_of]:
+            notes.append(f"split {split} has no images of {len(lacking)} classes, as {lacking[0]}")
+        label_of = {key: label for label, n in enumerate(classes) for key in keys_of.get(n, ())}
+        keys = sorted(label_of)
+        samples[split] = make_samples(root, keys, [label_of[key] for key in keys])
     if ignored:
-        kinds = ", ".join(EXTENSIONS)
-        notes = [f"ignored {len(ignored)} files that are not {kinds}, as {min(ignored)}"]
+        notes.append(f"ignored {len(ignored)} files that are no images, as {min(ignored)}")
+    if others := _not_read(root, folders):
+        more = ", ..." if len(others) > SHOWN else ""
+        notes.append(f"not read: the folders {', '.join(others[:SHOWN])}{more} in {root}")
     return Dataset("folder", classes, ["folder"], samples, notes=notes)
 
 
-def _class_names(root: Path, splits: list[str]) -> list[str]:
-    """The class folders' names, sorted; every split must have all of them."""
-    found = {split: {p.name for p in (root / split).iterdir() if _is_class(p)} for split in splits}
-    classes = sorted(set().union(*found.values()))
-    for split in splits:
-        for name in classes:
-            if name not in found[split]:
-                have = ", ".join(other for other in splits if name in found[other])
-                message = f"class folder {name!r} is missing in split {split} (it is in {have})"
-                raise DatasetError(message, path=root / split)
-    if not classes:
-        message = f"no class folders in {root / splits[0]}; expected {LAYOUT}"
-        raise DatasetError(message, path=root)
-    return classes
+def _split_folders(root: Path) -> dict[str, str]:
+    """The folder of each split, by its name in `root`; {"train": "."} where there are none."""
+    names = [entry.name for entry in _folders(root)]
+    found = {}
+    for split, known in SPLITS.items():
+        here = [name for name in names if name.casefold() in known]
+        if len(here) > 1:
+            message = f"{root} has several folders for the {split} split: {', '.join(here)}"
+            raise DatasetError(message, path=root)
+        if here:
+            found[split] = here[0]
+    return found or {"train": "."}
 
 
-def _is_class(path: Path) -> bool:
-    return path.is_dir() and not path.name.startswith(".")
+def _not_read(root: Path, folders: dict[str, str]) -> list[str]:
+    """Names of the folders beside the splits' that nothing is read of."""
+    if "." in folders.values():
+        return []
+    return [f"{entry.name}/" for entry in _folders(root) if entry.name not in folders.values()]
 
 
-def _image_keys(root: Path, class_dir: str, ignored: list[str]) -> list[str]:
-    """The keys of the images below a class folder; files of other types go to `ignored`."""
-    keys: list[str] = []
-    for parent, dirs, files in os.walk(root / class_dir, followlinks=True):
-        dirs[:] = [name for name in dirs if not name.startswith(".")]
-        prefix = Path(parent).relative_to(root).as_posix()
-        for name in files:
-            if not name.startswith("."):
-                is_image = name.lower().endswith(EXTENSIONS)
-                (keys if is_image else ignored).append(f"{prefix}/{name}")
-    if not keys:
-        message = f"class folder {root / class_dir} holds no image ({', '.join(EXTENSIONS)})"
-        raise DatasetError(message, path=root / class_dir)
-    return keys
+def _folders(path: Path) -> Iterator[os.DirEntry[str]]:
+    """The folders in a folder, by name, without hidden ones and junk."""
+    for entry in sorted(os.scandir(path), key=lambda entry: entry.name):
+        if entry.is_dir() and not _is_junk(entry.name):
+            yield entry
+
+
+def _is_junk(name: str) -> bool:
+    return name.startswith(".") or name.casefold() in JUNK
+
+
+def _classes(root: Path, folder: str, ignored: list[str]) -> dict[str, list[str]]:
+    """The keys of each class folder that holds an image; other files' names go to `ignored`."""
+    prefix = "" if folder == "." else f"{folder}/"
+    suffixes, found = _suffixes(), {}
+    for entry in _folders(root / folder):
+        keys: list[str] = []
+        for parent, dirs, files in os.walk(entry.path, followlinks=True):
+            dirs[:] = [name for name in dirs if not _is_junk(name)]
+            below = Path(parent).relative_to(entry.path).as_posix()
+            inside = f"{prefix}{entry.name}" + (f"/{below}" if below != "." else "")
+            for name in files:
+                if not _is_junk(name):
+                    is_image = os.path.splitext(name)[1].lower() in suffixes
+                    (keys if is_image else ignored).append(f"{inside}/{name}")
+        if keys:
+            found[entry.name] = keys
+    return found
+
+
+def _suffixes() -> frozenset[str]:
+    """The suffixes of the image formats that are decoded."""
+    from PIL import Image
+
+    from fgkd.data.decoding import FORMATS
+
+    known = Image.registered_extensions()
+    return frozenset(suffix for suffix, kind in known.items() if kind in FORMATS)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fgkd.errors import UnreadableFile
+from fgkd.errors import NoTrainSplit, UnreadableFile
 
 Place = tuple[str, int, int]  # (file, offset, size) of an encoded image inside a larger file
 BoxReader = Callable[[list[str]], np.ndarray]  # keys -> boxes; must pickle
@@ -104,3 +104,12 @@ class Dataset:
     notes: list[str] = field(default_factory=list)
     specs: tuple[str, ...] = ()
     val_fraction: float = 0.0
+
+    @property
+    def train(self) -> Samples:
+        """The train split. Raises: NoTrainSplit."""
+        if "train" not in self.splits:
+            there = ", ".join(self.splits)
+            message = f"dataset {self.name} has no train split; it has {there}"
+            raise NoTrainSplit(message, path=self.specs[0] if self.specs else self.name)
+        return self.splits["train"]

@@ -58,7 +58,7 @@ class TargetSource:
 
     def view_set(self, size: int) -> ViewSet:
         """The views of the training images at this size."""
-        samples = self.dataset.splits["train"]
+        samples = self.dataset.train
         unreadable = self.cache.unreadable_keys if self.cache else ()
         views = (self.recipe, self.view_seed, size, self.block_size, self.short_side)
         return ViewSet(samples, *views, unreadable)

@@ -113,7 +113,7 @@ def swap_classes(run: Path) -> None:
     ("change", "said"),
     [
         (nudge_weight, "teachers[0].weights_sha256: "),
-        (swap_classes, "classes[0]: "),
+        (swap_classes, "teachers[0].weights_sha256: "),  # of the weights and the new order
     ],
 )
 def test_a_changed_teacher(
@@ -183,7 +183,7 @@ def lengthen_val_image(data: Path) -> None:
     ("change", "at_capture", "at_use"),
     [
         (change_image, "train.hashes[", "content of train/"),
-        (rename_class, "classes[0]: ", "dataset.classes[0]: "),
+        (rename_class, "'zz'", "dataset.classes[0]: "),
         (remove_class, "classes: 8 entries -> 7", "dataset.classes: 8 entries -> 7"),
         (remove_val, "train.keys: 97 entries -> ", "train.keys: 97 entries -> "),
         (lengthen_val_image, "val.sizes[", "val size of val/"),

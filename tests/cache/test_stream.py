@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from helpers.failures import Fails, make_fails
+from helpers.failures import Fails, exit_code, make_fails
 from helpers.runs import (
     STUDENT,
     assert_same,
@@ -281,13 +281,21 @@ def test_a_damaged_or_missing_shard_is_refused(
     assert not (tmp_path / "run/model").exists()
 
 
-def test_no_cache_behind_the_url(tmp_path: Path, fails: Fails) -> None:
+def test_no_cache_behind_the_url(
+    tmp_path: Path,
+    fails: Fails,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """An empty server, and none at all; the remedy is a command that shows the reason."""
     with serve(tmp_path) as (url, _):
         said = fails(*student(url, tmp_path / "run"))
         assert f"cannot fetch {url}/manifest.json: it is not there" in said
         assert f"curl -I {url}/manifest.json" in said
-    said = fails(*student(url, tmp_path / "run"))
+    monkeypatch.setattr(remote, "FIRST_PAUSE_S", 0.01)
+    assert exit_code(*student(url, tmp_path / "run")) == 1
+    warnings, _, said = capsys.readouterr().err.partition("error: ")
     assert f"cannot fetch {url}/manifest.json: " in said
+    assert warnings.count("trying again") == remote.ATTEMPTS - 1
     said = fails(*student("nosuch://host/cache", tmp_path / "run"))
     assert "cannot fetch nosuch://host/cache/manifest.json: " in said

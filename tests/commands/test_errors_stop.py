@@ -46,9 +46,9 @@ def test_an_existing_folder(
     assert tree(tiny_teacher) == before
     run = tmp_path / "run"
     run.mkdir()
-    (run / "old").write_text("precious")
+    (run / "args.yaml").write_text("precious: 1")
     fgkd(*command, "--overwrite", "--epochs", 1)
-    assert tree(tmp_path / "run.old1") == {"old": b"precious"}
+    assert tree(tmp_path / "run.old1") == {"args.yaml": b"precious: 1"}
     assert len(rows(run)) == 1
     assert "exclude each other" in fails(*command, "--overwrite", "--resume")
 
@@ -265,7 +265,7 @@ def test_a_read_only_place(
             patch.setattr(call, refuse)
             assert f"cannot write {tmp_path / 'run'}" in fails(*command, "--resume")
     (tmp_path / "run").mkdir(exist_ok=True)
-    (tmp_path / "run" / "old").write_text("precious")
+    (tmp_path / "run" / "args.yaml").write_text("precious: 1")
     monkeypatch.setattr("os.replace", refuse)
     assert "Read-only file system" in fails(*command, "--overwrite")
-    assert (tmp_path / "run" / "old").read_text() == "precious"
+    assert (tmp_path / "run" / "args.yaml").read_text() == "precious: 1"

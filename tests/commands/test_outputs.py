@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,8 @@ from helpers.runs import STUDENT, TEACHER, fgkd, tree
 import fgkd as library
 from fgkd.commands.cache_logits import TeacherAccuracy
 from fgkd.errors import OptionError
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -101,3 +105,25 @@ def test_capture_ends_with_the_teachers_accuracy(
 )
 def test_near_chance(views: float | None, val: float | None, chance: float, near: bool) -> None:
     assert TeacherAccuracy(views, val, chance).is_near_chance == near
+
+
+@pytest.mark.parametrize("format", ["hdf5", "webdataset"])
+@pytest.mark.parametrize("num_bytes", [3_000, 20_000])
+def test_a_full_disk_ends_a_capture_with_an_error(
+    format: str, num_bytes: int, tiny_teacher: Path, tmp_path: Path
+) -> None:
+    """In a process of its own, which exits as after any error; the same command continues."""
+    args = ["cache-logits", "--teacher", str(tiny_teacher), "--output", str(tmp_path / "cache")]
+    args += ["--views", "4", "--workers", "0", "--encoding", "dense32", "--format", format]
+    code = (
+        "import resource, sys\nfrom stages.cli import main\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({num_bytes}, resource.RLIM_INFINITY))\n"
+        "main(sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", code, *args]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert found.returncode == 1, found.stderr
+    assert "error: cannot write" in found.stderr
+    assert "Traceback" not in found.stderr
+    fgkd(*args)
+    assert library.open_cache(tmp_path / "cache").views == 4

@@ -31,7 +31,7 @@ from PIL import Image
 
 from fgkd.data import DATASETS, open_dataset, with_boxes
 from fgkd.data.decoding import decode_rgb
-from fgkd.errors import FgkdError
+from fgkd.errors import DatasetError, FgkdError, NoTrainSplit
 
 REPO = Path(__file__).parents[2]
 WRITERS = LISTED_WRITERS | OFFICIAL_WRITERS
@@ -230,7 +230,7 @@ def test_folder(tmp_path: Path) -> None:
     write_folder(tmp_path)
     (tmp_path / "train/.hidden").mkdir()
     (tmp_path / "train/class 0/.im.jpg").touch()
-    (tmp_path / "train/class 0/Thumbs.db").touch()
+    (tmp_path / "train/class 0/notes.txt").touch()
     write_image(tmp_path / "train/class 1/deeper/a.jpeg", 1, 99)
     dataset = DATASETS["folder"](tmp_path)
     train = dataset.splits["train"]
@@ -240,35 +240,119 @@ def test_folder(tmp_path: Path) -> None:
     assert "train/class 1/deeper/a.jpeg" in train.keys
     assert len(train) == 13
     assert "ignored 1 files" in dataset.notes[0]
-    assert "Thumbs.db" in dataset.notes[0]
+    assert "notes.txt" in dataset.notes[0]
+
+
+@pytest.mark.parametrize("val", ["val", "valid", "validation", "dev", "Validation", "VAL"])
+@pytest.mark.parametrize("test", ["test", "testing", "Test"])
+def test_folder_names_of_splits(val: str, test: str, tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    (tmp_path / "val").rename(tmp_path / "moved")
+    (tmp_path / "moved").rename(tmp_path / val)
+    (tmp_path / "test").rename(tmp_path / "moved")
+    (tmp_path / "moved").rename(tmp_path / test)
+    dataset = open_dataset(f"folder:{tmp_path}")
+    assert [len(dataset.splits[s]) for s in ("train", "val", "test")] == [12, 6, 6]
+    assert dataset.splits["val"].keys[0] == f"{val}/class 0/im.0.png"
+    assert dataset.splits["test"].read(0)
+    assert dataset.notes == []
+
+
+def test_folder_that_is_not_read_is_named(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    (tmp_path / "extra" / "class 0").mkdir(parents=True)
+    (tmp_path / "val").rename(tmp_path / "check")
+    dataset = open_dataset(f"folder:{tmp_path}")
+    assert dataset.notes == [f"not read: the folders check/, extra/ in {tmp_path}"]
+    (tmp_path / "check").rename(tmp_path / "val")
+    (tmp_path / "dev").mkdir()
+    error = open_error(f"folder:{tmp_path}")
+    assert isinstance(error, DatasetError)
+    assert "dev, val" in error.message
 
 
 def test_folder_with_test_alone(tmp_path: Path) -> None:
+    """It can be evaluated on, and not trained on."""
     write_folder(tmp_path, train=0, val=0)
-    assert list(open_dataset([f"folder:{tmp_path}"]).splits) == ["test"]
+    dataset = open_dataset([f"folder:{tmp_path}"])
+    assert list(dataset.splits) == ["test"]
+    with pytest.raises(NoTrainSplit) as error:
+        _ = dataset.train
+    assert error.value.path == f"folder:{tmp_path}"
 
 
-@pytest.mark.parametrize("split", ["train", "val", "test"])
-def test_folder_missing_class(tmp_path: Path, split: str) -> None:
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_folder_whose_split_lacks_a_class(tmp_path: Path, split: str) -> None:
+    """No folder, or an empty one: read, and said."""
     write_folder(tmp_path)
     shutil.rmtree(tmp_path / split / "class 1")
+    for _ in range(2):
+        dataset = open_dataset(f"folder:{tmp_path}")
+        assert dataset.classes == ["class 0", "class 1", "class 2"]
+        assert sorted(set(dataset.splits[split].labels.tolist())) == [0, 2]
+        (note,) = dataset.notes
+        assert "no images of 1 classes, as class 1" in note
+        (tmp_path / split / "class 1").mkdir(exist_ok=True)
+
+
+def test_folder_whose_split_has_another_class(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    for file in (tmp_path / "train/class 1").iterdir():
+        file.unlink()
     error = open_error(f"folder:{tmp_path}")
-    assert f"class folder 'class 1' is missing in split {split}" in error.message
+    assert isinstance(error, DatasetError)
+    assert "'class 1'" in error.message
 
 
 def test_folder_empty(tmp_path: Path) -> None:
-    write_folder(tmp_path)
-    for file in (tmp_path / "val/class 1").iterdir():
-        file.unlink()
-    (tmp_path / "val/class 1/notes.txt").touch()
-    assert "val/class 1 holds no image" in open_error(f"folder:{tmp_path}").message
-    shutil.rmtree(tmp_path)
     (tmp_path / "train").mkdir(parents=True)
-    assert "no class folders" in open_error(f"folder:{tmp_path}").message
+    assert isinstance(open_error(f"folder:{tmp_path}"), DatasetError)
+    (tmp_path / "train/a").mkdir()
+    assert isinstance(open_error(f"folder:{tmp_path}"), DatasetError)
+    write_image(tmp_path / "train/a/x.png", 0, 0)
+    (tmp_path / "val").mkdir()
+    dataset = open_dataset(f"folder:{tmp_path}", 0.5)
+    assert "split val has no images" in dataset.notes[0]
+
+
+@pytest.mark.parametrize("junk", ["@eaDir", "__MACOSX", ".ipynb_checkpoints", "empty"])
+def test_folder_junk_is_no_class(junk: str, tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    (tmp_path / "train" / junk).mkdir()
+    (tmp_path / "train/class 0/@eaDir").mkdir()
+    if junk != "empty":
+        write_image(tmp_path / "train" / junk / "x.jpg", 0, 0)
+    write_image(tmp_path / "train/class 0/@eaDir/x.jpg", 0, 0)
+    dataset = open_dataset(f"folder:{tmp_path}")
+    assert len(dataset.classes) == 3
+    assert len(dataset.splits["train"]) == 12
+
+
+@pytest.mark.parametrize(
+    "kind", ["webp", "bmp", "tiff", "tif", "gif", "ppm", "jp2", "jfif", "WEBP"]
+)
+def test_folder_reads_every_type_that_is_decoded(kind: str, tmp_path: Path) -> None:
+    """As Pillow reads it: of an animation, the first frame."""
+    write_folder(tmp_path)
+    frames = [Image.new("RGB", (20, 10), colour) for colour in ("red", "blue")]
+    path = tmp_path / "train" / "class 0" / f"x.{kind}"
+    more = {"save_all": True, "append_images": frames[1:]} if kind == "gif" else {}
+    frames[0].save(path, **more)
+    train = open_dataset(f"folder:{tmp_path}").splits["train"]
+    row = train.keys.index(f"train/class 0/x.{kind}")
+    with Image.open(path) as image:
+        wanted = np.asarray(image.convert("RGB"))
+    assert np.array_equal(decode_rgb(train.read(row), path.name), wanted)
+    assert wanted[5, 5, 0] > 200 > 60 > wanted[5, 5, 2]
 
 
 def test_folder_without_splits(tmp_path: Path) -> None:
-    write_folder(tmp_path)
-    error = open_error(f"folder:{tmp_path}/train")  # class folders directly
-    assert "no train, val or test folder" in error.message
-    assert "train/<class>/*.jpg" in error.message
+    """Class folders are the train split, of which val is carved; that is said."""
+    write_folder(tmp_path, train=10)
+    dataset = open_dataset(f"folder:{tmp_path}/train")
+    assert {name: len(samples) for name, samples in dataset.splits.items()} == {
+        "train": 27,
+        "val": 3,
+    }
+    assert dataset.splits["train"].keys[0].startswith("class 0/")
+    assert "no split folders" in dataset.notes[0]
