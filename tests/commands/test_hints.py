@@ -201,7 +201,7 @@ def test_a_run_given_as_a_cache_is_named_with_its_cache(
 
 
 def test_a_cache_folder_in_the_way_is_not_to_be_resumed(tmp_path: Path) -> None:
-    (tmp_path / "x").touch()
+    (tmp_path / "args.yaml").touch()
     with pytest.raises(FgkdError) as error:
         files.claim_folder(tmp_path, overwrite=False, may_continue=False, resume=False)
     assert remedy(error.value).startswith("--overwrite to rename it to")
