@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fgkd.cache.remote import is_url
 from fgkd.commands import train_student as library
 from fgkd.config import TrainStudentConfig
 from fgkd.errors import quoted
@@ -29,7 +30,9 @@ def check_options(options: TrainStudentConfig) -> None:
         console.refuse_typed(of_loss, "with --distillation none, which learns labels alone")
     if is_baseline or not targets.teacher:
         console.refuse_typed(["dtype"], "without a live teacher to distil from")
-    if targets.order != "shard":
+    if targets.order != "shard" and is_url(targets.cache or ""):
+        console.refuse_typed(["order"], "on a URL, which is read shard by shard", "--order shard")
+    elif targets.order != "shard":
         console.refuse_typed(["shard_buffer"], "without --order shard", "--order shard")
     is_planned = options.run.dry_run and options.data.data  # before the cache is written
     if targets.cache and not is_planned:

@@ -18,7 +18,13 @@ from fgkd.cache.remote import is_url
 from fgkd.commands import banner, image_stores
 from fgkd.config import TrainStudentConfig
 from fgkd.distillation.step import distils, student_step
-from fgkd.distillation.targets import TargetSource, check_live_size, open_source, val_targets
+from fgkd.distillation.targets import (
+    TargetSource,
+    check_live_size,
+    open_source,
+    reads_by_shard,
+    val_targets,
+)
 from fgkd.errors import MissingOption, OptionError
 from fgkd.estimate.image_store import estimate_store
 from fgkd.estimate.training import (
@@ -103,7 +109,7 @@ def _train_from(
         skip_unreadable=data.skip_bad_images,
         # A baseline takes only the images from a cache, which behind a URL come with the shards.
         cache=source.cache if learns or is_url(targets.cache or "") else None,
-        shard_buffer=targets.shard_buffer if targets.order == "shard" else 0,
+        shard_buffer=targets.shard_buffer if reads_by_shard(targets) else 0,
         temperature=options.loss.temperature if learns and options.loss.kd_loss != "hard" else None,
         store=store,
     )
@@ -130,6 +136,7 @@ def _train_from(
             dtype=targets.dtype,
         )
         return estimate_training(planned, lines, hardware)
+    setup.check_last_batch(model, schedule, optim.grad_accum_steps)
     state = setup.make_state(optim, lr, model, hardware, spec.channels_last)
     folder = RunFolder(Path(spec.output), progress)
     facts = RunFacts(

@@ -108,6 +108,7 @@ def run(options: TrainTeacherConfig, progress: Progress = SILENT) -> TrainedRun 
             store=estimate_store(store, samples, data.image_store_side),
         )
         return estimate_training(planned, lines, hardware)
+    setup.check_last_batch(model, schedule, optim.grad_accum_steps)
     state = setup.make_state(optim, lr, model, hardware, spec.channels_last)
     folder = RunFolder(Path(spec.output), progress)
     facts = RunFacts(

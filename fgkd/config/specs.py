@@ -232,7 +232,7 @@ class TargetSpec:
     cache: str | None = option(None, "Cache to learn from: a folder, or a URL.", free=True)
     order: str = option(
         "sample",
-        "shard reads the cache shard by shard (for URLs).",
+        "shard reads the cache shard by shard, as one behind a URL always is.",
         choices=("sample", "shard"),
     )
     shard_buffer: int = option(

@@ -28,6 +28,11 @@ from fgkd.views.view_set import ViewSet
 DEFAULT_VAL_FRACTION = 0.1
 
 
+def reads_by_shard(spec: TargetSpec) -> bool:
+    """Whether a cache is read shard by shard: where that was asked for, and always behind a URL."""
+    return spec.order == "shard" or is_url(spec.cache or "")
+
+
 @dataclass
 class TargetSource:
     """A student's images, views and targets.
@@ -114,9 +119,6 @@ class _Opener:
             value = getattr(self.view, given[0])
             advice = "write another cache with it"
             raise OptionError(message, option=given[0], value=value, advice=advice)
-        if is_url(folder) and self.targets.order != "shard":
-            message = f"cache {folder} is a URL, which is read shard by shard"
-            raise OptionError(message, option="order", value="sample", suggestion="shard")
         reader = open_cache(folder)
         identity = reader.identity
         specs, dataset = cached_data(reader, self.data.data)
@@ -131,7 +133,8 @@ class _Opener:
             block_size=identity.shard_size,
             img_size=identity.views.img_size,
             short_side=identity.views.short_side,
-            text=f"cache {folder}: {reader.codec.name} logits, {reader.views} views",
+            text=f"cache {folder}: {reader.codec.name} logits, {reader.views} views"
+            + (", read shard by shard" if reads_by_shard(self.targets) else ""),
             parents=Parents(
                 cache=folder if is_url(folder) else str(Path(folder).resolve()),
                 identity_sha256=reader.manifest.identity_sha256,

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import pickle
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fgkd.errors import FgkdError, MissingFile, MissingModel, UnreadableFile, WeightsError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NESTED = ("state_dict_ema", "model_ema", "state_dict", "model")  # in the order of preference
 WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
@@ -23,7 +27,7 @@ def require_model(folder: Path) -> None:
         raise MissingModel(message, path=folder)
 
 
-def read_state(path: Path, net: Any) -> dict[str, Any]:
+def read_state(path: Path, net: Any) -> dict[str, Tensor]:
     """The tensors of a weights file under the names that a network gives them.
 
     Takes .safetensors, and what torch.save wrote: a state dict, alone or under a key of `NESTED`,
@@ -57,7 +61,7 @@ def read_state(path: Path, net: Any) -> dict[str, Any]:
     return _without_prefix(tensors, set(net.state_dict()))
 
 
-def _has(state: dict[str, Any], key: str) -> bool:
+def _has(state: Any, key: str) -> bool:
     return key in state and _is_state(state[key])
 
 
@@ -67,7 +71,7 @@ def _is_state(value: Any) -> bool:
     return isinstance(value, dict) and any(isinstance(v, torch.Tensor) for v in value.values())
 
 
-def _without_prefix(tensors: dict[str, Any], own: set[str]) -> dict[str, Any]:
+def _without_prefix(tensors: dict[str, Tensor], own: set[str]) -> dict[str, Tensor]:
     """The tensors below the prefix under which a network's own names are found, if there is one."""
     while wrapped := next((p for p in WRAPPERS if all(k.startswith(p) for k in tensors)), ""):
         tensors = {k.removeprefix(wrapped): v for k, v in tensors.items()}
@@ -82,7 +86,7 @@ def _without_prefix(tensors: dict[str, Any], own: set[str]) -> dict[str, Any]:
     return {k.removeprefix(best): v for k, v in tensors.items() if k.startswith(best)}
 
 
-def num_classes(state: dict[str, Any], net: Any) -> int | None:
+def num_classes(state: Mapping[str, Tensor], net: Any) -> int | None:
     """The number of classes of a state dict's head, found by the network's name for it."""
     for name in _head_names(net):
         if f"{name}.weight" in state:

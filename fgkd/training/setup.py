@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from fgkd import models, rng
+from fgkd import distributed, models, rng
 from fgkd.config import ModelSpec, OptimSpec
+from fgkd.errors import OptionError
+from fgkd.loading.schedule import Schedule
 from fgkd.training import loop, optim, schedules
 
 
@@ -48,6 +52,33 @@ def build_model(
     if spec.grad_checkpointing:
         model.recompute_activations(spec.model)
     return model, notes if load_weights else ["weights are not loaded"]
+
+
+def check_last_batch(model: models.Classifier, schedule: Schedule, accumulated: int) -> None:
+    """Raise OptionError for a last batch of one image that the model's batch norm cannot take.
+
+    accumulated: micro-batches per step. A single image has no batch statistics where a feature map
+    is one pixel.
+    """
+    last = schedule.num_samples % schedule.batch_size or schedule.batch_size
+    has_norm = any(isinstance(module, _BatchNorm) for module in model.modules())
+    if last // (accumulated * distributed.world()) > 1 or not has_norm:
+        return
+    side = model.input_size[-1]
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            copy.deepcopy(model).train()(torch.zeros(1, side, side, 3, dtype=torch.uint8))
+    except ValueError as error:
+        size = schedule.batch_size
+        steps = range(size + 1, schedule.num_samples + 2)
+        other = next((n for n in steps if schedule.num_samples % n != 1), size + 1)
+        raise OptionError(
+            f"the last batch of an epoch has one image of {schedule.num_samples}, of which batch "
+            f"norm has no statistics: {str(error).splitlines()[0]}",
+            option="batch_size",
+            value=size,
+            suggestion=other,
+        ) from None
 
 
 def warmup_epochs(spec: OptimSpec) -> float:

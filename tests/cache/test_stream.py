@@ -27,6 +27,7 @@ from helpers.shard_server import serve, shards_of
 
 from fgkd.cache import remote
 from fgkd.cache.remote import RemoteReader, open_cache
+from fgkd.errors import UnusedOption
 from fgkd.loading import schedule
 from fgkd.loading.train_loader import TrainLoader
 from fgkd.views import orders
@@ -231,14 +232,18 @@ def test_two_processes_split_the_shards(
 # ---- what must not pass ------------------------------------------------------------------------
 
 
-def test_a_url_is_read_shard_by_shard_alone(
+def test_a_url_is_read_shard_by_shard_without_being_told(
     caches: dict[str, Path], tmp_path: Path, fails: Fails
 ) -> None:
+    """And not otherwise: that is refused before anything is fetched."""
+    short = (*STUDENT, "--epochs", 1, "--workers", 0, "--batch-size", 16)
     with serve(caches["webdataset"]) as (url, asked):
-        said = fails("train-student", "--cache", url, *STUDENT, "--output", tmp_path / "run")
-        assert "is a URL" in said
-        assert "Try: --order shard" in said
+        command = ("train-student", "--cache", url, *short, "--output", tmp_path / "run")
+        assert isinstance(fails(*command, "--order", "sample").error, UnusedOption)
         assert not asked
+        fgkd(*command)
+        fgkd(*command[:-1], tmp_path / "told", "--order", "shard")
+    assert_same(saved(tmp_path / "run"), saved(tmp_path / "told"))
 
 
 def test_hdf5_behind_a_url_needs_the_images(
