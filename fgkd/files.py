@@ -346,8 +346,9 @@ def claim_folder(
             _refuse_foreign(path, inputs, overwrite)
         if not (is_empty or may_continue or overwrite):
             message = f"output {path} exists and is not empty"
-            renamed = free_name(path) if _is_own(path) else None
-            raise OutputExists(message, path=path, resumable=resume, renamed=renamed)
+            own = _is_own(path)
+            renamed = free_name(path) if own else None
+            raise OutputExists(message, path=path, resumable=resume and own, renamed=renamed)
         if overwrite and not is_empty:
             os.replace(path, free_name(path))
         path.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ from fgkd.cache.shards import ShardJob
 from fgkd.cache.writer import Writer
 from fgkd.commands import banner, image_stores, sources
 from fgkd.config import CacheLogitsConfig, args_file
-from fgkd.data import Dataset, absolute_specs, duplicates, open_dataset, with_boxes
+from fgkd.data import Dataset, absolute_specs, duplicates, open_dataset, specs_of, with_boxes
 from fgkd.distillation.capture import Capture, image_reader
 from fgkd.distillation.targets import DEFAULT_VAL_FRACTION
 from fgkd.distillation.teachers import Teachers
@@ -129,7 +129,7 @@ def run(options: CacheLogitsConfig, progress: Progress = SILENT) -> CapturedCach
     fraction = data.val_fraction
     if fraction is None:
         fraction = own.val_fraction if own else DEFAULT_VAL_FRACTION
-    specs = absolute_specs(data.data or (own.data if own else ()))
+    specs = absolute_specs(specs_of(data) or (own.data if own else ()))
     inputs = CaptureInputs(
         teachers=known,
         names=[str(path) for path in paths],
@@ -373,7 +373,7 @@ def _estimate_without_teacher(options: CacheLogitsConfig, progress: Progress) ->
     """The bytes of the targets, before there is a teacher."""
     data, spec = options.data, options.capture
     fraction = DEFAULT_VAL_FRACTION if data.val_fraction is None else data.val_fraction
-    dataset = open_dataset(absolute_specs(data.data), fraction)
+    dataset = open_dataset(absolute_specs(specs_of(data)), fraction)
     recipe = recipes.resolve(options.view, None, dataset.chiral)
     samples, side = dataset.train, data.image_store_side
     progress.message(f"fgkd cache-logits\n  data     {banner.describe_data(dataset)}\n")

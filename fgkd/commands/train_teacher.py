@@ -10,7 +10,7 @@ from typing import Any
 from fgkd import config, device, rng
 from fgkd.commands import banner, image_stores
 from fgkd.config import TrainTeacherConfig
-from fgkd.data import absolute_specs, duplicates, open_dataset, with_boxes
+from fgkd.data import absolute_specs, duplicates, open_dataset, specs_of, with_boxes
 from fgkd.distillation.step import label_step
 from fgkd.distillation.targets import DEFAULT_VAL_FRACTION
 from fgkd.errors import MissingOption
@@ -48,7 +48,7 @@ def run(options: TrainTeacherConfig, progress: Progress = SILENT) -> TrainedRun 
     require_options(options)
     hardware, device_line = device.set_up(spec.device, spec.deterministic)
     fraction = DEFAULT_VAL_FRACTION if data.val_fraction is None else data.val_fraction
-    dataset = open_dataset(data.data, fraction)
+    dataset = open_dataset(specs_of(data), fraction)
     recipe = recipes.resolve(options.view, None, dataset.chiral)
     if recipe.bbox_crop:
         dataset = with_boxes(dataset)
@@ -115,7 +115,7 @@ def run(options: TrainTeacherConfig, progress: Progress = SILENT) -> TrainedRun 
         stage="train-teacher",
         command=tuple(sys.argv),
         device=device_line,
-        data=tuple(absolute_specs(data.data)),
+        data=tuple(absolute_specs(specs_of(data))),
         val_fraction=fraction,
         views=views.identity,
     )

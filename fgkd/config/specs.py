@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fgkd.config.schema import option
 
 DATASET_NAMES = (
-    *("icons", "folder", "cub", "dogs", "foodx"),
+    *("icons", "folder", "csv", "cub", "dogs", "foodx"),
     *("nabirds", "aircraft", "cars", "pets", "flowers", "food101"),
     "webdataset",
 )
@@ -36,7 +36,7 @@ class DataSpec:
     """Which images, and how they are read."""
 
     data: tuple[str, ...] = option(
-        (), f"NAME:PATH, repeatable. Names: {', '.join(DATASET_NAMES)}.", free=True
+        (), f"NAME:PATH, repeatable: {', '.join(DATASET_NAMES)}.", free=True
     )
     val_fraction: float | None = option(
         None,
@@ -55,6 +55,12 @@ class DataSpec:
     )
     skip_bad_images: bool = option(
         False, "Leave out unreadable images, and list them in the output folder.", free=True
+    )
+    image_column: str | None = option(None, "Column of the images' paths in a csv dataset.")
+    label_column: str | None = option(None, "Column of the labels in a csv dataset.")
+    split_column: str | None = option(None, "Column of the splits in a csv dataset.")
+    image_root: str | None = option(
+        None, "Folder that a csv dataset's paths are relative to. Default: the file's.", free=True
     )
 
 

@@ -13,7 +13,7 @@ from fgkd import files, losses, models
 from fgkd.cache.reader import Reader
 from fgkd.cache.remote import is_url, open_cache
 from fgkd.config import DataSpec, LossSpec, RunSpec, SourceSpec, TargetSpec, ViewSpec, args_file
-from fgkd.data import Dataset, absolute_specs, open_dataset, with_boxes
+from fgkd.data import Dataset, absolute_specs, open_dataset, specs_of, with_boxes
 from fgkd.errors import MissingOption, NoTargets, OptionError, TooFewViews
 from fgkd.evaluation import inference
 from fgkd.loading.cached_data import cached_data
@@ -102,7 +102,7 @@ class _Opener:
             raise NoTargets("nothing to distil from: neither cache nor teacher was given")
         if not self.data.data:
             raise MissingOption("data is required", option="data", suggestion="icons")
-        return self._from_data(self.data.data, self.data.val_fraction, None, "labels")
+        return self._from_data(specs_of(self.data), self.data.val_fraction, None, "labels")
 
     def _planned(self, folder: str) -> TargetSource:
         """For an estimate before the cache is written: the data it will be of."""
@@ -110,7 +110,7 @@ class _Opener:
             message = f"no cache at {folder}, and no data to make an estimate from"
             raise MissingOption(message, option="data", suggestion="NAME:PATH")
         text = f"cache {folder}, which is not there yet"
-        return self._from_data(self.data.data, self.data.val_fraction, None, text)
+        return self._from_data(specs_of(self.data), self.data.val_fraction, None, text)
 
     def _from_cache(self, folder: str) -> TargetSource:
         given = recipes.given_options(self.view)
@@ -121,7 +121,7 @@ class _Opener:
             raise OptionError(message, option=given[0], value=value, advice=advice)
         reader = open_cache(folder)
         identity = reader.identity
-        specs, dataset = cached_data(reader, self.data.data)
+        specs, dataset = cached_data(reader, specs_of(self.data))
         self._check_options(reader)
         return TargetSource(
             dataset=dataset,
@@ -212,7 +212,7 @@ class _Opener:
         fraction = self.data.val_fraction
         if fraction is None and run:
             fraction = run.val_fraction
-        specs = self.data.data or (run.data if run else ())
+        specs = specs_of(self.data) or (run.data if run else ())
         recipe = run.views.recipe if run else None
         text = f"live teacher {name}, {self.targets.dtype}"
         source = self._from_data(specs, fraction, recipe, text)

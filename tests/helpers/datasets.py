@@ -157,7 +157,18 @@ def write_tars(root: Path, names: bool = True) -> None:
         (root / "classes.txt").write_text("\n".join(TAR_NAMES) + "\n")
 
 
+def write_csv(root: Path) -> None:
+    """An ImageFolder's images in one folder, and labels.csv, which names them."""
+    write_folder(root / "folder")
+    lines = ["filename,species,split"]
+    for path in sorted((root / "folder").rglob("*.*")):
+        split, label = path.relative_to(root / "folder").parts[:2]
+        lines.append(f"folder/{split}/{label}/{path.name},{label},{split}")
+    (root / "labels.csv").write_text("\n".join(lines) + "\n")
+
+
 LISTED_WRITERS = {
+    "csv": write_csv,
     "cub": write_cub,
     "dogs": write_dogs,
     "foodx": write_foodx,

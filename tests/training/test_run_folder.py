@@ -53,13 +53,16 @@ def test_a_new_run_has_its_options_and_facts(tmp_path: Path) -> None:
 
 
 def test_what_is_there_is_refused_with_both_remedies(tmp_path: Path) -> None:
-    (tmp_path / "precious").write_text("x")
-    with pytest.raises(OutputExists) as caught:
-        begin(tmp_path)
-    assert caught.value.path == tmp_path
-    assert caught.value.renamed == tmp_path.with_name(f"{tmp_path.name}.old1")
-    assert "--overwrite" in remedy(caught.value)
-    assert [p.name for p in tmp_path.iterdir()] == ["precious"]
+    """Of another run; a folder that fgkd did not write is to be neither resumed nor renamed."""
+    for name, renamed in (("precious", None), ("args.yaml", f"{tmp_path.name}.old1")):
+        (tmp_path / name).write_text("x")
+        with pytest.raises(OutputExists) as caught:
+            begin(tmp_path)
+        assert caught.value.path == tmp_path
+        assert caught.value.renamed == (renamed and tmp_path.with_name(renamed))
+        assert ("--overwrite" in remedy(caught.value)) == bool(renamed)
+        assert ("--resume" in remedy(caught.value)) == bool(renamed)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["args.yaml", "precious"]
 
 
 def test_resume_does_not_write_into_a_folder_that_is_no_run(tmp_path: Path) -> None:
@@ -229,7 +232,11 @@ def test_free_options_are_those_that_change_no_number() -> None:
         "deterministic",
         *("initial_checkpoint", "channels_last", "compile", "eval_batch_size"),
         *("log_interval", "checkpoint_steps", "dry_run", "json", "tensorboard"),
-        *("grad_checkpointing", "image_store"),  # computed twice; kept, and the same without
+        *(
+            "grad_checkpointing",
+            "image_store",
+            "image_root",
+        ),  # computed twice; kept, and the same without
     }
 
 
