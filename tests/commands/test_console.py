@@ -33,7 +33,7 @@ def test_memory_that_a_step_frees_is_there_for_the_next() -> None:
     """100 MiB again come to cost no page fault; given back each time, one for each 4 KiB."""
     code = (
         "import resource, torch\nfrom fgkd import device\ndevice.set_up('cpu')\n"
-        "faults = []\nfor _ in range(10):\n    torch.ones(25 << 20)\n"
+        "faults = []\nfor _ in range(30):\n    torch.ones(25 << 20)\n"
         "    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)\n"
         "print(faults[-1] - faults[-2])"
     )
