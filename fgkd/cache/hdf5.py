@@ -12,6 +12,7 @@ import os
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -25,12 +26,47 @@ MAX_HEADER = 1 << 20  # bytes
 
 
 def write(path: Path, shard: Shard) -> None:
-    """Write a shard; equal content gives equal bytes (HDF5 is told to store no times).
+    """Write a shard; equal content gives equal bytes (HDF5 is told to store no times)."""
+    with _File(path) as sink:
+        _fill(sink, shard)
 
-    The file is made in memory: when a disk is full, the HDF5 library crashes the process at exit.
+
+class _File(io.FileIO):
+    """A file that HDF5 writes to, whose errors are raised when it is closed.
+
+    With a file of its own the HDF5 library crashes the process at exit after a write that failed,
+    as on a full disk. So from the first failure on, writes only seem to succeed.
     """
-    buffer = io.BytesIO()
-    with h5py.File(buffer, "w", libver=LIBVER) as file:
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "w+")
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        rest = memoryview(data).cast("B")
+        count = len(rest)
+        try:
+            while len(rest) and not self.error:
+                rest = rest[super().write(rest) or 0 :]
+        except OSError as error:
+            self.error = error
+        return count
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return size or 0
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+        if self.error:
+            raise self.error
+
+
+def _fill(sink: _File, shard: Shard) -> None:
+    with h5py.File(sink, "w", libver=LIBVER) as file:
         file.attrs["header"] = json.dumps(shard.header.to_json(), sort_keys=True)
         columns = {
             "keys": np.array([key.encode() for key in shard.keys]),
@@ -39,7 +75,6 @@ def write(path: Path, shard: Shard) -> None:
         }
         for name, array in columns.items():
             file.create_dataset(name, data=array, track_times=False)
-    path.write_bytes(buffer.getbuffer())
 
 
 @dataclass(frozen=True)
