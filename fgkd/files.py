@@ -245,7 +245,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """The journal's rows, without a last line that a crash cut short; none if there is no file."""
     try:
         data = path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
         reason = str(error.strerror)

@@ -35,9 +35,15 @@ def check_options(options: EvaluateConfig) -> None:
         message = "--export and --predict exclude each other"
         raise OptionError(message, option="predict", value=options.predict)
     if options.export:
-        unused, where = ["json", "report", "tta", "split", "data", "top"], "with --export"
+        unused, where = (
+            ["json", "report", "tta", "split", "data", "top", "class_map"],
+            "with --export",
+        )
     elif options.predict:
-        unused, where = ["report", "split", "data", "export_dir", "overwrite"], "with --predict"
+        unused, where = (
+            ["report", "split", "data", "export_dir", "overwrite", "class_map"],
+            "with --predict",
+        )
     else:
         unused, where = ["top", "export_dir", "overwrite"], "without --predict or --export"
     console.refuse_unused(options, unused, where, "run evaluate once for each")

@@ -29,7 +29,8 @@ def check_options(options: TrainStudentConfig) -> None:
         of_loss = ["kd_loss", "temperature", "logit_standardization", "distill_loss_weight"]
         console.refuse_typed(of_loss, "with --distillation none, which learns labels alone")
     if is_baseline or not targets.teacher:
-        console.refuse_typed(["dtype"], "without a live teacher to distil from")
+        of_teacher = ["dtype", "teacher_model", "teacher_model_kwargs", "class_map"]
+        console.refuse_typed(of_teacher, "without a live teacher to distil from")
     if targets.order != "shard" and is_url(targets.cache or ""):
         console.refuse_typed(["order"], "on a URL, which is read shard by shard", "--order shard")
     elif targets.order != "shard":

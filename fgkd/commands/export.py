@@ -9,8 +9,9 @@ from pathlib import Path
 from fgkd import distributed, files
 from fgkd.commands import sources
 from fgkd.config import SourceSpec
-from fgkd.errors import OutputExists, UnknownName
+from fgkd.errors import MissingOption, OutputExists, UnknownName
 from fgkd.models import export as formats
+from fgkd.models.loading import LOCAL_DIR, is_checkpoint, is_remote
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,16 @@ def export(
     """Write a model as `model.FORMAT` into a folder, and check its logits against torch's.
 
     run: in any form that `load_classifier` takes. format: "onnx", "torchscript" or "pt2". output:
-    the folder; None: RUN/export. source: the architecture of a file of weights. overwrite: rename a
-    file that exists. Raises: UnknownName, OutputExists, WriteError, MissingPackage; ModelError for
+    the folder; None: RUN/export, or `export` beside a file of weights. source: the architecture of
+    a file of weights. overwrite: rename a file that exists. Raises: UnknownName, OutputExists,
+    WriteError, MissingPackage; MissingOption for fetched weights without `output`; ExportError for
     a model that the format cannot express.
     """
     if format not in formats.FORMATS:
         known = list(formats.FORMATS)
         message = f"format {format!r} is not one of {', '.join(known)}"
         raise UnknownName(message, option="export", value=format, known=known)
-    path = Path(output or Path(str(run)) / "export") / f"model.{format}"
+    path = Path(output or _default_folder(str(run))) / f"model.{format}"
     model = sources.load(run, source or SourceSpec())
     if distributed.rank() == 0:
         _claim(path, overwrite)
@@ -54,7 +56,16 @@ def export(
         if path.exists():  # only once the new file is complete
             os.replace(path, files.free_name(path))
         os.replace(new, path)
-    return ExportedModel(path, model.architecture, len(model.classes), len(data), worst)
+    return ExportedModel(path, model.architecture, model.num_classes, len(data), worst)
+
+
+def _default_folder(run: str) -> Path:
+    """The folder of a model that is on disk. Raises: MissingOption for one that is fetched."""
+    if is_remote(run):
+        message = f"{run} has no folder of its own to export to"
+        raise MissingOption(message, option="export_dir", suggestion="runs/export")
+    path = Path(run.removeprefix(LOCAL_DIR))
+    return (path.parent if is_checkpoint(run) else path) / "export"
 
 
 def _claim(path: Path, overwrite: bool) -> None:

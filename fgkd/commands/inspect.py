@@ -54,6 +54,9 @@ def inspect(caches: str | Path | Sequence[str | Path], **options: Any) -> list[I
 
 def check(options: InspectConfig) -> None:
     """Refuse outputs that cannot be written, and options that have no effect without `verify`."""
+    if options.source.class_map and not options.teacher:
+        message = "class_map has no effect without a teacher"
+        raise UnusedOption(message, option="class_map", value=options.source.class_map)
     if options.teacher and not options.verify:
         message = "teacher has no effect without verify"
         raise UnusedOption(message, option="teacher", value=options.teacher, advice="set verify")

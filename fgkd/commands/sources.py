@@ -26,9 +26,12 @@ def check(sources: Sequence[str | Path], spec: SourceSpec) -> None:
     for source in sources:
         if not is_remote(str(source)) and not is_checkpoint(str(source)):
             weights.require_model(model_folder(source))
-    if spec.teacher_model and not any(is_checkpoint(str(one)) for one in sources):
-        message = "teacher_model has no effect without a source that is a file of weights"
-        raise UnusedOption(message, option="teacher_model", value=spec.teacher_model)
+    if any(is_checkpoint(str(one)) for one in sources):
+        return
+    for name in ("teacher_model", "teacher_model_kwargs"):
+        if value := getattr(spec, name):
+            message = f"{name} has no effect without a source that is a file of weights"
+            raise UnusedOption(message, option=name, value=value)
 
 
 def describe_run(source: str | Path) -> RunFacts | None:

@@ -15,7 +15,7 @@ import torch
 
 from fgkd import config, device, losses
 from fgkd.cache.remote import is_url
-from fgkd.commands import banner, image_stores
+from fgkd.commands import banner, image_stores, sources
 from fgkd.config import TrainStudentConfig
 from fgkd.distillation.step import distils, student_step
 from fgkd.distillation.targets import (
@@ -64,6 +64,8 @@ def run(options: TrainStudentConfig, progress: Progress = SILENT) -> TrainedRun 
         raise OptionError(message, option="task_loss_weight", value=0, suggestion=1)
     if spec.tensorboard:
         require("logging to TensorBoard", "tensorboard")
+    if options.targets.teacher and not options.targets.cache:
+        sources.check(options.targets.teacher, options.source)
     hardware, device_line = device.set_up(spec.device, spec.deterministic)
     source = open_source(
         *(options.targets, options.loss, options.data, options.view),

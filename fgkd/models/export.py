@@ -122,8 +122,8 @@ def convert(model: models.Classifier, format: str, name: str) -> tuple[bytes, fl
     """A model as a file of `format`, and the largest error of a logit in it.
 
     The file is run on one image and on three. name: of the model, for messages. Raises:
-    MissingPackage; ModelError for a model without class names; ExportError when the model cannot
-    be expressed, or the file gives other logits than the model.
+    MissingPackage; ModelError for a model with a wrong number of class names; ExportError when the
+    model cannot be expressed, or the file gives other logits than the model.
     """
     write, open_run = FORMATS[format]
     others = tuple(other for other in FORMATS if other != format)
@@ -132,7 +132,7 @@ def convert(model: models.Classifier, format: str, name: str) -> tuple[bytes, fl
     net = copy.deepcopy(model.net).requires_grad_(False)  # no file asks for gradients
     with torch.no_grad():
         want_3K = net(images_3)
-        if len(model.classes) != want_3K.shape[1]:
+        if model.classes and len(model.classes) != want_3K.shape[1]:
             message = f"{name} names {len(model.classes)} classes of {want_3K.shape[1]}"
             raise ModelError(message, model=name)
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -360,3 +362,50 @@ def test_two_live_teachers_and_options_without_a_file_are_refused(
     cache = ("cache-logits", "--teacher", tiny_teacher, "--output", tmp_path / "cache")
     said = fails(*cache, "--teacher-model", "resnet18")
     assert isinstance(said.error, UnusedOption)
+
+
+@pytest.mark.parametrize("form", ["run", "local", "file"])
+def test_a_run_of_every_form_is_scored_predicted_with_and_exported(
+    form: str, tiny_teacher: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    """By the commands, with the run's own figures; a file of weights needs its architecture."""
+    run = shutil.copytree(tiny_teacher, tmp_path / "run")
+    source: tuple[object, ...] = (run,) if form == "run" else (f"local-dir:{run / 'model'}",)
+    named: tuple[object, ...] = ()
+    if form == "file":
+        torch.save(models.load(run / "model").net.state_dict(), tmp_path / "w.pth")
+        source = (tmp_path / "w.pth",)
+        named = ("--teacher-model", "convnext_atto")
+        named = (*named, "--teacher-model-kwargs", f"{KWARGS},img_size=32")
+    data = ("--data", f"folder:{tiny_data}", "--workers", 0, "--json", tmp_path / "out.json")
+    order = ("--class-map", "order") if form == "file" else ()
+    page = ("--report", tmp_path / "page")
+    fgkd("evaluate", *source, *named, *order, *data, *page)
+    (found,) = json.loads((tmp_path / "out.json").read_text())
+    assert found["top1_pct"] == library.evaluate(tiny_teacher, workers=0).top1[0]
+    assert (tmp_path / "page" / "index.html").is_file()
+    fgkd("evaluate", *source, *named, "--export", "pt2")
+    folder = {"run": run, "local": run / "model", "file": tmp_path}[form]
+    assert (folder / "export" / "model.pt2").is_file()
+
+
+def test_a_model_that_is_fetched_is_exported_to_a_folder_that_is_named(tmp_path: Path) -> None:
+    with pytest.raises(MissingOption) as error:
+        library.export("timm:resnet10t", format="pt2")
+    assert error.value.option == "export_dir"
+
+
+def test_options_of_a_teacher_that_is_not_there_are_refused(
+    fails: Fails, tiny_cache: Path, tiny_teacher: Path, tmp_path: Path
+) -> None:
+    student = ("train-student", "--model", "resnet18", "--output", tmp_path / "run")
+    for command in (
+        (*student, "--cache", tiny_cache, "--class-map", "order"),
+        (*student, "--cache", tiny_cache, "--teacher-model", "resnet18"),
+        (*student, "--teacher", tiny_teacher, "--teacher-model", "resnet18"),
+        (*student, "--teacher", tiny_teacher, "--teacher-model-kwargs", "a=1"),
+        ("inspect", tiny_cache, "--class-map", "order"),
+        ("evaluate", tiny_teacher, "--export", "pt2", "--class-map", "order"),
+        ("evaluate", tiny_teacher, "--predict", tmp_path, "--class-map", "order"),
+    ):
+        assert isinstance(fails(*command).error, UnusedOption), command
