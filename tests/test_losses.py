@@ -15,7 +15,7 @@ from scipy.special import log_softmax
 from torch import Tensor
 
 from fgkd import losses
-from fgkd.errors import FgkdError
+from fgkd.errors import UnknownName
 from fgkd.losses import LOSSES, distill_loss, equation, task_loss
 
 torch.set_num_threads(1)
@@ -141,7 +141,7 @@ def test_standardize_compares_z_scores_of_both() -> None:
 
 
 def test_unknown_loss_is_refused_with_near_names() -> None:
-    with pytest.raises(FgkdError, match=r"dkdd.*did you mean dkd") as error:
+    with pytest.raises(UnknownName, match=r"dkdd.*did you mean dkd") as error:
         distill_loss(name="dkdd", temperature=1.0, **BATCH)
     assert (error.value.option, error.value.value) == ("kd_loss", "dkdd")
     assert set(error.value.known) == set(LOSSES)

@@ -15,7 +15,17 @@ from fgkd import files
 from fgkd.config import EvaluateConfig, args_file
 from fgkd.data import DATASETS, open_dataset, with_boxes
 from fgkd.data.decoding import decode_rgb
-from fgkd.errors import FgkdError, quoted
+from fgkd.errors import (
+    DatasetError,
+    MissingFile,
+    OptionError,
+    OutputExists,
+    UnreadableFile,
+    UnreadableImage,
+    WriteError,
+    WrongKind,
+    quoted,
+)
 from fgkd.report import page
 from fgkd.training import run_folder
 from fgkd.views import recipes
@@ -36,7 +46,7 @@ def test_a_path_is_one_word_of_a_shell(name: str) -> None:
 
 
 def test_a_hint_quotes_its_path(tmp_path: Path) -> None:
-    with pytest.raises(FgkdError) as error:
+    with pytest.raises(MissingFile) as error:
         args_file.load_yaml(tmp_path / "my runs" / "args.yaml")
     found = shlex.split(explain(error.value).partition("Try: ")[2])
     assert found == ["ls", "-la", str(tmp_path)]  # the innermost folder that is there
@@ -61,16 +71,16 @@ def test_hints_on_files_of_data_quote_them(tmp_path: Path) -> None:
     dataset = open_dataset([f"cub:{tmp_path / ODD}"])
     path = Path(dataset.splits["train"].paths[0])
     path.write_bytes(b"no image")
-    with pytest.raises(FgkdError) as undecodable:
+    with pytest.raises(UnreadableImage) as undecodable:
         decode_rgb(path.read_bytes(), str(path))
     assert shlex.split(remedy(undecodable.value), comments=True) == ["file", str(path)]
     path.unlink()
-    with pytest.raises(FgkdError) as gone:
+    with pytest.raises(UnreadableFile) as gone:
         dataset.splits["train"].read(0)
     assert shlex.split(remedy(gone.value))[:2] == ["ls", "-la"]
     boxes = tmp_path / ODD / "bounding_boxes.txt"
     boxes.write_text(boxes.read_text().replace("1 ", "1 x ", 1))
-    with pytest.raises(FgkdError) as listed:
+    with pytest.raises(DatasetError) as listed:
         with_boxes(dataset)
     assert shlex.split(remedy(listed.value)) == ["grep", "-n", "^1 ", str(boxes)]
     icons = remedy(open_error(f"icons:{tmp_path / ODD}"))
@@ -162,14 +172,14 @@ def test_a_json_that_cannot_be_written_is_refused_before_the_work(
     tmp_path: Path, name: str
 ) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(FgkdError, match="cannot be written"):
+    with pytest.raises(OptionError, match="cannot be written"):
         evaluate.check_options(EvaluateConfig(json=str(tmp_path / name)))
 
 
 def test_a_link_to_a_folder_is_not_replaced_by_a_file(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "data")
-    with pytest.raises(FgkdError, match="it is a folder"):
+    with pytest.raises(WriteError, match="it is a folder"):
         files.write_text(tmp_path / "link", "x")
     assert (tmp_path / "link").is_symlink()
     assert not list(tmp_path.glob("*.partial"))
@@ -177,7 +187,7 @@ def test_a_link_to_a_folder_is_not_replaced_by_a_file(tmp_path: Path) -> None:
 
 def test_a_cache_given_as_a_run_is_named(tmp_path: Path) -> None:
     (tmp_path / "identity.json").touch()
-    with pytest.raises(FgkdError, match="is a cache, not a run"):
+    with pytest.raises(WrongKind, match="is a cache, not a run"):
         run_folder.read(tmp_path)
 
 
@@ -202,19 +212,19 @@ def test_a_run_given_as_a_cache_is_named_with_its_cache(
 
 def test_a_cache_folder_in_the_way_is_not_to_be_resumed(tmp_path: Path) -> None:
     (tmp_path / "args.yaml").touch()
-    with pytest.raises(FgkdError) as error:
+    with pytest.raises(OutputExists) as error:
         files.claim_folder(tmp_path, overwrite=False, may_continue=False, resume=False)
     assert remedy(error.value).startswith("--overwrite to rename it to")
 
 
 def test_a_page_into_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x").touch()
-    with pytest.raises(FgkdError, match="is a file, not a folder"):
+    with pytest.raises(OptionError, match="is a file, not a folder"):
         page.claim(tmp_path / "x", "report")
 
 
 def test_the_hint_of_a_range_is_two_words_as_click_takes_them() -> None:
-    with pytest.raises(FgkdError) as error:
+    with pytest.raises(OptionError) as error:
         recipes.recipe_from("light", {"crop_scale": (0.9, 0.1)}, chiral=False)
     assert len(remedy(error.value).split()) == 3
 

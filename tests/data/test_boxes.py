@@ -18,7 +18,7 @@ from scipy.io import loadmat, savemat
 
 from fgkd.data import DATASETS, Dataset, Samples, open_dataset, union, with_boxes
 from fgkd.data.boxes import checked, in_pixels
-from fgkd.errors import FgkdError
+from fgkd.errors import BadBoundingBox, FgkdError, OptionError, UnreadableFile
 from fgkd.views.recipes import ViewRecipe
 from fgkd.views.rendering import KeyedView
 from fgkd.views.transforms import params, pixel_digest, render
@@ -95,7 +95,7 @@ def test_union_boxes(tmp_path: Path) -> None:
     write_folder(tmp_path / "plain")
     mixed = union([members[0], DATASETS["folder"](tmp_path / "plain")])
     for dataset, name in ((mixed, "folder"), (DATASETS["folder"](tmp_path / "plain"), "folder")):
-        with pytest.raises(FgkdError, match=f"{name} has no bounding boxes"):
+        with pytest.raises(OptionError, match=f"{name} has no bounding boxes"):
             with_boxes(dataset)
 
 
@@ -103,7 +103,9 @@ def test_union_boxes(tmp_path: Path) -> None:
 def test_a_box_without_pixels_is_refused(tmp_path: Path, box: str) -> None:
     write_cub(tmp_path)
     edit(tmp_path / "bounding_boxes.txt", "3 3.0 2.0 20.0 25.0", f"3 {box}")
-    with pytest.raises(FgkdError, match=r"the bounding box of images/001.*_0002_796003.jpg is"):
+    with pytest.raises(
+        BadBoundingBox, match=r"the bounding box of images/001.*_0002_796003.jpg is"
+    ):
         with_boxes(DATASETS["cub"](tmp_path))
 
 
@@ -140,7 +142,7 @@ def test_cars_without_box_fields(tmp_path: Path) -> None:
     path = root / "devkit/cars_train_annos.mat"
     rows = loadmat(path)["annotations"]
     savemat(path, {"annotations": repack_fields(rows[["class", "fname"]])})
-    with pytest.raises(FgkdError, match=r"cannot read the boxes of .*cars_train_annos.mat"):
+    with pytest.raises(UnreadableFile, match=r"cannot read the boxes of .*cars_train_annos.mat"):
         with_boxes(DATASETS["cars"](root))
 
 
@@ -148,7 +150,7 @@ def test_an_empty_trimap(tmp_path: Path) -> None:
     root = written("pets", tmp_path)
     blank = Image.fromarray(np.full((30, 40), 2, np.uint8))
     blank.save(root / "annotations/trimaps/Egyptian_Mau_2.png")
-    with pytest.raises(FgkdError, match=r"the bounding box of images/Egyptian_Mau_2.jpg is"):
+    with pytest.raises(BadBoundingBox, match=r"the bounding box of images/Egyptian_Mau_2.jpg is"):
         with_boxes(DATASETS["pets"](root))
 
 
@@ -190,8 +192,8 @@ def test_a_view_lies_inside_its_box() -> None:
 
 def test_a_recipe_with_boxes_needs_them() -> None:
     image = np.zeros((8, 8, 3), np.uint8)
-    with pytest.raises(FgkdError, match="need bounding boxes"):
+    with pytest.raises(OptionError, match="need bounding boxes"):
         KeyedView(one_sample(image, None), RECIPE, 0)
     outside = KeyedView(one_sample(image, [20, 20, 5, 5]), RECIPE, 0)
-    with pytest.raises(FgkdError, match="no pixel of its 8 x 8 image"):
+    with pytest.raises(BadBoundingBox, match="no pixel of its 8 x 8 image"):
         outside.one(functools.partial(lambda row: image), 0, 0, 8)

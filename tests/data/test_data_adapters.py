@@ -31,7 +31,7 @@ from PIL import Image
 
 from fgkd.data import DATASETS, open_dataset, with_boxes
 from fgkd.data.decoding import decode_rgb
-from fgkd.errors import DatasetError, FgkdError, NoTrainSplit
+from fgkd.errors import DatasetError, NoTrainSplit, UnreadableFile
 
 REPO = Path(__file__).parents[2]
 WRITERS = LISTED_WRITERS | OFFICIAL_WRITERS
@@ -161,7 +161,7 @@ def test_repeated_and_missing_image(tmp_path: Path) -> None:
     write_cub(tmp_path)
     train = DATASETS["cub"](tmp_path).splits["train"]
     os.unlink(train.paths[0])  # found when it is read, so that loading need not open every file
-    with pytest.raises(FgkdError, match="0000_796001"):
+    with pytest.raises(UnreadableFile, match="0000_796001"):
         DATASETS["cub"](tmp_path).splits["train"].read(0)
     rows = (tmp_path / "images.txt").read_text().splitlines()
     rows[1] = rows[0].replace("1 ", "2 ", 1)

@@ -25,7 +25,7 @@ from torchvision import datasets
 
 from fgkd.data import DATASETS, open_dataset
 from fgkd.data.decoding import decode_rgb
-from fgkd.errors import FgkdError
+from fgkd.errors import UnreadableImage
 
 READERS = {
     "aircraft": (datasets.FGVCAircraft, {"train": "train", "val": "val", "test": "test"}),
@@ -171,7 +171,7 @@ def test_pets_damaged_jpeg_is_found_when_read(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:300])
     samples = DATASETS["pets"](root).splits["train"]
     row = samples.keys.index("images/Egyptian_Mau_1.jpg")
-    with pytest.raises(FgkdError, match="cannot decode image images/Egyptian_Mau_1"):
+    with pytest.raises(UnreadableImage, match="cannot decode image images/Egyptian_Mau_1"):
         decode_rgb(samples.read(row), samples.keys[row])
 
 

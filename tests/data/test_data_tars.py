@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 
 from fgkd.data import DATASETS, open_dataset
 from fgkd.data.decoding import decode_rgb
-from fgkd.errors import FgkdError
+from fgkd.errors import FgkdError, UnreadableFile
 
 Members = list[tuple[str, bytes]]
 
@@ -178,7 +178,7 @@ def test_a_tar_that_shrinks_while_it_is_used(tmp_path: Path) -> None:
     write_tars(tmp_path)
     train = DATASETS["webdataset"](tmp_path).splits["train"]
     (tmp_path / "train-000000.tar").write_bytes(b"")
-    with pytest.raises(FgkdError, match=r"train-000000.tar is truncated"):
+    with pytest.raises(UnreadableFile, match=r"train-000000.tar is truncated"):
         train.read(0)
 
 

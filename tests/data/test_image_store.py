@@ -20,7 +20,15 @@ from fgkd.cache.samples import describe
 from fgkd.data import Samples
 from fgkd.data.decoding import decode_rgb
 from fgkd.data.image_store import ImageStore, estimate_bytes
-from fgkd.errors import FgkdError, OptionError, UnreadableImage
+from fgkd.errors import (
+    ContentMismatch,
+    DamagedCopy,
+    DataMismatch,
+    FgkdError,
+    OptionError,
+    UnreadableImage,
+    WriteError,
+)
 from fgkd.loading.workers import render
 from fgkd.views.recipes import RECIPES, ViewRecipe
 from fgkd.views.rendering import KeyedView, Request, ViewRenderer
@@ -131,7 +139,7 @@ def test_a_store_pickles_as_its_path(built: ImageStore) -> None:
 
 def test_a_stale_store_is_refused(built: ImageStore, tmp_path: Path) -> None:
     def refused(**changes: object) -> str:
-        with pytest.raises(FgkdError, match="is of other images") as caught:
+        with pytest.raises(DataMismatch, match="is of other images") as caught:
             reopened(built, **changes)
         assert remedy(caught.value).startswith(f"rm -r {built.folder}")
         return caught.value.message
@@ -153,10 +161,10 @@ def test_a_damaged_store_is_refused(built: ImageStore) -> None:
     index, pixels = built.folder / "index.json", built.folder / "pixels.u8"
     with open(pixels, "rb+") as file:
         file.truncate(built.pixels_bytes - 1)
-    with pytest.raises(FgkdError, match=r"damaged: pixels.u8 has .* bytes of"):
+    with pytest.raises(DamagedCopy, match=r"damaged: pixels.u8 has .* bytes of"):
         reopened(built)
     pixels.unlink()
-    with pytest.raises(FgkdError, match=r"damaged: pixels.u8 has 0 bytes"):
+    with pytest.raises(DamagedCopy, match=r"damaged: pixels.u8 has 0 bytes"):
         reopened(built)
     held = json.loads(index.read_text())
     for text in ("{", "[]", json.dumps(held | {"heights": "x"})):
@@ -165,7 +173,7 @@ def test_a_damaged_store_is_refused(built: ImageStore) -> None:
             reopened(built)
     for name in ("heights", "widths"):
         index.write_text(json.dumps(held | {name: held[name][:-1]}))
-        with pytest.raises(FgkdError, match="damaged"):
+        with pytest.raises(DamagedCopy, match="damaged"):
             reopened(built)
 
 
@@ -180,7 +188,7 @@ def test_read_only_places(built: ImageStore, monkeypatch: pytest.MonkeyPatch) ->
     store = reopened(built)
     store.build(1)
     assert np.array_equal(store[0], built[0])
-    with pytest.raises(FgkdError, match="cannot write"):
+    with pytest.raises(WriteError, match="cannot write"):
         ImageStore(built.folder / "new", built.samples, SIDE).build(1)
 
 
@@ -195,7 +203,7 @@ def test_a_file_system_without_locks(
 
     monkeypatch.setattr("fcntl.flock", refuse)
     store = ImageStore(built.folder / "new", built.samples, SIDE)
-    with pytest.raises(FgkdError, match="its file system has no locks") as caught:
+    with pytest.raises(OptionError, match="its file system has no locks") as caught:
         store.build(1)
     assert os.strerror(number) in caught.value.message
     assert isinstance(caught.value, OptionError)
@@ -213,7 +221,7 @@ def test_a_full_disk_is_said_before_it_is_full(
     needed = estimate_bytes(samples, SIDE)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed - 1))
-    with pytest.raises(FgkdError, match=r"would take about .*, but .* are free"):
+    with pytest.raises(WriteError, match=r"would take about .*, but .* are free"):
         store.build(1)
     assert list(store.folder.iterdir()) == []
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed))
@@ -225,7 +233,7 @@ def test_unreadable_images(samples: Samples, tmp_path: Path) -> None:
     """They stop the build, or are left out and are errors of their own when asked for."""
     Path(samples.paths[1]).write_bytes(b"no image")
     Path(samples.paths[4]).unlink()
-    with pytest.raises(FgkdError, match=r"cannot decode image .*1\.jpg"):
+    with pytest.raises(UnreadableImage, match=r"cannot decode image .*1\.jpg"):
         ImageStore(tmp_path / "strict", samples, SIDE).build(2)
     assert list((tmp_path / "strict").iterdir()) == []
     store = ImageStore(tmp_path / "store", samples, SIDE)
@@ -243,7 +251,7 @@ def test_other_content_is_found_while_building(samples: Samples, tmp_path: Path)
     """Even where unreadable images are left out."""
     hashes = ["0" * 32] * len(samples)
     store = ImageStore(tmp_path / "store", samples, SIDE, hashes)
-    with pytest.raises(FgkdError, match=r"content of 0\.jpg"):
+    with pytest.raises(ContentMismatch, match=r"content of 0\.jpg"):
         store.build(1, skip_unreadable=True)
     assert not ImageStore(store.folder, samples, SIDE).is_complete
 

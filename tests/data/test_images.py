@@ -14,7 +14,7 @@ from helpers.datasets import (
 from PIL import Image
 
 from fgkd.data.decoding import MAX_PIXELS, decode_pil, decode_rgb
-from fgkd.errors import FgkdError
+from fgkd.errors import UnreadableImage
 from stages.remedies import remedy
 
 REPO = Path(__file__).parents[2]
@@ -92,7 +92,7 @@ def test_decode_scales_16_bit(kind: str) -> None:
     ids=["empty", "text", "jpeg", "png", "header", "eps"],
 )
 def test_undecodable(data: bytes, reason: str) -> None:
-    with pytest.raises(FgkdError) as caught:
+    with pytest.raises(UnreadableImage) as caught:
         decode_rgb(data, "train/a/b.jpg")
     assert "train/a/b.jpg" in caught.value.message
     assert reason in caught.value.message
@@ -104,5 +104,5 @@ def test_undecodable(data: bytes, reason: str) -> None:
 def test_decompression_bomb(side: int) -> None:
     assert side**2 > MAX_PIXELS
     ppm = b"P6 %d %d 255\n" % (side, side)  # a header alone: its size is what counts
-    with pytest.raises(FgkdError, match="pixels"):
+    with pytest.raises(UnreadableImage, match="pixels"):
         decode_rgb(ppm, "bomb.png")

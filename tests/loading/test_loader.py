@@ -21,7 +21,7 @@ from fgkd.cache.samples import describe
 from fgkd.cache.writer import Writer
 from fgkd.data import Samples, content
 from fgkd.data.decoding import decode_rgb
-from fgkd.errors import FgkdError
+from fgkd.errors import ContentMismatch, PixelMismatch, UnreadableImage
 from fgkd.loading.schedule import Schedule
 from fgkd.loading.train_loader import CHECK_EVERY, Batch, TrainLoader
 from fgkd.views import transforms
@@ -200,7 +200,7 @@ def test_a_digest_mismatch_stops_the_run(samples: Samples, cache: Path) -> None:
     reader.arrays_of_view = tampered  # type: ignore[method-assign]
     batches = make_loader(samples, reader).batches(0)
     assert [next(batches).spec.step for _ in range(3)] == [0, 1, 2]
-    with pytest.raises(FgkdError) as caught:
+    with pytest.raises(PixelMismatch) as caught:
         next(batches)
     expected = f"view {view} of {samples.keys[checked]} are not those the teacher saw"
     assert expected in caught.value.message
@@ -210,12 +210,12 @@ def test_a_digest_mismatch_stops_the_run(samples: Samples, cache: Path) -> None:
 def test_a_share_of_the_pixels_is_checked(samples: Samples, cache: Path) -> None:
     """Another view seed changes every pixel: the first batch of a cache notices."""
     loader = make_loader(samples, cache, seed=VIEW_SEED + 1)
-    with pytest.raises(FgkdError, match="not those the teacher saw"):
+    with pytest.raises(PixelMismatch, match="not those the teacher saw"):
         next(loader.batches(0))
     reader = Reader(cache)
     reader.manifest.libraries["pillow"] = "1.0"
     loader = make_loader(samples, reader, seed=5)
-    with pytest.raises(FgkdError, match=r"pillow: 1\.0 -> "):
+    with pytest.raises(PixelMismatch, match=r"pillow: 1\.0 -> "):
         next(loader.batches(0))
 
 
@@ -255,7 +255,7 @@ def test_a_changed_image_is_refused(
     batches = make_loader(changed, cache, workers=workers).batches(0)
     assert next(batches).spec.step == 0
     expected = f"content of {samples.keys[row]}: {hashes[0]} -> {hashes[1]}"
-    with pytest.raises(FgkdError, match=re.escape(expected)):
+    with pytest.raises(ContentMismatch, match=re.escape(expected)):
         next(batches)
 
 
@@ -266,7 +266,7 @@ def test_bad_images_are_left_out_and_listed(samples: Samples, tmp_path: Path) ->
     broken = dataclasses.replace(
         samples, paths=[*samples.paths[:row], str(path), *samples.paths[row + 1 :]]
     )
-    with pytest.raises(FgkdError, match=re.escape(str(path))):
+    with pytest.raises(UnreadableImage, match=re.escape(str(path))):
         list(make_loader(broken).batches(0))
     for batch in make_loader(broken, skip_unreadable=True).batches(0):
         rows = [r for r in batch.spec.rows if r != row]

@@ -17,7 +17,7 @@ from PIL import Image
 
 from fgkd import distributed
 from fgkd.data import Samples
-from fgkd.errors import FgkdError
+from fgkd.errors import UnreadableFile
 from fgkd.loading.workers import render
 from fgkd.views.clean import EvalTransform, clean_renderer
 from fgkd.views.rendering import Request
@@ -84,7 +84,7 @@ def test_bad_images(workers: int, samples: Samples, tmp_path: Path) -> None:
     config |= {"mean": (0.5, 0.5, 0.5)}
     requests = [Request(np.array([1, 2, 3]), [0]), Request(np.array([4]), [0])]
     strict = render(clean_renderer(damaged, EvalTransform.of(config), False), requests, workers)
-    with pytest.raises(FgkdError, match=r"missing\.jpg") as caught:
+    with pytest.raises(UnreadableFile, match=r"missing\.jpg") as caught:
         list(strict)
     assert remedy(caught.value)
     assert "Traceback" not in str(caught.value)

@@ -16,7 +16,7 @@ import torch
 from helpers.datasets import write_image
 
 from fgkd.data import Samples
-from fgkd.errors import FgkdError
+from fgkd.errors import UnreadableImage
 from fgkd.loading.workers import Pool, render
 from fgkd.views.recipes import ViewRecipe
 from fgkd.views.rendering import KeyedView, Request, ViewRenderer
@@ -69,7 +69,7 @@ def test_an_error_crosses_a_worker_whole(renderer: ViewRenderer) -> None:
     answers = render(strict, requests(), 1)
     for _ in range(4):
         next(answers)
-    with pytest.raises(FgkdError, match=r"cannot decode image .*7\.png"):
+    with pytest.raises(UnreadableImage, match=r"cannot decode image .*7\.png"):
         next(answers)
     assert list(render(renderer, [], 2)) == []
 

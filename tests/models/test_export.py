@@ -19,7 +19,7 @@ from helpers.models import CLASSES, DEIT, build, images, perturb, timm_logits, t
 from helpers.runs import fgkd
 
 from fgkd import models
-from fgkd.errors import FgkdError, MissingPackage
+from fgkd.errors import ExportError, MissingPackage
 from fgkd.models import export
 
 Asked = tuple[Callable[[np.ndarray], np.ndarray], dict[str, str]]
@@ -164,7 +164,7 @@ class Sizes(torch.nn.Module):
 def test_a_file_that_answers_otherwise_is_not_given_out() -> None:
     model = perturb(build("convnext_atto"))
     model.net = Sizes(model.net)
-    with pytest.raises(FgkdError, match=r"convnext_atto as torchscript is .* off torch's logits"):
+    with pytest.raises(ExportError, match=r"convnext_atto as torchscript is .* off torch's logits"):
         export.convert(model, "torchscript", CLASSES)
-    with pytest.raises(FgkdError, match="cannot be written as pt2"):
+    with pytest.raises(ExportError, match="cannot be written as pt2"):
         export.convert(model, "pt2", CLASSES)

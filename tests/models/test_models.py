@@ -9,7 +9,7 @@ from helpers.models import CLASSES, DEIT, TINY_VIT, build, images
 from torchvision.transforms.v2 import functional as tv
 
 from fgkd import models
-from fgkd.errors import FgkdError
+from fgkd.errors import FgkdError, OptionError, UnknownName
 
 # ---- stochastic depth ----------------------------------------------------------------------
 
@@ -108,13 +108,13 @@ def test_parse_kwargs() -> None:
     "text", ["depth", "depth=", "a=1;b=2", "a=f(1)", "a=1,3", "a=1)+(2", "**x"]
 )
 def test_parse_kwargs_refuses(text: str) -> None:
-    with pytest.raises(FgkdError) as caught:
+    with pytest.raises(OptionError) as caught:
         models.parse_kwargs((text,))
     assert repr(text) in caught.value.message
 
 
 def test_unknown_model_names_near_ones() -> None:
-    with pytest.raises(FgkdError, match=r"no model 'convnext_bas'.*did you mean.*convnext_base"):
+    with pytest.raises(UnknownName, match=r"no model 'convnext_bas'.*did you mean.*convnext_base"):
         build("convnext_bas", kwargs={})
 
 

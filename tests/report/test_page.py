@@ -12,7 +12,7 @@ from helpers.datasets import encode, pixels
 from helpers.pages import HOSTILE, Outline, assert_stands_alone, bytes_of, hostile_page
 from PIL import Image
 
-from fgkd.errors import FgkdError
+from fgkd.errors import OptionError, WriteError
 from fgkd.report import page, plots
 from fgkd.report.findings import Answers
 from fgkd.report.page import Cell, Table
@@ -83,14 +83,14 @@ def test_a_folder_is_claimed_before_work_and_only_an_own_page_is_replaced(tmp_pa
     page.write(own, page.render("t", "l", []))
     page.claim(own, "--report")
     (own / "index.html").write_text("<h1>somebody else's</h1>")
-    with pytest.raises(FgkdError, match="not a page of fgkd"):
+    with pytest.raises(OptionError, match="not a page of fgkd"):
         page.claim(own, "--report")
     assert (own / "index.html").read_text() == "<h1>somebody else's</h1>"
     (tmp_path / "file").write_text("")
-    with pytest.raises(FgkdError, match="file"):
+    with pytest.raises(OptionError, match="file"):
         page.claim(tmp_path / "file", "--report")
     (tmp_path / "f" / "index.html").mkdir(parents=True)
-    with pytest.raises(FgkdError, match=r"index\.html: it is a folder"):
+    with pytest.raises(WriteError, match=r"index\.html: it is a folder"):
         page.claim(tmp_path / "f", "--report")
 
 

@@ -24,7 +24,7 @@ from helpers.models import CLASSES, images
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from fgkd.errors import FgkdError
+from fgkd.errors import CheckpointError, FgkdError, NotFinite
 from fgkd.loading.batch import Batch
 from fgkd.training import checkpoint, loop
 
@@ -173,7 +173,7 @@ def test_a_non_finite_loss_stops_before_the_update(value: float) -> None:
             out["loss"] = out["loss"] * value
         return out
 
-    with pytest.raises(FgkdError, match=r"not finite at step 4 \(epoch 2\)"):
+    with pytest.raises(NotFinite, match=r"not finite at step 4 \(epoch 2\)"):
         fit(state, make_batches(), broken)
     assert state.step == 4
     assert kept
@@ -219,11 +219,11 @@ def test_float16_loss_scale_survives_a_restart() -> None:
 def test_restore_of_another_model() -> None:
     saved = make_state().save()
     other = make_state(class_names=[*CLASSES, "dog"])
-    with pytest.raises(FgkdError, match="not of this run"):
+    with pytest.raises(CheckpointError, match="not of this run"):
         other.restore(saved)
     del saved["optimizer"]
-    with pytest.raises(FgkdError, match="optimizer"):
+    with pytest.raises(CheckpointError, match="optimizer"):
         make_state().restore(saved)
     without = make_state(ema=False).save()
-    with pytest.raises(FgkdError, match="not of this run"):
+    with pytest.raises(CheckpointError, match="not of this run"):
         make_state(ema=True).restore(without)

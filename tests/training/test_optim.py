@@ -263,7 +263,7 @@ def test_unknown_optimizer_is_refused(name: str) -> None:
 
 def test_an_optimizer_that_cannot_be_built_is_refused() -> None:
     groups = optim.param_groups(model=tiny(), weight_decay=0.0)
-    with pytest.raises(FgkdError, match="cannot build the optimizer 'adamw'"):
+    with pytest.raises(OptionError, match="cannot build the optimizer 'adamw'"):
         optim.create_optimizer(name="adamw", groups=groups, lr=1.0, momentum=0.9, betas=[2.0, 0.9])
 
 
@@ -284,7 +284,7 @@ def test_clip_by_value_and_parameters_without_a_gradient() -> None:
     assert optim.clip_grad([weight, unused], 1.0, "value") == 5.0
     assert weight.grad.tolist() == [1.0, -1.0]
     assert optim.clip_grad([unused], 1.0) == 0.0
-    with pytest.raises(FgkdError, match="unknown clip mode"):
+    with pytest.raises(UnknownName, match="unknown clip mode"):
         optim.clip_grad([weight], 1.0, "agc")
 
 

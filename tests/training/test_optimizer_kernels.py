@@ -19,7 +19,7 @@ from helpers.models import build
 from helpers.runs import assert_same
 from torch import Tensor, nn
 
-from fgkd.errors import FgkdError
+from fgkd.errors import NotFinite
 from fgkd.loading.batch import Batch
 from fgkd.training import optim
 
@@ -35,7 +35,7 @@ def test_a_fused_optimizer_leaves_the_update_out_by_itself(
     updates: list[int] = []
     real = state.optimizer.step
     monkeypatch.setattr(state.optimizer, "step", lambda: updates.append(1) or real())
-    with pytest.raises(FgkdError, match="gradient is not finite at step 1"):
+    with pytest.raises(NotFinite, match="gradient is not finite at step 1"):
         fit(state, make_batches(), broken_gradient)
     assert len(updates) == 2
     fit(same, make_batches()[:1])

@@ -13,7 +13,14 @@ import torch
 
 from fgkd import config, files
 from fgkd.config import TrainTeacherConfig, args_file
-from fgkd.errors import FgkdError, OptionError, OutputExists, RunMismatch
+from fgkd.errors import (
+    MissingFile,
+    MissingOption,
+    OptionError,
+    OutputExists,
+    RunMismatch,
+    UnreadableFile,
+)
 from fgkd.progress import Progress
 from fgkd.training import run_folder
 from fgkd.training.run_folder import Parents, RunFacts, RunFolder
@@ -102,13 +109,13 @@ def test_overwrite_with_resume_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("output", ["", "."])
 def test_no_output(output: str) -> None:
-    with pytest.raises(FgkdError, match="no output folder given"):
+    with pytest.raises(MissingOption, match="no output folder given"):
         files.claim_folder(Path(output), overwrite=True, may_continue=False)
 
 
 def test_output_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "f").write_text("x")
-    with pytest.raises(FgkdError, match="is a file"):
+    with pytest.raises(OptionError, match="is a file"):
         begin(tmp_path / "f", overwrite=True)
 
 
@@ -215,9 +222,9 @@ def test_the_log_is_what_was_shown(tmp_path: Path) -> None:
 
 
 def test_reading_what_is_not_a_run(tmp_path: Path) -> None:
-    with pytest.raises(FgkdError, match="no run folder"):
+    with pytest.raises(MissingFile, match="no run folder"):
         run_folder.read(tmp_path / "no")
-    with pytest.raises(FgkdError, match="no run description at"):
+    with pytest.raises(MissingFile, match="no run description at"):
         run_folder.read(tmp_path)
 
 
@@ -243,7 +250,7 @@ def test_free_options_are_those_that_change_no_number() -> None:
 @pytest.mark.parametrize("found", [3, [1], {}, {"architecture": "convnext_atto"}])
 def test_a_run_description_of_another_kind(tmp_path: Path, found: object) -> None:
     files.write_json(tmp_path / "run.json", found)
-    with pytest.raises(FgkdError, match=r"run\.json is damaged, or another program's"):
+    with pytest.raises(UnreadableFile, match=r"run\.json is damaged, or another program's"):
         run_folder.read(tmp_path)
 
 

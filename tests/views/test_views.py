@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fgkd.errors import FgkdError
+from fgkd.errors import BadBoundingBox, FgkdError, RecipeError, UnknownName
 from fgkd.views import augmentations, mixing, recipes, transforms
 from fgkd.views.mixing import MixParams, mix
 from fgkd.views.recipes import RECIPES, ViewRecipe
@@ -158,7 +158,7 @@ def test_bounding_box_holds_the_crop() -> None:
         x, y, w, h = transforms.params(SEED, 0, "k", view, (60, 40), bbox=(10, 5, 70, 20)).box
         assert 10 <= x <= x + w <= 60
         assert 5 <= y <= y + h <= 25
-    with pytest.raises(FgkdError, match=r"\(60, 0, 5, 5\).*60 x 40"):
+    with pytest.raises(BadBoundingBox, match=r"\(60, 0, 5, 5\).*60 x 40"):
         transforms.params(SEED, 0, "k", 0, (60, 40), bbox=(60, 0, 5, 5))
 
 
@@ -269,7 +269,7 @@ def test_bad_overrides_name_the_value(overrides: dict, seen: str) -> None:
 
 
 def test_unknown_recipe_is_refused() -> None:
-    with pytest.raises(FgkdError, match="unknown view recipe 'sed'"):
+    with pytest.raises(UnknownName, match="unknown view recipe 'sed'"):
         recipes.recipe_from("sed", {}, chiral=False)
 
 
@@ -279,10 +279,10 @@ def test_dict_round_trip_is_strict(name: str) -> None:
     values = recipe.to_dict()
     assert ViewRecipe.from_dict(json.loads(json.dumps(values))) == recipe
     assert json.dumps(values["mixup"]) == "1.0"  # one text, so one identity
-    with pytest.raises(FgkdError, match="extra"):
+    with pytest.raises(RecipeError, match="extra"):
         ViewRecipe.from_dict(values | {"extra": 1})
     del values["erasing"]
-    with pytest.raises(FgkdError, match="lacks erasing"):
+    with pytest.raises(RecipeError, match="lacks erasing"):
         ViewRecipe.from_dict(values)
 
 
