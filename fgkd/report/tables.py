@@ -85,7 +85,8 @@ def mcnemar_lines(results: Sequence[Result]) -> list[str]:
         for against, test in one.mcnemar:
             p = test.p_value
             lines.append(
-                f"{one.run} against {against}: {test.only_this:,} images only the first gets right, "
+                f"{one.run} against {against}: "
+                f"{test.only_this:,} images only the first gets right, "
                 f"{test.only_other:,} only the second; "
                 + ("p < 0.001" if p < 0.001 else f"p = {p:.3f}")
                 + (" (exact McNemar)" if test.test == "exact" else " (McNemar)")

@@ -84,8 +84,10 @@ def test_mcnemar_lines() -> None:
         ("b", McNemar(3, 5, "exact", 0.7266)),
     )
     assert tables.mcnemar_lines([result("a"), result("c", mcnemar=tests)]) == [
-        "c against a: 1,200 images only the first gets right, 12 only the second; p < 0.001 (McNemar)",
-        "c against b: 3 images only the first gets right, 5 only the second; p = 0.727 (exact McNemar)",
+        "c against a: 1,200 images only the first gets right, 12 only the second; "
+        "p < 0.001 (McNemar)",
+        "c against b: 3 images only the first gets right, 5 only the second; "
+        "p = 0.727 (exact McNemar)",
     ]
 
 
