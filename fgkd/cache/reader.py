@@ -62,7 +62,8 @@ class Reader:
         return self.__dict__ | {"_open": {}, "_hashes": {}}  # a copy opens shards for itself
 
     def _load_samples(self) -> SampleTables:
-        return manifest.load_samples(self.folder, self.manifest, self.url)
+        tables = manifest.load_samples(self.folder, self.manifest, self.url)
+        return {split: table.narrow() for split, table in tables.items()}
 
     @property
     def _backend(self) -> Any:
@@ -256,7 +257,8 @@ class Reader:
         table = self.samples[split]
         keys = list(table.keys)
         paths = [f"{path}:{key}" for path, key in zip(where, keys, strict=True)]
-        return Samples(keys, table.labels, table.domains, paths, places=places, boxes=table.boxes)
+        labels, domains = table.labels.astype(np.int64), table.domains.astype(np.int64)
+        return Samples(keys, labels, domains, paths, places=places, boxes=table.boxes)
 
     def places(self, row: ShardRow) -> dict[int, Place]:
         """Sample's row -> (file, offset, size) of its image, for a shard that holds images."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, overload
 
 import numpy as np
@@ -102,10 +102,10 @@ class Keys(Sequence[str]):
 class SampleTable:
     """One split as columns.
 
-    keys: paths relative to the dataset's root, each once. labels, domains, sizes: int64 [N], class
-    (-1: none), domain, and bytes of the image file (-1: unreadable). hashes: bytes [N], its hex
-    content hash (b"": unreadable). boxes: float64 [N, 4] as x, y, width, height in source pixels,
-    where views are cropped inside bounding boxes.
+    keys: paths relative to the dataset's root, each once. labels, domains, sizes: int [N], class
+    (-1: none), domain, and bytes of the image file (-1: unreadable); int64 but in a narrow table.
+    hashes: bytes [N], its hex content hash (b"": unreadable). boxes: float64 [N, 4] as x, y, width,
+    height in source pixels, where views are cropped inside bounding boxes.
     """
 
     keys: Keys
@@ -123,6 +123,11 @@ class SampleTable:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def narrow(self) -> SampleTable:
+        """The same table with its numbers in the smallest type that holds them."""
+        labels, domains, sizes = map(_narrow, (self.labels, self.domains, self.sizes))
+        return replace(self, labels=labels, domains=domains, sizes=sizes)
 
     def columns(self) -> dict[str, Keys | np.ndarray]:
         """The columns by name, in order; boxes only if there are any."""
@@ -163,6 +168,11 @@ class SampleTable:
             raise ValueError("a key begins inside a character")
         if (key := self.keys.repeated()) is not None:
             raise ValueError(f"the key {key!r} occurs twice")
+
+
+def _narrow(numbers: np.ndarray) -> np.ndarray:
+    low, high = numbers.min(initial=-1), numbers.max(initial=0)
+    return numbers.astype(np.result_type(np.min_scalar_type(low), np.min_scalar_type(high)))
 
 
 SampleTables = Mapping[str, SampleTable]  # "train" and "val"

@@ -95,7 +95,7 @@ def teacher_accuracy(folder: Path) -> TeacherAccuracy | None:
     if not len(labels):
         return None
     val_pct, logits_NK = None, reader.val_logits()
-    labels_N = torch.from_numpy(np.asarray(reader.samples["val"].labels))
+    labels_N = torch.from_numpy(reader.samples["val"].labels.astype(np.int64))
     if logits_NK is not None and bool((labels_N >= 0).any()):
         val_pct = metrics.top1_pct(logits_NK=torch.from_numpy(logits_NK), labels_N=labels_N)
     chance = 100 * np.bincount(labels).max() / len(labels)

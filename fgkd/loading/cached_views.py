@@ -26,6 +26,7 @@ from fgkd.loading.cached_data import cached_data, matching
 from fgkd.views.rendering import RenderedViews, Request
 from fgkd.views.view_set import ViewSet
 
+CHECK_EVERY = 100  # one view in so many is compared with the cache's digest
 Item = dict[str, Tensor | int | float | str]  # what a torch DataLoader collates
 
 
@@ -50,8 +51,9 @@ class CachedViews(TorchDataset[Item]):
     the same crops. temperature: needed by a `topk` cache, whose logits are then such that
     softmax(teacher_logits / temperature) has exactly the stored tail.
 
-    Each image file is compared with its content hash when it is first read, and each view with its
-    stored digest (at the cache's own size). Images that capture could not read are left out.
+    Each image file is compared with its content hash when it is first read. At the cache's own size
+    the pixels of each batch's first view, and of one view in `CHECK_EVERY`, are compared with the
+    cache's digests. Images that capture could not read are left out.
     Raises: DataMismatch, OptionError, CacheError of many types; ContentMismatch and PixelMismatch
     for an item (from a DataLoader's worker as torch's RuntimeError with the same text).
     """
@@ -122,10 +124,14 @@ class CachedViews(TorchDataset[Item]):
     def _rendered(self, rows: np.ndarray, view: int) -> RenderedViews:
         """The views of these rows, whose pixels are those that the teacher saw."""
         unchecked = not bool(self._content_checked[torch.from_numpy(rows)].all())
-        places = self._downloaded(rows, view)
-        digests = np.full(len(rows), self.checks_pixels)
+        checks_B = (rows + view) % CHECK_EVERY == 0
+        checks_B[:1] = True
         request = self.view_set.request(
-            rows, [view], digests=digests, check_content=unchecked, places=places
+            rows,
+            [view],
+            digests=checks_B & self.checks_pixels,
+            check_content=unchecked,
+            places=self._downloaded(rows, view),
         )
         images = [np.empty(shape, np.uint8) for shape in self._renderer.shapes(request)]
         rendered = self._renderer.render_into(images, request)
@@ -135,11 +141,11 @@ class CachedViews(TorchDataset[Item]):
         return rendered
 
     def _check_pixels(self, request: Request, rendered: RenderedViews, view: int) -> None:
-        stored_B = self._reader.stored(request.rows, view, ["digests"])["digests"]
-        wrong = np.flatnonzero(rendered.digests_BV[:, 0] != stored_B)
+        rows, digests_B = request.rows[request.digests], rendered.digests_BV[request.digests, 0]
+        stored_B = self._reader.stored(rows, view, ["digests"])["digests"]
+        wrong = np.flatnonzero(digests_B != stored_B)
         if len(wrong):
-            key = self.view_set.samples.keys[request.rows[wrong[0]]]
-            raise pixel_mismatch(self._reader, key, view)
+            raise pixel_mismatch(self._reader, self.view_set.samples.keys[rows[wrong[0]]], view)
 
     def _downloaded(self, rows: np.ndarray, view: int) -> dict[int, Place] | None:
         """Where the images of these rows and of their partners lie, if they come with shards."""

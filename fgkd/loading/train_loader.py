@@ -22,13 +22,11 @@ from fgkd.cache.remote import Stream
 from fgkd.data.image_store import ImageStore
 from fgkd.errors import OptionError
 from fgkd.loading.batch import Batch
-from fgkd.loading.cached_views import pixel_mismatch
+from fgkd.loading.cached_views import CHECK_EVERY, pixel_mismatch
 from fgkd.loading.schedule import BatchSpec, Schedule
 from fgkd.loading.workers import render
 from fgkd.views.rendering import RenderedViews, Request
 from fgkd.views.view_set import ViewSet
-
-CHECK_EVERY = 100  # one training view in so many is compared with the cache's digest
 
 
 class TrainLoader:
