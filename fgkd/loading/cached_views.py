@@ -6,14 +6,18 @@ Shape legend: H, W pixels, C classes.
 from __future__ import annotations
 
 import copy
+import math
 import os
 from collections.abc import Iterator, MutableSet, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import get_worker_info
+from torch.utils.data._utils.collate import collate, default_collate_fn_map
 
 from fgkd import comparison
 from fgkd.cache.reader import Reader
@@ -27,7 +31,34 @@ from fgkd.views.rendering import RenderedViews, Request
 from fgkd.views.view_set import ViewSet
 
 CHECK_EVERY = 100  # one view in so many is compared with the cache's digest
-Item = dict[str, Tensor | int | float | str]  # what a torch DataLoader collates
+
+
+class Item(dict[str, Tensor | int | float | str]):
+    """One image's view, label and targets.
+
+    A DataLoader's batch of them shares the memory that its images were rendered into.
+    """
+
+    batch_B3HW: Tensor  # the images of the batch this one was rendered with
+    image_3HW: Tensor  # its own, a view of that
+
+
+def _collate(items: list[Item], *, collate_fn_map: Any = None) -> dict[str, Any]:
+    """What torch's default collate function calls for items."""
+    plain = [dict(item) for item in items]
+    batch_B3HW, image_size = items[0].batch_B3HW, items[0].image_3HW.nbytes
+    start = batch_B3HW.data_ptr()
+    if len(items) == len(batch_B3HW) and all(
+        item["image"] is item.image_3HW and item.image_3HW.data_ptr() == start + i * image_size
+        for i, item in enumerate(items)
+    ):
+        for one in plain:
+            del one["image"]
+        return {"image": batch_B3HW, **collate(plain, collate_fn_map=collate_fn_map)}
+    return dict(collate(plain, collate_fn_map=collate_fn_map))
+
+
+default_collate_fn_map[Item] = _collate
 
 
 class CachedViews(TorchDataset[Item]):
@@ -35,7 +66,8 @@ class CachedViews(TorchDataset[Item]):
 
     A map-style dataset for `torch.utils.data.DataLoader`, with any sampler, number of workers and
     start method. Epoch e shows view e mod V: call `set_epoch(e)` before each epoch; it reaches
-    workers that live on (`persistent_workers=True`). Items are dicts:
+    workers that live on (`persistent_workers=True`). Items are dicts, a DataLoader's batches too,
+    whose images are in channels-last memory:
 
         image           uint8 tensor [3, H, W], not normalised
         label           int, -1 for an image without a label
@@ -117,12 +149,12 @@ class CachedViews(TorchDataset[Item]):
         if self._process != os.getpid():
             self._use(self._original)
         view, rows = self.view, self.rows[np.asarray(indices, np.int64)]
-        rendered = self._rendered(rows, view)
+        image_B3HW, lams_B = self._rendered(rows, view)
         logits_BC = torch.from_numpy(self._reader.targets(rows, view, self.temperature))
-        return list(self._items(rows, view, rendered, logits_BC))
+        return list(self._items(rows, view, image_B3HW, lams_B, logits_BC))
 
-    def _rendered(self, rows: np.ndarray, view: int) -> RenderedViews:
-        """The views of these rows, whose pixels are those that the teacher saw."""
+    def _rendered(self, rows: np.ndarray, view: int) -> tuple[Tensor, np.ndarray]:
+        """(images [B, 3, H, W] in channels-last memory, shares of mixed ones [B]) of these rows."""
         unchecked = not bool(self._content_checked[torch.from_numpy(rows)].all())
         checks_B = (rows + view) % CHECK_EVERY == 0
         checks_B[:1] = True
@@ -133,12 +165,13 @@ class CachedViews(TorchDataset[Item]):
             check_content=unchecked,
             places=self._downloaded(rows, view),
         )
-        images = [np.empty(shape, np.uint8) for shape in self._renderer.shapes(request)]
-        rendered = self._renderer.render_into(images, request)
+        (shape,) = self._renderer.shapes(request)
+        image_BVHW3 = _memory(shape)
+        rendered = self._renderer.render_into([image_BVHW3.numpy()], request)
         self._content_checked[torch.from_numpy(rows)] = True
         if self.checks_pixels:
             self._check_pixels(request, rendered, view)
-        return rendered
+        return image_BVHW3[:, 0].permute(0, 3, 1, 2), rendered.lams_BV[:, 0]
 
     def _check_pixels(self, request: Request, rendered: RenderedViews, view: int) -> None:
         rows, digests_B = request.rows[request.digests], rendered.digests_BV[request.digests, 0]
@@ -161,17 +194,31 @@ class CachedViews(TorchDataset[Item]):
         return found
 
     def _items(
-        self, rows: np.ndarray, view: int, rendered: RenderedViews, logits_BC: torch.Tensor
+        self,
+        rows: np.ndarray,
+        view: int,
+        image_B3HW: Tensor,
+        lams_B: np.ndarray,
+        logits_BC: Tensor,
     ) -> Iterator[Item]:
         samples, partner = self.view_set.samples, self.view_set.partners(view)
-        image_B3HW = rendered.images[0][:, 0].permute(0, 3, 1, 2)
         for i, row in enumerate(rows.tolist()):
-            item: Item = {"image": image_B3HW[i], "label": int(samples.labels[row])}
+            image_3HW = image_B3HW[i]
+            item = Item(image=image_3HW, label=int(samples.labels[row]))
             item |= {"teacher_logits": logits_BC[i], "key": samples.keys[row]}
             if partner is not None:
                 item["partner_label"] = int(samples.labels[partner[row]])
-                item["lam"] = float(rendered.lams_BV[i, 0])
+                item["lam"] = float(lams_B[i])
+            item.batch_B3HW, item.image_3HW = image_B3HW, image_3HW
             yield item
+
+
+def _memory(shape: tuple[int, ...]) -> Tensor:
+    """Memory for images, shared with the main process if this is a DataLoader's worker."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
 
 def _checked_temperature(reader: Reader, temperature: float | None) -> float | None:

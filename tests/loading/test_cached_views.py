@@ -12,7 +12,7 @@ import pytest
 import torch
 from helpers.runs import fgkd
 from helpers.shard_server import serve
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from fgkd import CachedViews, open_cache, open_dataset
 from fgkd.cache.reader import Reader
@@ -118,6 +118,37 @@ def test_any_dataloader(workers: int, start: str | None, caches: dict[str, Path]
 def views_of_epoch(views: CachedViews, epoch: int) -> dict[str, dict[str, Any]]:
     views.set_epoch(epoch)
     return {item["key"]: item for item in map(views.__getitem__, range(len(views)))}
+
+
+class Inverted(Dataset[Any]):
+    """A user's wrapper that changes the images of a batch, or the order of its items."""
+
+    def __init__(self, views: CachedViews, reverse: bool) -> None:
+        self.views, self.reverse = views, reverse
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    def __getitems__(self, indices: list[int]) -> list[Any]:
+        items = self.views.__getitems__(indices)
+        if self.reverse:
+            return items[::-1]
+        for item in items:
+            item["image"] = 255 - item["image"]
+        return items
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_batch_is_of_the_items_as_they_are(workers: int, caches: dict[str, Path]) -> None:
+    """The shared memory of a batch serves only items that nobody has changed or moved."""
+    views = CachedViews(caches["plain"])
+    plain = next(iter(DataLoader(views, 8, num_workers=workers)))
+    loader = DataLoader(Inverted(views, False), 8, num_workers=workers)
+    assert torch.equal(next(iter(loader))["image"], 255 - plain["image"])
+    loader = DataLoader(Inverted(views, True), 8, num_workers=workers)
+    turned = next(iter(loader))
+    assert torch.equal(turned["image"], plain["image"].flip(0))
+    assert turned["key"] == plain["key"][::-1]
 
 
 def test_distributed_sampler_shares_the_images(caches: dict[str, Path]) -> None:
