@@ -97,7 +97,7 @@ def test_a_writer_restores_the_samples(tmp_path: Path) -> None:
 def test_a_writer_given_other_samples_than_its_identity_has(tmp_path: Path) -> None:
     writer = make_writer(tmp_path, 3)
     writer.samples = {"train": TABLES["val"], "val": TABLES["val"]}
-    with pytest.raises(ValueError, match="not those of the identity"):
+    with pytest.raises(ValueError):
         writer.begin()
     assert not list(tmp_path.iterdir())
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from helpers.datasets import open_error, write_cub
+from helpers.errors import expected
 from helpers.failures import Fails, make_fails
 from helpers.runs import fgkd
 
@@ -172,14 +173,14 @@ def test_a_json_that_cannot_be_written_is_refused_before_the_work(
     tmp_path: Path, name: str
 ) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(OptionError, match="cannot be written"):
+    with expected(OptionError, option="json", value=str(tmp_path / name)):
         evaluate.check_options(EvaluateConfig(json=str(tmp_path / name)))
 
 
 def test_a_link_to_a_folder_is_not_replaced_by_a_file(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "data")
-    with pytest.raises(WriteError, match="it is a folder"):
+    with expected(WriteError, path=tmp_path / "link"):
         files.write_text(tmp_path / "link", "x")
     assert (tmp_path / "link").is_symlink()
     assert not list(tmp_path.glob("*.partial"))
@@ -187,7 +188,7 @@ def test_a_link_to_a_folder_is_not_replaced_by_a_file(tmp_path: Path) -> None:
 
 def test_a_cache_given_as_a_run_is_named(tmp_path: Path) -> None:
     (tmp_path / "identity.json").touch()
-    with pytest.raises(WrongKind, match="is a cache, not a run"):
+    with expected(WrongKind, found="cache"):
         run_folder.read(tmp_path)
 
 
@@ -219,7 +220,7 @@ def test_a_cache_folder_in_the_way_is_not_to_be_resumed(tmp_path: Path) -> None:
 
 def test_a_page_into_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x").touch()
-    with pytest.raises(OptionError, match="is a file, not a folder"):
+    with expected(OptionError, option="report"):
         page.claim(tmp_path / "x", "report")
 
 

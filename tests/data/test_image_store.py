@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.errors import expected
 from PIL import Image
 from torchvision.transforms.v2 import functional
 
@@ -24,7 +25,7 @@ from fgkd.errors import (
     ContentMismatch,
     DamagedCopy,
     DataMismatch,
-    FgkdError,
+    FileError,
     OptionError,
     UnreadableImage,
     WriteError,
@@ -139,7 +140,7 @@ def test_a_store_pickles_as_its_path(built: ImageStore) -> None:
 
 def test_a_stale_store_is_refused(built: ImageStore, tmp_path: Path) -> None:
     def refused(**changes: object) -> str:
-        with pytest.raises(DataMismatch, match="is of other images") as caught:
+        with expected(DataMismatch) as caught:
             reopened(built, **changes)
         assert remedy(caught.value).startswith(f"rm -r {built.folder}")
         return caught.value.message
@@ -161,19 +162,19 @@ def test_a_damaged_store_is_refused(built: ImageStore) -> None:
     index, pixels = built.folder / "index.json", built.folder / "pixels.u8"
     with open(pixels, "rb+") as file:
         file.truncate(built.pixels_bytes - 1)
-    with pytest.raises(DamagedCopy, match=r"damaged: pixels.u8 has .* bytes of"):
+    with expected(DamagedCopy, path=built.folder):
         reopened(built)
     pixels.unlink()
-    with pytest.raises(DamagedCopy, match=r"damaged: pixels.u8 has 0 bytes"):
+    with expected(DamagedCopy, path=built.folder):
         reopened(built)
     held = json.loads(index.read_text())
     for text in ("{", "[]", json.dumps(held | {"heights": "x"})):
         index.write_text(text)
-        with pytest.raises(FgkdError, match="damaged"):
+        with pytest.raises(FileError):
             reopened(built)
     for name in ("heights", "widths"):
         index.write_text(json.dumps(held | {name: held[name][:-1]}))
-        with pytest.raises(DamagedCopy, match="damaged"):
+        with expected(DamagedCopy, path=built.folder):
             reopened(built)
 
 
@@ -188,7 +189,7 @@ def test_read_only_places(built: ImageStore, monkeypatch: pytest.MonkeyPatch) ->
     store = reopened(built)
     store.build(1)
     assert np.array_equal(store[0], built[0])
-    with pytest.raises(WriteError, match="cannot write"):
+    with expected(WriteError):
         ImageStore(built.folder / "new", built.samples, SIDE).build(1)
 
 
@@ -203,11 +204,9 @@ def test_a_file_system_without_locks(
 
     monkeypatch.setattr("fcntl.flock", refuse)
     store = ImageStore(built.folder / "new", built.samples, SIDE)
-    with pytest.raises(OptionError, match="its file system has no locks") as caught:
+    with expected(OptionError, option="image_store") as caught:
         store.build(1)
     assert os.strerror(number) in caught.value.message
-    assert isinstance(caught.value, OptionError)
-    assert caught.value.option == "image_store"
     assert list(store.folder.iterdir()) == []
     opened = reopened(built)
     opened.build(1)
@@ -221,7 +220,7 @@ def test_a_full_disk_is_said_before_it_is_full(
     needed = estimate_bytes(samples, SIDE)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed - 1))
-    with pytest.raises(WriteError, match=r"would take about .*, but .* are free"):
+    with expected(WriteError, errno=errno.ENOSPC):
         store.build(1)
     assert list(store.folder.iterdir()) == []
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed))
@@ -233,7 +232,7 @@ def test_unreadable_images(samples: Samples, tmp_path: Path) -> None:
     """They stop the build, or are left out and are errors of their own when asked for."""
     Path(samples.paths[1]).write_bytes(b"no image")
     Path(samples.paths[4]).unlink()
-    with pytest.raises(UnreadableImage, match=r"cannot decode image .*1\.jpg"):
+    with expected(UnreadableImage, path=samples.paths[1]):
         ImageStore(tmp_path / "strict", samples, SIDE).build(2)
     assert list((tmp_path / "strict").iterdir()) == []
     store = ImageStore(tmp_path / "store", samples, SIDE)
@@ -243,7 +242,7 @@ def test_unreadable_images(samples: Samples, tmp_path: Path) -> None:
     answer = next(render(renderer, [Request(np.arange(6), [0])], 0))
     assert answer.rows.tolist() == [0, 2, 3, 5]
     assert [key for key, _ in answer.unreadable] == ["1.jpg", "4.jpg"]
-    with pytest.raises(UnreadableImage, match="cannot read"):
+    with pytest.raises(UnreadableImage):
         store[4]
 
 
@@ -251,7 +250,7 @@ def test_other_content_is_found_while_building(samples: Samples, tmp_path: Path)
     """Even where unreadable images are left out."""
     hashes = ["0" * 32] * len(samples)
     store = ImageStore(tmp_path / "store", samples, SIDE, hashes)
-    with pytest.raises(ContentMismatch, match=r"content of 0\.jpg"):
+    with expected(ContentMismatch, key="0.jpg"):
         store.build(1, skip_unreadable=True)
     assert not ImageStore(store.folder, samples, SIDE).is_complete
 

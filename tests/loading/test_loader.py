@@ -210,7 +210,7 @@ def test_a_digest_mismatch_stops_the_run(samples: Samples, cache: Path) -> None:
 def test_a_share_of_the_pixels_is_checked(samples: Samples, cache: Path) -> None:
     """Another view seed changes every pixel: the first batch of a cache notices."""
     loader = make_loader(samples, cache, seed=VIEW_SEED + 1)
-    with pytest.raises(PixelMismatch, match="not those the teacher saw"):
+    with pytest.raises(PixelMismatch):
         next(loader.batches(0))
     reader = Reader(cache)
     reader.manifest.libraries["pillow"] = "1.0"

