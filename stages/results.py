@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from fgkd.config import RunSpec
 from fgkd.estimate.capture import CaptureEstimate
 from fgkd.estimate.training import TrainingEstimate
@@ -14,7 +16,7 @@ def show_training(
     found: TrainedRun | TrainingEstimate,
     spec: RunSpec,
     progress: console.ConsoleProgress,
-    next_command: str,
+    next_command: Callable[[TrainedRun], str],
 ) -> None:
     """An estimate, or the next command. Raises: Interrupted for a run that was stopped."""
     progress.close()
@@ -25,7 +27,7 @@ def show_training(
     elif not found.finished:
         raise progress.stop.interrupted()
     else:
-        console.echo(f"next: {next_command}")
+        console.echo(f"next: {next_command(found)}")
 
 
 def show_estimate(found: TrainingEstimate | CaptureEstimate, json: str | None) -> None:

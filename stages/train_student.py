@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from fgkd.cache.remote import is_url
 from fgkd.commands import train_student as library
 from fgkd.config import TrainStudentConfig
+from fgkd.download import is_url
 from fgkd.errors import quoted
+from fgkd.training.train import TrainedRun
 
 from . import console, results
 
@@ -17,8 +18,13 @@ def train_student(options: TrainStudentConfig) -> None:
     check_options(options)
     progress = console.ConsoleProgress(resume=True)
     found = library.run(options, progress)
-    next_command = f"fgkd evaluate {quoted(options.run.output)} --split test"
     results.show_training(found, options.run, progress, next_command)
+
+
+def next_command(run: TrainedRun) -> str:
+    """To score the run on the data that it has not seen."""
+    split = next(one for one in ("test", "val", "train") if one in run.splits)
+    return f"fgkd evaluate {quoted(run.path)} --split {split}"
 
 
 def check_options(options: TrainStudentConfig) -> None:

@@ -16,6 +16,7 @@ ORDER = (
         "rng",
         "comparison",
         "files",
+        "download",
         "progress",
         "config",
         "distributed",

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import fcntl
-import logging
 import os
-import random
-import re
 import shutil
 import tempfile
-import time
 import weakref
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,16 +22,9 @@ from fgkd.cache.reader import Reader
 from fgkd.cache.samples import SampleTables
 from fgkd.data import Samples
 from fgkd.data.samples import Place
-from fgkd.errors import DownloadError, MissingPackage
-from fgkd.packages import require
+from fgkd.download import download, is_url, require_fsspec
 
 DOWNLOADS = "fgkd-download-"  # how the name of a temporary folder begins
-HTTP = ("http", "https")
-ATTEMPTS, FIRST_PAUSE_S = 6, 0.5  # of a download; pauses double, with jitter: 15 to 31 s in all
-CONNECT_S, READ_S = 20, 60
-log = logging.getLogger(__name__)
-log.addHandler(logging.NullHandler())  # who wants to see retries adds a handler of their own
-HTTP_PACKAGES = ("aiohttp",)  # what fsspec needs for http:// and https://
 
 
 def remove_orphans() -> None:
@@ -44,61 +33,6 @@ def remove_orphans() -> None:
         owner = folder.name.removeprefix(DOWNLOADS).split("-")[0]
         if owner.isdecimal() and not psutil.pid_exists(int(owner)):
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def is_url(where: str) -> bool:
-    """Whether a cache is named by a URL that fsspec opens, and not by a folder."""
-    return "://" in where
-
-
-def download(url: str, path: Path) -> None:
-    """Copy the file behind a URL, in several attempts where the server or the network fails.
-
-    Raises: DownloadError with the last reason; MissingPackage where fsspec needs another package.
-    """
-    for attempt in range(ATTEMPTS):
-        try:
-            _download_once(url, path)
-        except DownloadError as error:
-            if error.is_final or attempt == ATTEMPTS - 1:
-                raise
-            pause = FIRST_PAUSE_S * 2**attempt * (1 + random.random())
-            log.warning("%s; trying again in %.1f s (%d)", error, pause, attempt + 2)
-            time.sleep(pause)
-        else:
-            return
-
-
-def _download_once(url: str, path: Path) -> None:
-    from fsspec.core import url_to_fs
-    from fsspec.registry import known_implementations
-
-    protocol = url.partition("://")[0]
-    try:
-        options = {"client_kwargs": {"timeout": _timeout()}} if protocol in HTTP else {}
-        system, place = url_to_fs(url, **options)
-        system.get_file(place, str(path))
-    except ImportError as error:  # fsspec names the package in prose
-        known = known_implementations.get(protocol, {})
-        found = re.search(r"(?:[Ii]nstall |pip install )['\"`]?([\w.-]+)", known.get("err", ""))
-        package = found[1] if found else protocol
-        message = f"a cache behind {protocol}:// needs the package {package}"
-        raise MissingPackage(message, package=package, install=package) from error
-    except Exception as error:  # every file system has its own
-        final = isinstance(error, FileNotFoundError | PermissionError | ValueError)
-        status = getattr(error, "status", None)
-        final = final or (isinstance(status, int) and 400 <= status < 500 and status != 429)
-        said = "it is not there" if isinstance(error, FileNotFoundError) else str(error)
-        reason = said.splitlines()[0] if said else type(error).__name__
-        message = f"cannot fetch {url}: {reason}"
-        raise DownloadError(message, url=url, reason=reason, is_final=final) from None
-
-
-def _timeout() -> Any:
-    """Seconds to connect and between two pieces of a file, after which a server hangs."""
-    import aiohttp
-
-    return aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=READ_S)
 
 
 def _remove(folder: Path, owner: int) -> None:
@@ -115,7 +49,7 @@ class RemoteReader(Reader):
 
     def __init__(self, url: str) -> None:
         url = url.rstrip("/")
-        require("a cache behind a URL", "fsspec", *HTTP_PACKAGES * url.startswith("http"))
+        require_fsspec(url)
         remove_orphans()
         folder = Path(tempfile.mkdtemp(prefix=f"{DOWNLOADS}{os.getpid()}-"))
         self._cleanup: Any = weakref.finalize(self, _remove, folder, os.getpid())

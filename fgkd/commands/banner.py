@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fgkd.config import ModelSpec, OptimSpec, RunSpec
-from fgkd.data import Dataset
+from fgkd.data import Dataset, Samples
 from fgkd.data.image_store import ImageStore
+from fgkd.loading.schedule import Schedule
 from fgkd.models import Classifier
 from fgkd.training import setup
 from fgkd.views.recipes import ViewRecipe
@@ -19,9 +20,15 @@ def banner(title: str, lines: Mapping[str, str]) -> list[str]:
 
 def describe_data(dataset: Dataset) -> str:
     """`icons: 85 classes; 5,114 train, 715 val, 1,433 test images`, and the dataset's notes."""
-    counts = ", ".join(f"{len(s):,} {name}" for name, s in dataset.splits.items())
+    counts = ", ".join(_counts(name, samples) for name, samples in dataset.splits.items())
     notes = "".join(f"\n           {note_line(note)}" for note in dataset.notes)
     return f"{dataset.name}: {len(dataset.classes)} classes; {counts} images{notes}"
+
+
+def _counts(name: str, samples: Samples) -> str:
+    unlabelled = int((samples.labels < 0).sum())
+    found = f"{len(samples) - unlabelled:,} {name}"
+    return f"{found} (and {unlabelled:,} without a label)" if unlabelled else found
 
 
 def note_line(note: str) -> str:
@@ -59,15 +66,21 @@ def describe_model(spec: ModelSpec, model: Classifier, notes: list[str]) -> str:
     return f"{spec.model}, {millions:.2f} M parameters{frozen}, {size} px; {'; '.join(notes)}"
 
 
-def describe_plan(spec: OptimSpec, lr: float, steps_per_epoch: int) -> str:
-    """Epochs, steps, optimizer and learning rate on one line."""
+def describe_plan(spec: OptimSpec, lr: float, schedule: Schedule, dataset: Dataset) -> str:
+    """Epochs, steps, optimizer and learning rate on one line, and what is unusual about them."""
     layer_decay = f", layer decay {spec.layer_decay:g}" if spec.layer_decay else ""
     accum = f" in {spec.grad_accum_steps} micro-batches" if spec.grad_accum_steps > 1 else ""
+    notes = []
+    if schedule.num_samples < spec.batch_size:
+        notes.append(f"a step takes all {schedule.num_samples} images: there are no more")
+    if "val" not in dataset.splits:
+        notes.append("there is no val split: the model of the last epoch is kept")
     return (
-        f"{spec.epochs} epochs x {steps_per_epoch} steps of {spec.batch_size} images{accum}; "
+        f"{spec.epochs} epochs x {schedule.steps_per_epoch} steps of {spec.batch_size} "
+        f"images{accum}; "
         f"{spec.opt}, lr {lr:g} -> {spec.min_lr:g} {spec.sched} after "
         f"{setup.warmup_epochs(spec):g} epochs of warmup, weight decay {spec.weight_decay:g}"
-        f"{layer_decay}"
+        f"{layer_decay}" + "".join(f"\n           {note_line(note)}" for note in notes)
     )
 
 

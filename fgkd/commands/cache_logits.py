@@ -21,7 +21,15 @@ from fgkd.cache.shards import ShardJob
 from fgkd.cache.writer import Writer
 from fgkd.commands import banner, image_stores, sources
 from fgkd.config import CacheLogitsConfig, args_file
-from fgkd.data import Dataset, absolute_specs, duplicates, open_dataset, specs_of, with_boxes
+from fgkd.data import (
+    Dataset,
+    absolute_specs,
+    duplicates,
+    moved,
+    open_dataset,
+    specs_of,
+    with_boxes,
+)
 from fgkd.distillation.capture import Capture, image_reader
 from fgkd.distillation.targets import DEFAULT_VAL_FRACTION
 from fgkd.distillation.teachers import Teachers
@@ -129,7 +137,7 @@ def run(options: CacheLogitsConfig, progress: Progress = SILENT) -> CapturedCach
     fraction = data.val_fraction
     if fraction is None:
         fraction = own.val_fraction if own else DEFAULT_VAL_FRACTION
-    specs = absolute_specs(specs_of(data) or (own.data if own else ()))
+    specs = absolute_specs(moved(specs_of(data), own.data if own else ()))
     inputs = CaptureInputs(
         teachers=known,
         names=[str(path) for path in paths],

@@ -16,7 +16,7 @@ from fgkd import config, device, distributed, files
 from fgkd.cache.reader import Reader
 from fgkd.commands import banner, sources
 from fgkd.config import EvaluateConfig, args_file
-from fgkd.data import duplicates, open_dataset
+from fgkd.data import duplicates, moved, open_dataset
 from fgkd.distillation.targets import DEFAULT_VAL_FRACTION
 from fgkd.errors import MissingOption, OptionError
 from fgkd.evaluation import scoring
@@ -156,7 +156,7 @@ def _score(
 ) -> Scored:
     facts = sources.describe_run(path)
     fraction = facts.val_fraction if facts else DEFAULT_VAL_FRACTION
-    dataset = open_dataset(options.data or (facts.data if facts else ()), fraction)
+    dataset = open_dataset(moved(options.data, facts.data if facts else ()), fraction)
     loaded = [sources.load(path, options.source)]
     (model,), fits = sources.fit(loaded, [str(path)], dataset.classes, options.source)
     found = scoring.score(

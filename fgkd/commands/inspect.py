@@ -9,9 +9,10 @@ from typing import Any
 
 from fgkd import config, files
 from fgkd.cache.reader import Reader
-from fgkd.cache.remote import is_url, open_cache
+from fgkd.cache.remote import open_cache
 from fgkd.cache.summary import CacheSummary
 from fgkd.config import InspectConfig
+from fgkd.download import is_url
 from fgkd.errors import FgkdError, UnusedOption, WrongKind
 
 

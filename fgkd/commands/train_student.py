@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from fgkd import config, device, losses
-from fgkd.cache.remote import is_url
 from fgkd.commands import banner, image_stores, sources
 from fgkd.config import TrainStudentConfig
 from fgkd.distillation.step import distils, student_step
@@ -25,6 +24,7 @@ from fgkd.distillation.targets import (
     reads_by_shard,
     val_targets,
 )
+from fgkd.download import is_url
 from fgkd.errors import MissingOption, OptionError
 from fgkd.estimate.image_store import estimate_store
 from fgkd.estimate.training import (
@@ -151,7 +151,7 @@ def _train_from(
         parents=source.parents,
     )
     resume = folder.begin(options, spec, facts)
-    if resume and (finished := finished_run(folder, schedule.total_steps)):
+    if resume and (finished := finished_run(folder, schedule.total_steps, dataset)):
         return finished
     for line in lines:
         folder.log(line)
@@ -223,7 +223,7 @@ def _banner(
             + banner.describe_recipe(source.recipe)
             + banner.describe_images(loader.renderer.store, source.short_side),
             "loss": equation,
-            "plan": banner.describe_plan(optim, lr, loader.schedule.steps_per_epoch),
+            "plan": banner.describe_plan(optim, lr, loader.schedule, source.dataset),
             "device": banner.describe_device(options.run, optim, options.model, device_line),
             "output": options.run.output,
         },

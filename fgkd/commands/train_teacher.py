@@ -10,7 +10,7 @@ from typing import Any
 from fgkd import config, device, rng
 from fgkd.commands import banner, image_stores
 from fgkd.config import TrainTeacherConfig
-from fgkd.data import absolute_specs, duplicates, open_dataset, specs_of, with_boxes
+from fgkd.data import absolute_specs, duplicates, open_dataset, specs_of, unlabeled, with_boxes
 from fgkd.distillation.step import label_step
 from fgkd.distillation.targets import DEFAULT_VAL_FRACTION
 from fgkd.errors import MissingOption
@@ -48,6 +48,7 @@ def run(options: TrainTeacherConfig, progress: Progress = SILENT) -> TrainedRun 
     require_options(options)
     hardware, device_line = device.set_up(spec.device, spec.deterministic)
     fraction = DEFAULT_VAL_FRACTION if data.val_fraction is None else data.val_fraction
+    unlabeled.refuse(data.data)
     dataset = open_dataset(specs_of(data), fraction)
     recipe = recipes.resolve(options.view, None, dataset.chiral)
     if recipe.bbox_crop:
@@ -86,7 +87,7 @@ def run(options: TrainTeacherConfig, progress: Progress = SILENT) -> TrainedRun 
             "views": f"a fresh one each epoch: {banner.describe_recipe(recipe)}"
             + banner.describe_images(store, data.image_store_side),
             "loss": f"CE(head, label; smoothing {options.loss.smoothing:g})",
-            "plan": banner.describe_plan(optim, lr, schedule.steps_per_epoch),
+            "plan": banner.describe_plan(optim, lr, schedule, dataset),
             "device": banner.describe_device(spec, optim, model_spec, device_line),
             "output": spec.output,
         },
@@ -120,7 +121,7 @@ def run(options: TrainTeacherConfig, progress: Progress = SILENT) -> TrainedRun 
         views=views.identity,
     )
     resume = folder.begin(options, spec, facts)
-    if resume and (finished := finished_run(folder, schedule.total_steps)):
+    if resume and (finished := finished_run(folder, schedule.total_steps, dataset)):
         return finished
     for line in lines:
         folder.log(line)

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from fgkd.config.schema import option
 
 DATASET_NAMES = (
-    *("icons", "folder", "csv", "cub", "dogs", "foodx"),
+    *("icons", "folder", "csv", "hf", "webdataset", "unlabeled", "cub", "dogs", "foodx"),
     *("nabirds", "aircraft", "cars", "pets", "flowers", "food101"),
-    "webdataset",
 )
 RECIPE_NAMES = ("none", "light", "randaug")
 LOSS_NAMES = ("kl", "hard", "ce", "dkd", "dist")
@@ -36,12 +35,18 @@ class DataSpec:
     """Which images, and how they are read."""
 
     data: tuple[str, ...] = option(
-        (), f"NAME:PATH, repeatable: {', '.join(DATASET_NAMES)}.", free=True
+        (), f"NAME:PATH, repeatable: {', '.join(DATASET_NAMES[:6])}, cub and others.", free=True
     )
     val_fraction: float | None = option(
         None,
         "Share of train held out where a dataset has no val split. Default: the teacher's or "
         "cache's, else 0.1.",
+        low=0.0,
+        high=0.5,
+    )
+    test_fraction: float | None = option(
+        None,
+        "Share of train held out where a dataset has no test split. Default: none.",
         low=0.0,
         high=0.5,
     )
@@ -56,9 +61,12 @@ class DataSpec:
     skip_bad_images: bool = option(
         False, "Leave out unreadable images, and list them in the output folder.", free=True
     )
-    image_column: str | None = option(None, "Column of the images' paths in a csv dataset.")
-    label_column: str | None = option(None, "Column of the labels in a csv dataset.")
+    image_column: str | None = option(None, "Column of the images in a csv or hf dataset.")
+    label_column: str | None = option(None, "Column of the labels in a csv or hf dataset.")
     split_column: str | None = option(None, "Column of the splits in a csv dataset.")
+    label_key: str | None = option(
+        None, "Key of the label in the json files of a webdataset's samples."
+    )
     image_root: str | None = option(
         None, "Folder that a csv dataset's paths are relative to. Default: the file's.", free=True
     )

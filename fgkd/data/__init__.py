@@ -8,10 +8,23 @@ from dataclasses import replace
 from pathlib import Path
 
 from fgkd.config import DataSpec
-from fgkd.data import csv_file, cub, dogs, folder, foodx, icons, nabirds, tars, torchvision_sets
+from fgkd.data import (
+    csv_file,
+    cub,
+    dogs,
+    folder,
+    foodx,
+    hf,
+    icons,
+    nabirds,
+    tars,
+    torchvision_sets,
+    unlabeled,
+)
 from fgkd.data.boxes import with_boxes
-from fgkd.data.combine import split_validation, union
+from fgkd.data.combine import split_off, split_validation, union
 from fgkd.data.samples import Dataset, Samples
+from fgkd.data.spec import OPTIONS, PATHS, Spec, absolute_specs, moved, takes
 from fgkd.errors import MissingDataset, MissingOption, OptionError, UnknownName, UnusedOption, near
 
 __all__ = [
@@ -19,6 +32,7 @@ __all__ = [
     "Dataset",
     "Samples",
     "absolute_specs",
+    "moved",
     "open_dataset",
     "specs_of",
     "split_validation",
@@ -26,8 +40,12 @@ __all__ = [
     "with_boxes",
 ]
 
-DATASETS: dict[str, Callable[[Path], Dataset]] = {
+DATASETS: dict[str, Callable[..., Dataset]] = {
     "folder": folder.load,
+    "csv": csv_file.load,
+    "hf": hf.load,
+    "webdataset": tars.load,
+    "unlabeled": unlabeled.load,
     "cub": cub.load,
     "dogs": dogs.load,
     "foodx": foodx.load,
@@ -37,87 +55,83 @@ DATASETS: dict[str, Callable[[Path], Dataset]] = {
     "pets": torchvision_sets.PETS.load,
     "flowers": torchvision_sets.FLOWERS.load,
     "food101": torchvision_sets.FOOD101.load,
-    "csv": lambda path: csv_file.load(_csv_file(str(path), f"csv:{path}")),
-    "webdataset": tars.load,
     "icons": icons.load,
 }
+WITH_OPTIONS = ("csv", "hf", "webdataset")  # loaders that look themselves for what is at the path
 
 
 def open_dataset(specs: str | Sequence[str], val_fraction: float = 0.1) -> Dataset:
     """The dataset of a spec `NAME:PATH`; of several, their union in the order given.
 
-    NAME is one of `DATASETS`; `folder` reads train/<class>/*.jpg and so on. `.splits` are its
-    samples by split, `.classes` its class names.
+    NAME is one of `DATASETS`; `folder` reads train/<class>/*.jpg and so on. A spec may end in
+    options of `spec.OPTIONS`, as `csv:FILE?label_column=species&test_fraction=0.2`. `.splits` are
+    its samples by split, `.classes` its class names.
 
     A dataset without a validation split gets one of `val_fraction` (in [0, 1)) of its train split,
     before the union: what is held out of one does not depend on the others.
-    Raises: UnknownName, MissingDataset, or a DatasetError of the files.
+    Raises: UnknownName, MissingDataset, or a DatasetError of the files; OptionError for data
+    of less than two classes, and for a `test_fraction` where every dataset has a test split.
     """
     if not specs:
         raise MissingOption("no dataset given", option="data", suggestion=("icons",))
     given = [specs] if isinstance(specs, str) else list(specs)
-    members = [split_validation(_load(spec), val_fraction) for spec in given]
+    parsed = [Spec.parse(text) for text in given]
+    members = [_load(one) for one in parsed]
+    if not any(member.classes for member in members):
+        message = f"{given[0]} has no labels; it needs a labelled dataset beside it"
+        raise OptionError(message, option="data", value=given[0], suggestion=("folder:PATH",))
+    fractions = [one.test_fraction for one in parsed]
+    if any(fractions) and all("test" in m.splits for m in members if m.classes):
+        message = "test_fraction has no effect: the data has a test split"
+        raise UnusedOption(message, option="test_fraction", value=max(fractions))
+    members = [split_off(m, "test", share) for m, share in zip(members, fractions, strict=True)]
+    members = [split_validation(member, val_fraction) for member in members]
     found = members[0] if len(members) == 1 else union(members)
+    if len(found.classes) == 1:
+        message = f"{found.name} has one class, {found.classes[0]}, and nothing to tell it from"
+        raise OptionError(message, option="data", value=given[0], suggestion=("folder:PATH",))
     return replace(found, specs=tuple(absolute_specs(given)), val_fraction=val_fraction)
 
 
 def specs_of(spec: DataSpec) -> tuple[str, ...]:
-    """The dataset specs of the options, with their column names and image root in csv specs.
+    """The dataset specs of the options, with those options that are about how they are read.
 
-    Raises: UnusedOption for these when no dataset is a csv file.
+    Raises: UnusedOption for one that none of the datasets has.
     """
-    options = {name: getattr(spec, name) for name in csv_file.OPTIONS}
-    is_csv = [one.startswith("csv:") for one in spec.data]
-    for name, value in options.items():
-        if value and spec.data and not any(is_csv):
-            message = f"{name} has no effect without a csv dataset"
+    parsed = [Spec.parse(text) for text in spec.data]
+    for name in [name for name in OPTIONS if hasattr(spec, name)]:
+        value = getattr(spec, name)
+        if value is None or not parsed:
+            continue
+        if not any(takes(one.name, name) for one in parsed):
+            message = f"{name} has no effect without a dataset {' or '.join(OPTIONS[name])}"
             raise UnusedOption(message, option=name, value=value)
-    if options["image_root"]:
-        options["image_root"] = os.path.abspath(os.path.expanduser(options["image_root"]))
-    return tuple(
-        csv_file.with_options(one, options) if csv else one
-        for one, csv in zip(spec.data, is_csv, strict=True)
-    )
+        text = os.path.abspath(os.path.expanduser(value)) if name in PATHS else str(value)
+        parsed = [
+            replace(one, options={name: text} | one.options) if takes(one.name, name) else one
+            for one in parsed
+        ]
+    return tuple(map(str, parsed))
 
 
-def absolute_specs(specs: Sequence[str]) -> list[str]:
-    """`NAME:PATH` specs with their paths made absolute, to be read from any folder."""
-    parts = [spec.partition(":") for spec in specs]
-    return [
-        f"{name}:{os.path.abspath(os.path.expanduser(path))}" if colon else name
-        for name, colon, path in parts
-    ]
-
-
-def _load(spec: str) -> Dataset:
-    name, _, path = spec.partition(":")
+def _load(spec: Spec) -> Dataset:
+    name, path = spec.name, spec.path
     if name not in DATASETS:
         known = list(DATASETS)
         message = (
             f"unknown dataset {name!r} in {spec}{near(name, known)} (known: {', '.join(known)})"
         )
         example = ("folder:PATH",)
-        raise UnknownName(message, option="data", value=spec, known=known, suggestion=example)
-    root = Path(path).expanduser()
+        raise UnknownName(message, option="data", value=str(spec), known=known, suggestion=example)
     if name == "icons":  # the one that is in the package, and that makes its folder itself
-        return icons.load(root if path else None)
+        return icons.load(Path(path).expanduser() if path else None)
     if not path:
         message = f"dataset {spec} needs a path"
-        raise OptionError(message, option="data", value=spec, suggestion=(f"{name}:PATH",))
-    if name == "csv":  # a file, perhaps with options
-        return csv_file.load(_csv_file(path, spec))
+        raise OptionError(message, option="data", value=str(spec), suggestion=(f"{name}:PATH",))
+    if name in WITH_OPTIONS:
+        where = path if "://" in path else os.path.expanduser(path)
+        return DATASETS[name](where, spec.options)
+    root = Path(path).expanduser()
     if not root.is_dir():
         raise MissingDataset(f"no folder {root} (dataset {spec})", path=root, dataset=name)
     return DATASETS[name](root)
-
-
-def _csv_file(text: str, spec: str) -> str:
-    """`FILE?options` of a csv spec, whose path may be a folder that holds one CSV file."""
-    name, mark, query = text.partition("?")
-    path = Path(name).expanduser()
-    if path.is_dir() and len(files := sorted(path.glob("*.csv"))) == 1:
-        path = files[0]
-    if not path.is_file():
-        message = f"no CSV file {path} (dataset {spec})"
-        raise MissingDataset(message, path=path, dataset="csv")
-    return f"{path}{mark}{query}"

@@ -16,7 +16,12 @@ from fgkd.rng import hash64
 
 
 def split_validation(dataset: Dataset, fraction: float) -> Dataset:
-    """The dataset with a `val` split carved from `train`, if it has none.
+    """The dataset with a `val` split carved from `train`, if it has none: see `split_off`."""
+    return split_off(dataset, "val", fraction)
+
+
+def split_off(dataset: Dataset, split: str, fraction: float) -> Dataset:
+    """The dataset with a `val` or `test` split carved from `train`, if it has none, but classes.
 
     Of every class (label -1 is one, too) the samples whose keys hash lowest go: the share nearest
     to `fraction` (in [0, 1)), at least one, but never the last. So the choice depends on no seed,
@@ -24,19 +29,20 @@ def split_validation(dataset: Dataset, fraction: float) -> Dataset:
     """
     assert 0 <= fraction < 1, fraction
     train = dataset.splits.get("train")
-    if fraction == 0 or train is None or "val" in dataset.splits:
+    if fraction == 0 or train is None or split in dataset.splits or not dataset.classes:
         return dataset
+    salt = {"val": "validation", "test": "test"}[split]
     held_out = np.zeros(len(train), bool)
     for label in np.unique(train.labels):
         rows = np.flatnonzero(train.labels == label).tolist()
-        num_val = min(max(round(fraction * len(rows)), 1), len(rows) - 1)
-        by_hash = sorted(rows, key=lambda row: hash64("validation", train.keys[row]))
-        held_out[by_hash[:num_val]] = True
+        num_held = min(max(round(fraction * len(rows)), 1), len(rows) - 1)
+        by_hash = sorted(rows, key=lambda row: hash64(salt, train.keys[row]))
+        held_out[by_hash[:num_held]] = True
     if not held_out.any():  # no class has a sample to spare
         return dataset
     splits = {
         "train": train.take(np.flatnonzero(~held_out)),
-        "val": train.take(np.flatnonzero(held_out)),
+        split: train.take(np.flatnonzero(held_out)),
     }
     others = {name: samples for name, samples in dataset.splits.items() if name != "train"}
     return replace(dataset, splits=splits | others)

@@ -11,16 +11,14 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import parse_qsl, quote, urlencode
 
 import numpy as np
 
 from fgkd.data.folder import SPLITS
 from fgkd.data.samples import Dataset, Samples
-from fgkd.errors import DatasetError, OptionError, UnreadableFile, near
+from fgkd.errors import DatasetError, MissingDataset, OptionError, UnreadableFile, near
 
 IMAGE, LABEL, SPLIT, ROOT = "image_column", "label_column", "split_column", "image_root"
-OPTIONS = (IMAGE, LABEL, SPLIT, ROOT)
 KNOWN = {  # names of columns, in any case, the first that is there
     IMAGE: [
         "image",
@@ -50,23 +48,22 @@ class _Row:
     split: str
 
 
-def with_options(spec: str, options: Mapping[str, str | None]) -> str:
-    """A csv spec with these column names and image root, which its own override."""
-    path, _, query = spec.partition("?")
-    given = {name: value for name, value in options.items() if value}
-    merged = given | dict(parse_qsl(query))
-    return f"{path}?{urlencode(merged, quote_via=quote)}" if merged else path
+NONE: Mapping[str, str] = {}
 
 
-def load(text: str) -> Dataset:
-    """The dataset of `FILE?options`. Keys are paths relative to the image root, where they can be.
+def load(where: str | Path, options: Mapping[str, str] = NONE) -> Dataset:
+    """The dataset of a file, or of the one CSV file in a folder.
 
-    Classes are the labels, sorted: by number if all are integers. An empty label is none. Raises:
-    UnreadableFile; OptionError for a column that is not there; DatasetError with the line of an
-    image that is missing or named twice, or of an unknown split.
+    Keys are paths relative to the image root, where they can be. Classes are the labels, sorted: by
+    number if all are integers. An empty label is none. Raises: MissingDataset; UnreadableFile;
+    OptionError for a column that is not there; DatasetError with the line of an image that is
+    missing or named twice, or of an unknown split.
     """
-    name, _, query = text.partition("?")
-    options, path = dict(parse_qsl(query)), Path(name)
+    path = Path(where)
+    if path.is_dir() and len(files := sorted(path.glob("*.csv"))) == 1:
+        path = files[0]
+    if not path.is_file():
+        raise MissingDataset(f"no CSV file {path}", path=path, dataset="csv")
     root = Path(os.path.abspath(Path(options.get(ROOT) or path.parent).expanduser()))
     rows = list(_rows(path, options))
     if not rows:

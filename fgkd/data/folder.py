@@ -38,7 +38,7 @@ def load(root: Path) -> Dataset:
     classes = sorted(found[first])
     if not classes:
         where = root / folders[first]
-        kinds = ", ".join(sorted(_suffixes()))
+        kinds = ", ".join(sorted(suffixes()))
         message = f"no class folder with an image in {where} ({kinds}); expected {LAYOUT}"
         raise DatasetError(message, path=where)
     samples, notes = {}, []
@@ -99,23 +99,28 @@ def _is_junk(name: str) -> bool:
 def _classes(root: Path, folder: str, ignored: list[str]) -> dict[str, list[str]]:
     """The keys of each class folder that holds an image; other files' names go to `ignored`."""
     prefix = "" if folder == "." else f"{folder}/"
-    suffixes, found = _suffixes(), {}
+    found = {}
     for entry in _folders(root / folder):
-        keys: list[str] = []
-        for parent, dirs, files in os.walk(entry.path, followlinks=True):
-            dirs[:] = [name for name in dirs if not _is_junk(name)]
-            below = Path(parent).relative_to(entry.path).as_posix()
-            inside = f"{prefix}{entry.name}" + (f"/{below}" if below != "." else "")
-            for name in files:
-                if not _is_junk(name):
-                    is_image = os.path.splitext(name)[1].lower() in suffixes
-                    (keys if is_image else ignored).append(f"{inside}/{name}")
-        if keys:
+        if keys := image_keys(root, f"{prefix}{entry.name}", ignored):
             found[entry.name] = keys
     return found
 
 
-def _suffixes() -> frozenset[str]:
+def image_keys(root: Path, folder: str, ignored: list[str]) -> list[str]:
+    """The paths, from `root`, of images at any depth in a folder; other files go to `ignored`."""
+    known, keys = suffixes(), list[str]()
+    for parent, dirs, files in os.walk(root / folder, followlinks=True):
+        dirs[:] = [name for name in dirs if not _is_junk(name)]
+        below = Path(parent).relative_to(root).as_posix()
+        inside = f"{below}/" if below != "." else ""
+        for name in files:
+            if not _is_junk(name):
+                is_image = os.path.splitext(name)[1].lower() in known
+                (keys if is_image else ignored).append(f"{inside}{name}")
+    return keys
+
+
+def suffixes() -> frozenset[str]:
     """The suffixes of the image formats that are decoded."""
     from PIL import Image
 

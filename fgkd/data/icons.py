@@ -15,6 +15,7 @@ import numpy as np
 
 from fgkd.data import folder
 from fgkd.data.samples import Dataset
+from fgkd.download import home
 from fgkd.errors import DamagedCopy, OptionError
 from fgkd.files import PARTIAL, sha256, write_error
 
@@ -24,7 +25,7 @@ MARKER = ".fgkd-icons"  # holds the archive's sha256; a folder without it is not
 
 def default_root() -> Path:
     """`$FGKD_HOME/icons`, or `~/.cache/fgkd/icons`."""
-    return Path(os.environ.get("FGKD_HOME") or "~/.cache/fgkd").expanduser() / "icons"
+    return home() / "icons"
 
 
 def load(root: Path | None) -> Dataset:

@@ -1,104 +1,236 @@
-"""Tars in WebDataset's layout as a dataset: `train-*.tar`, and `val-*.tar` and `test-*.tar`.
+"""Tars in WebDataset's layout as a dataset: in a folder, or by a pattern or URL with braces.
 
-A sample is the members `<stem>.jpg` (or jpeg, png, webp) and `<stem>.cls`, a number; others, as
-`<stem>.json`, are passed over. Images are read at their places inside the tars; nothing is
-extracted. Tars are untrusted: they are read forwards alone, and links are refused.
+The spec is `webdataset:FOLDER`, whose tars' names say their splits (`train-*.tar`, `val/0.tar`), or
+`webdataset:PATTERN`, as `/data/birds-{000..011}.tar`, `/data/*.tar`, `https://host/t-{0..9}.tar`;
+`val=PATTERN` and `test=PATTERN` are options for other splits.
+
+A sample is an image `<stem>.jpg` (or another suffix that is decoded) and its label: a number or a
+name in `<stem>.cls`, or in `<stem>.txt`, or in `<stem>.json` at the key `label_key`. Images are
+read at their places inside the tars; nothing is extracted. Tars are untrusted: they are read
+forwards alone, and links are refused.
 """
 
 from __future__ import annotations
 
+import functools
+import glob
+import hashlib
+import json
 import mmap
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from fgkd import files
+from fgkd.data import folder
+from fgkd.data.csv_file import SPLIT_OF
 from fgkd.data.lists import make_samples, read_text
 from fgkd.data.samples import Dataset, Place
-from fgkd.errors import DatasetError, UnreadableFile
+from fgkd.download import download, home, is_url, log, require_fsspec
+from fgkd.errors import DatasetError, MissingDataset, UnreadableFile, near
+from fgkd.packages import require
 
 LAYOUT = "train-*.tar (and val-*.tar, test-*.tar) of <stem>.jpg and <stem>.cls"
 SPLITS = ("train", "val", "test")
-IMAGES = ("jpg", "jpeg", "png", "webp")
+LABELS = ("cls", "txt", "json")  # the first that is there, unless a key of the json is given
 BLOCK = 512  # bytes of a member's header, and what its content is padded to
 PAX = re.compile(rb"([0-9]{1,9}) ([^=]{1,100})=")
-MAX_CLS = 20  # bytes of a label's text
+MAX_LABEL, MAX_JSON = 200, 1 << 20  # bytes
+NUMBER = re.compile(r"[0-9]{1,9}")
+NO_LABEL = ("", "-1")
+NONE: Mapping[str, str] = {}
 
 Row = tuple[str, str, Place]  # key, label as text, image
 
 
-def load(root: Path) -> Dataset:
-    """The dataset of a folder of tars. Keys are `<tar>/<stem>.<suffix>`.
+def load(where: str | Path, options: Mapping[str, str] = NONE) -> Dataset:
+    """The dataset of a folder of tars, or of a pattern. Keys are `<tar>/<stem>.<suffix>`.
 
-    Class i is line i of classes.txt; without that file classes are the numbers in the tars, in
-    order. Raises: UnreadableFile for a damaged tar or a sample without image or label;
-    DatasetError.
+    Labels that are numbers are line numbers of classes.txt beside the tars, from 0; without that
+    file classes are the labels, in order. `-1` and an empty label are none. A URL's tars are
+    downloaded once, into `$FGKD_HOME/webdataset`. Raises: MissingDataset; DownloadError;
+    UnreadableFile for a damaged tar or a sample without image or label; DatasetError.
     """
-    tars = {split: sorted(root.glob(f"{split}-*.tar")) for split in SPLITS}
-    if not any(tars.values()):
-        raise DatasetError(f"no tars of a split in {root}; expected {LAYOUT}", path=root)
-    rows = {
-        split: [row for path in paths for row in _samples(path)]
-        for split, paths in tars.items()
-        if paths
-    }
-    classes, label_of = _classes(root, {label for part in rows.values() for _, label, _ in part})
+    tars, notes = _tars(str(where))
+    for split in ("val", "test"):
+        if pattern := options.get(split):
+            tars[split] = _expanded(pattern)
+    if not tars:
+        raise DatasetError(f"no tars in {where}; expected {LAYOUT}", path=where)
+    root = Path(os.path.commonpath([path.parent for path in next(iter(tars.values()))]))
+    rows = {split: _rows(paths, options.get("label_key")) for split, paths in tars.items()}
+    classes, label_of = _classes(root, {text for part in rows.values() for _, text, _ in part})
     splits = {}
-    for split, part in rows.items():
+    for split in [split for split in SPLITS if split in rows]:
+        part = rows[split]
         for key, text, _ in part:
-            if int(text) not in label_of:
+            if text not in label_of and text not in NO_LABEL:
                 what = f"{root}/{key} has label {text}, but classes.txt has {len(classes)} lines"
                 raise DatasetError(what, path=root / "classes.txt")
-        labels = [label_of[int(text)] for _, text, _ in part]
+        labels = [label_of.get(text, -1) for _, text, _ in part]
         samples = make_samples(root, [key for key, _, _ in part], labels)
         splits[split] = replace(samples, places=[place for _, _, place in part])
-    return Dataset("webdataset", classes, ["webdataset"], splits)
+    return Dataset("webdataset", classes, ["webdataset"], splits, notes=notes)
 
 
-def _classes(root: Path, texts: set[str]) -> tuple[list[str], dict[int, int]]:
-    """Class names, and number -> label."""
+def _tars(where: str) -> tuple[dict[str, list[Path]], list[str]]:
+    """The tars of each split, and notes on what is not read."""
+    if is_url(where) or not os.path.isdir(where):
+        paths, top = _expanded(where), ""
+    else:
+        paths = sorted([*Path(where).glob("*.tar"), *Path(where).glob("*/*.tar")])
+        top = where
+    found: dict[str, list[Path]] = {}
+    others = list[Path]()
+    for path in paths:
+        name = os.path.relpath(path, top) if top else path.name
+        words = re.findall(r"[^\W\d_]+", name.casefold())
+        split = next((SPLIT_OF[word] for word in words if word in SPLIT_OF), None)
+        (found.setdefault(split, []) if split else others).append(path)
+    if not found and others:
+        return {"train": others}, []
+    names = ", ".join(path.name for path in others[:3])
+    return found, [
+        f"not read: {len(others)} tars without a split in their name, as {names}"
+    ] * bool(others)
+
+
+def _expanded(pattern: str) -> list[Path]:
+    """The tars of a pattern of braces and wildcards, in order. Raises: MissingDataset."""
+    names = [pattern]
+    if "{" in pattern:
+        require("braces in a path", "braceexpand")
+        from braceexpand import braceexpand
+
+        try:
+            names = list(braceexpand(pattern))
+        except ValueError:  # unbalanced
+            names = []
+    if is_url(pattern):
+        return _downloaded(names)
+    found = []
+    for name in names:
+        here = [name] if os.path.isfile(name) else sorted(glob.glob(name))
+        if not here:
+            raise MissingDataset(f"no tar {name}", path=name, dataset="webdataset")
+        found += [Path(one).absolute() for one in here]
+    if not found:
+        raise MissingDataset(f"no tar {pattern}", path=pattern, dataset="webdataset")
+    return found
+
+
+def _downloaded(urls: Sequence[str]) -> list[Path]:
+    """Local copies of files behind URLs, kept for the next time."""
+    require_fsspec(urls[0])
+    paths = []
+    for url in urls:
+        folder_url, _, name = url.rpartition("/")
+        to = home() / "webdataset" / hashlib.sha256(folder_url.encode()).hexdigest()[:16]
+        if not (to / name).exists():
+            log.warning("downloading %s to %s", url, to)
+            to.mkdir(parents=True, exist_ok=True)
+            with files.replacing(to / name) as partial:
+                download(url, partial)
+        paths.append(to / name)
+    return paths
+
+
+def _classes(root: Path, texts: set[str]) -> tuple[list[str], dict[str, int]]:
+    """Class names, and label as text -> label."""
+    texts = texts - set(NO_LABEL)
+    is_numbers = all(NUMBER.fullmatch(text) for text in texts)
     path = root / "classes.txt"
     if not path.exists():
-        numbers = sorted({int(text) for text in texts})
-        return [str(n) for n in numbers], {n: label for label, n in enumerate(numbers)}
-    names = [line.strip() for line in read_text(path)]
-    while names and not names[-1]:
-        names.pop()
-    if not all(names) or len(set(names)) < len(names):
-        what = f"{path} has an empty line, or a name twice; expected a class name a line"
-        raise DatasetError(what, path=path)
-    return names, {label: label for label in range(len(names))}
+        ordered = sorted({int(text) for text in texts}) if is_numbers else sorted(texts)
+        names = list(map(str, ordered))
+    else:
+        names = [line.strip() for line in read_text(path)]
+        while names and not names[-1]:
+            names.pop()
+        if not all(names) or len(set(names)) < len(names):
+            what = f"{path} has an empty line, or a name twice; expected a class name a line"
+            raise DatasetError(what, path=path)
+    label_of = {name: label for label, name in enumerate(names)}
+    if is_numbers:
+        place = label_of if not path.exists() else {str(i): i for i in range(len(names))}
+        label_of = {t: place[str(int(t))] for t in texts if str(int(t)) in place}
+    return names, label_of
 
 
-def _samples(path: Path) -> list[Row]:
-    """The samples of one tar, in its order."""
+def _rows(paths: Sequence[Path], label_key: str | None) -> list[Row]:
+    """The samples of a split's tars, in order."""
+    root = Path(os.path.commonpath([path.parent for path in paths]))
+    return [
+        row
+        for path in paths
+        for row in _samples(path, path.relative_to(root).as_posix(), label_key)
+    ]
+
+
+@functools.cache
+def _image_kinds() -> frozenset[str]:
+    return frozenset(suffix.lstrip(".") for suffix in folder.suffixes())
+
+
+def _samples(path: Path, name: str, label_key: str | None) -> list[Row]:
+    """The samples of one tar, in its order. name: of the tar in keys."""
     found: dict[str, dict[str, tuple[int, int]]] = {}
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            for name, offset, size in _members(data):
-                folder, slash, file_name = name.rpartition("/")
+            for member, offset, size in _members(data):
+                above, slash, file_name = member.rpartition("/")
                 stem, _, suffix = file_name.partition(".")  # as WebDataset: at the first dot
                 kind = suffix.lower()
-                if kind in (*IMAGES, "cls"):
-                    parts = found.setdefault(folder + slash + stem, {})
+                if kind in _image_kinds() or kind in LABELS:
+                    parts = found.setdefault(above + slash + stem, {})
                     if kind in parts:
-                        raise ValueError(f"{name} is there twice")
+                        raise ValueError(f"{member} is there twice")
                     parts[kind] = offset, size
-            return [_row(path, data, stem, parts) for stem, parts in found.items()]
+            rows = []
+            for stem, parts in found.items():
+                kinds = [kind for kind in parts if kind not in LABELS]
+                if not kinds and set(parts) <= {"txt", "json"}:
+                    continue  # a note on the whole
+                if len(kinds) != 1:
+                    there = ", ".join(parts)
+                    raise ValueError(f"sample {stem!r} has {there}; expected an image and a label")
+                place = (str(path.absolute()), *parts[kinds[0]])
+                text = _label(data, stem, parts, label_key)
+                rows.append((f"{name}/{stem}.{kinds[0]}", text, place))
+            return rows
     except (OSError, ValueError) as error:
         raise UnreadableFile(f"cannot read {path}: {error}", path=path, reason=str(error)) from None
 
 
-def _row(path: Path, data: mmap.mmap, stem: str, parts: dict[str, tuple[int, int]]) -> Row:
-    kinds = [kind for kind in parts if kind != "cls"]
-    if len(kinds) != 1 or len(parts) != 2:
-        raise ValueError(f"sample {stem!r} has {', '.join(parts)}; expected an image and a cls")
-    offset, size = parts["cls"]
-    text = data[offset : offset + min(size, MAX_CLS + 1)].decode("ascii", "replace").strip()
-    if not re.fullmatch(r"[0-9]{1,9}", text) or size > MAX_CLS:
-        raise ValueError(f"{stem}.cls is {text!r}, not a number from 0")
-    place = (str(path.absolute()), *parts[kinds[0]])
-    return f"{path.name}/{stem}.{kinds[0]}", text, place
+def _label(
+    data: mmap.mmap, stem: str, parts: Mapping[str, tuple[int, int]], label_key: str | None
+) -> str:
+    """The label of a sample, as text. Raises: ValueError."""
+    kind = "json" if label_key else next((kind for kind in LABELS if kind in parts), "cls")
+    if kind not in parts:
+        raise ValueError(f"sample {stem!r} has {', '.join(parts)}; expected an image and a {kind}")
+    offset, size = parts[kind]
+    if size > (MAX_JSON if kind == "json" else MAX_LABEL):
+        raise ValueError(f"{stem}.{kind} is {size} bytes long, too many for a label")
+    try:
+        text = data[offset : offset + size].decode().strip()
+        value = json.loads(text) if kind == "json" else None
+    except ValueError as error:
+        raise ValueError(f"{stem}.{kind} is damaged: {error}") from None
+    if kind != "json":
+        return text
+    keys = ", ".join(value) if isinstance(value, dict) else ""
+    if not label_key:
+        raise ValueError(f"which label_key of {stem}.json is the label? It has {keys}")
+    if not isinstance(value, dict) or label_key not in value:
+        close = near(label_key, list(value)) if isinstance(value, dict) else ""
+        raise ValueError(f"{stem}.json has no key {label_key!r}{close}; it has {keys}")
+    label = value[label_key]
+    if label is not None and (not isinstance(label, str | int) or isinstance(label, bool)):
+        raise ValueError(f"{label_key} of {stem}.json is {label!r}, no number or name")
+    return "" if label is None else str(label).strip()
 
 
 def _members(data: mmap.mmap) -> Iterator[tuple[str, int, int]]:

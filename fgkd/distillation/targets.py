@@ -11,9 +11,18 @@ import torch
 
 from fgkd import files, losses, models
 from fgkd.cache.reader import Reader
-from fgkd.cache.remote import is_url, open_cache
+from fgkd.cache.remote import open_cache
 from fgkd.config import DataSpec, LossSpec, RunSpec, SourceSpec, TargetSpec, ViewSpec, args_file
-from fgkd.data import Dataset, absolute_specs, open_dataset, specs_of, with_boxes
+from fgkd.data import (
+    Dataset,
+    absolute_specs,
+    moved,
+    open_dataset,
+    specs_of,
+    unlabeled,
+    with_boxes,
+)
+from fgkd.download import is_url
 from fgkd.errors import MissingOption, NoTargets, OptionError, TooFewViews
 from fgkd.evaluation import inference
 from fgkd.loading.cached_data import cached_data
@@ -102,6 +111,7 @@ class _Opener:
             raise NoTargets("nothing to distil from: neither cache nor teacher was given")
         if not self.data.data:
             raise MissingOption("data is required", option="data", suggestion="icons")
+        unlabeled.refuse(self.data.data)
         return self._from_data(specs_of(self.data), self.data.val_fraction, None, "labels")
 
     def _planned(self, folder: str) -> TargetSource:
@@ -212,7 +222,7 @@ class _Opener:
         fraction = self.data.val_fraction
         if fraction is None and run:
             fraction = run.val_fraction
-        specs = specs_of(self.data) or (run.data if run else ())
+        specs = moved(specs_of(self.data), run.data if run else ())
         recipe = run.views.recipe if run else None
         text = f"live teacher {name}, {self.targets.dtype}"
         source = self._from_data(specs, fraction, recipe, text)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fgkd.cache.reader import Reader
-from fgkd.cache.remote import is_url
 from fgkd.config import args_file
-from fgkd.data import Dataset, absolute_specs, open_dataset, with_boxes
+from fgkd.data import Dataset, absolute_specs, moved, open_dataset, with_boxes
+from fgkd.download import is_url
 from fgkd.errors import MissingOption
 
 
@@ -24,8 +24,9 @@ def cached_data(reader: Reader, data: str | Sequence[str] = ()) -> tuple[list[st
     if is_url(reader.name) and not data:
         message = "data is required: the shards of this cache hold no images"
         raise MissingOption(message, option="data", suggestion="NAME:PATH")
-    given = [data] if isinstance(data, str) else data
-    specs = absolute_specs(given or args_file.load_yaml(args)["data"])
+    given = [data] if isinstance(data, str) and data else list(data)
+    recorded = args_file.load_yaml(args)["data"] if not given or args.exists() else ()
+    specs = absolute_specs(moved(given, recorded))
     dataset = open_dataset(specs, reader.identity.dataset.val_fraction)
     return specs, matching(reader, dataset)
 

@@ -74,11 +74,13 @@ class TrainedRun:
     """A training run on disk.
 
     finished: False if it was asked to stop before its last step. best_epoch: from 0; -1: none
-    yet. best: validation metrics of that epoch, as `val_top1_pct`; {} without a val split.
+    yet. best: validation metrics of that epoch, as `val_top1_pct`; {} without a val split. splits:
+    of the data.
     """
 
     path: Path
     finished: bool
+    splits: tuple[str, ...]
     best_epoch: int = -1
     best: dict[str, float] | None = None
 
@@ -88,10 +90,12 @@ class TrainedRun:
         return models.load(self.path / "model")
 
     @classmethod
-    def of(cls, path: Path, finished: bool, best: Mapping[str, float]) -> TrainedRun:
+    def of(
+        cls, path: Path, finished: bool, dataset: Dataset, best: Mapping[str, float]
+    ) -> TrainedRun:
         """From what a checkpoint holds of the best epoch."""
         scores = {name: value for name, value in best.items() if name.startswith("val_")}
-        return cls(path, finished, int(best.get("epoch", -1)), scores)
+        return cls(path, finished, tuple(dataset.splits), int(best.get("epoch", -1)), scores)
 
 
 def train(
@@ -156,7 +160,7 @@ def train(
     tracker.close()
     if finished:
         run.log(_closing_line(run, state.best))
-    return TrainedRun.of(run.path, finished, state.best)
+    return TrainedRun.of(run.path, finished, validation.dataset, state.best)
 
 
 def _step_line(report: loop.Report, epochs: int, total_steps: int, pace: str) -> str:
@@ -208,13 +212,15 @@ def _end_epoch(
 def _closing_line(run: RunFolder, best: Mapping[str, float]) -> str:
     score = f": val top-1 {best['val_top1_pct']:.2f} %" if "val_top1_pct" in best else ""
     averaged = " (averaged weights)" if best.get("is_ema") else ""
-    return f"done: best epoch {int(best['epoch']) + 1}{score}{averaged}; model in {run.model_dir}"
+    which = "best" if score else "last"
+    number = int(best["epoch"]) + 1
+    return f"done: {which} epoch {number}{score}{averaged}; model in {run.model_dir}"
 
 
-def finished_run(run: RunFolder, total_steps: int) -> TrainedRun | None:
+def finished_run(run: RunFolder, total_steps: int, dataset: Dataset) -> TrainedRun | None:
     """A resumed run that has nothing left to do, which is logged; None if it has."""
     saved = checkpoint.load(run.last)
     if saved.get("step", 0) < total_steps:
         return None
     run.log(f"{run.path} is finished ({total_steps} steps); nothing to do")
-    return TrainedRun.of(run.path, True, saved["best"])
+    return TrainedRun.of(run.path, True, dataset, saved["best"])

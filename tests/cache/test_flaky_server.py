@@ -18,7 +18,7 @@ from helpers.caches import write_cache
 from helpers.failures import run_command
 
 import fgkd
-from fgkd.cache import remote
+from fgkd import download
 from fgkd.errors import DamagedShard, DownloadError, MissingPackage, TooManyOpenFiles
 from stages.remedies import remedy
 
@@ -26,8 +26,8 @@ from stages.remedies import remedy
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses and time-outs of a test's length."""
-    monkeypatch.setattr(remote, "FIRST_PAUSE_S", 0.01)
-    monkeypatch.setattr(remote, "READ_S", 0.5)
+    monkeypatch.setattr(download, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(download, "READ_S", 0.5)
 
 
 @contextmanager
@@ -191,7 +191,7 @@ def test_the_remedy_names_a_limit_that_can_be_had() -> None:
 def test_a_command_shows_a_retry(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(download, "FIRST_PAUSE_S", 0.01)
     cache = write_cache(tmp_path / "cache")
     with serving(cache, busy) as url:
         code, out, err = run_command(capsys, "inspect", url)

@@ -25,6 +25,7 @@ from helpers.runs import (
 )
 from helpers.shard_server import serve, shards_of
 
+from fgkd import download
 from fgkd.cache import remote
 from fgkd.cache.remote import RemoteReader, open_cache
 from fgkd.errors import UnusedOption
@@ -297,10 +298,10 @@ def test_no_cache_behind_the_url(
         said = fails(*student(url, tmp_path / "run"))
         assert f"cannot fetch {url}/manifest.json: it is not there" in said
         assert f"curl -I {url}/manifest.json" in said
-    monkeypatch.setattr(remote, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(download, "FIRST_PAUSE_S", 0.01)
     assert exit_code(*student(url, tmp_path / "run")) == 1
     warnings, _, said = capsys.readouterr().err.partition("error: ")
     assert f"cannot fetch {url}/manifest.json: " in said
-    assert warnings.count("trying again") == remote.ATTEMPTS - 1
+    assert warnings.count("trying again") == download.ATTEMPTS - 1
     said = fails(*student("nosuch://host/cache", tmp_path / "run"))
     assert "cannot fetch nosuch://host/cache/manifest.json: " in said

@@ -31,7 +31,7 @@ from PIL import Image
 
 from fgkd.data import DATASETS, open_dataset, with_boxes
 from fgkd.data.decoding import decode_rgb
-from fgkd.errors import DatasetError, NoTrainSplit, UnreadableFile
+from fgkd.errors import DatasetError, NoTrainSplit, OptionError, UnreadableFile
 
 REPO = Path(__file__).parents[2]
 WRITERS = LISTED_WRITERS | OFFICIAL_WRITERS
@@ -46,10 +46,10 @@ def icons_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_dataset_has_a_miniature() -> None:
-    assert set(WRITERS) | {"icons"} == set(DATASETS)
+    assert set(WRITERS) | {"icons", "unlabeled"} == set(DATASETS)
 
 
-@pytest.mark.parametrize("name", DATASETS)
+@pytest.mark.parametrize("name", [name for name in DATASETS if name != "unlabeled"])
 def test_contract(name: str, tmp_path: Path, icons_dir: Path, any_flowers: None) -> None:
     root = icons_dir
     if name != "icons":
@@ -310,6 +310,8 @@ def test_folder_empty(tmp_path: Path) -> None:
     (tmp_path / "train/a").mkdir()
     assert isinstance(open_error(f"folder:{tmp_path}"), DatasetError)
     write_image(tmp_path / "train/a/x.png", 0, 0)
+    assert isinstance(open_error(f"folder:{tmp_path}"), OptionError)  # one class
+    write_image(tmp_path / "train/b/x.png", 0, 0)
     (tmp_path / "val").mkdir()
     dataset = open_dataset(f"folder:{tmp_path}", 0.5)
     assert "split val has no images" in dataset.notes[0]

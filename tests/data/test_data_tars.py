@@ -25,12 +25,13 @@ from helpers.datasets import (
 )
 from helpers.hostile import FUZZ, explained, frugal
 from helpers.runs import STUDENT, TEACHER, assert_same_run, fgkd, rows
+from helpers.shard_server import serve
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fgkd.data import DATASETS, open_dataset
 from fgkd.data.decoding import decode_rgb
-from fgkd.errors import FgkdError, UnreadableFile
+from fgkd.errors import DatasetError, DownloadError, FgkdError, MissingDataset, UnreadableFile
 
 Members = list[tuple[str, bytes]]
 
@@ -113,6 +114,91 @@ def test_a_union_of_tars_and_files(tmp_path: Path) -> None:
         assert [samples.read(i) for i in range(len(samples))] == want
 
 
+# ---- tars of others ------------------------------------------------------------------------
+
+
+def tar_of(path: Path, labels: list[str], kind: str = "cls", first: int = 0) -> None:
+    """One image a label, with the label in a member of this kind."""
+    members = []
+    for i, label in enumerate(labels, start=first):
+        text = f'{{"species": "{label}", "id": {i}}}' if kind == "json" else label
+        members += [(f"{i:03d}.JPG", PNG + bytes([i])), (f"{i:03d}.{kind}", text.encode())]
+    write_tar(path, members)
+
+
+@pytest.mark.parametrize("kind", ["cls", "CLS", "txt", "json"])
+def test_names_as_labels(kind: str, tmp_path: Path) -> None:
+    tar_of(tmp_path / "train-0.tar", ["wren", "jay", "wren", "tit", "-1"], kind)
+    query = "?label_key=species" if kind == "json" else ""
+    dataset = open_dataset(f"webdataset:{tmp_path}{query}", 0.0)
+    assert dataset.classes == ["jay", "tit", "wren"]
+    train = dataset.splits["train"]
+    assert train.labels.tolist() == [2, 0, 2, 1, -1]
+    assert train.keys[0] == "train-0.tar/000.jpg"
+    assert train.read(1) == PNG + bytes([1])
+
+
+def test_a_numeric_key_of_the_json(tmp_path: Path) -> None:
+    tar_of(tmp_path / "train-0.tar", ["a", "b"], "json")
+    dataset = open_dataset(f"webdataset:{tmp_path}?label_key=id", 0.0)
+    assert dataset.classes == ["0", "1"]
+    error = open_error(f"webdataset:{tmp_path}?label_key=specie")
+    assert "did you mean species" in error.message
+    (tmp_path / "classes.txt").write_text("b\na\n")
+    dataset = open_dataset(f"webdataset:{tmp_path}?label_key=species", 0.0)
+    assert dataset.splits["train"].labels.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train-0.tar", "val-0.tar", "test-0.tar"),
+        ("birds_train_000.tar", "birds_valid_000.tar", "birds_testing_0.tar"),
+        ("train/0.tar", "Validation/0.tar", "test/0.tar"),
+    ],
+)
+def test_splits_by_the_names_of_tars(names: tuple[str, ...], tmp_path: Path) -> None:
+    for i, name in enumerate((*names, "extra-0.tar")):
+        tar_of(tmp_path / name, ["jay", "tit"], first=2 * i)
+    dataset = open_dataset(f"webdataset:{tmp_path}")
+    assert {s: x.read(0) for s, x in dataset.splits.items()} == {
+        split: PNG + bytes([2 * i]) for i, split in enumerate(("train", "val", "test"))
+    }
+    assert any("extra-0.tar" in note for note in dataset.notes)
+
+
+def test_patterns_of_braces_and_wildcards(tmp_path: Path) -> None:
+    for i in range(4):
+        tar_of(tmp_path / f"birds-{i:03d}.tar", ["jay", "tit", "jay"], first=3 * i)
+    tar_of(tmp_path / "held" / "out.tar", ["tit", "jay"], first=20)
+    whole = open_dataset(f"webdataset:{tmp_path}/birds-{{000..003}}.tar", 0.0)
+    assert list(whole.splits) == ["train"]
+    assert whole.splits["train"].keys[:2] == ["birds-000.tar/000.jpg", "birds-000.tar/001.jpg"]
+    assert len(whole.splits["train"]) == 12
+    query = f"?val={tmp_path}/birds-003.tar&test={tmp_path}/held/*.tar"
+    some = open_dataset(f"webdataset:{tmp_path}/birds-00[0-2].tar{query}")
+    assert {s: len(x) for s, x in some.splits.items()} == {"train": 9, "val": 3, "test": 2}
+    assert some.splits["val"].keys[0] == "birds-003.tar/009.jpg"
+    assert open_dataset(some.specs).splits["test"].keys == some.splits["test"].keys
+    for pattern in (f"{tmp_path}/birds-{{003..004}}.tar", f"{tmp_path}/no*.tar", "{a"):
+        assert isinstance(open_error(f"webdataset:{pattern}"), MissingDataset)
+
+
+def test_tars_behind_a_url_are_downloaded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FGKD_HOME", str(tmp_path / "home"))
+    for i in range(2):
+        tar_of(tmp_path / "web" / f"birds-{i}.tar", ["jay", "tit"], first=2 * i)
+    with serve(tmp_path / "web") as (url, requested):
+        for _ in range(2):
+            dataset = open_dataset(f"webdataset:{url}/birds-{{0..1}}.tar", 0.0)
+            assert dataset.splits["train"].read(3) == PNG + bytes([3])
+        assert requested == {"birds-0.tar": 1, "birds-1.tar": 1}
+        with pytest.raises(DownloadError):
+            open_dataset(f"webdataset:{url}/birds-7.tar")
+
+
 # ---- what is refused -----------------------------------------------------------------------
 
 
@@ -120,13 +206,14 @@ def test_a_union_of_tars_and_files(tmp_path: Path) -> None:
     ("members", "message"),
     [
         ([("a.png", PNG)], "sample 'a' has png; expected an image and a cls"),
-        ([("a.cls", b"1")], "sample 'a' has cls; expected an image and a cls"),
-        ([("a.png", PNG), ("a.jpg", PNG), ("a.cls", b"1")], "expected an image and a cls"),
+        ([("a.cls", b"1")], "sample 'a' has cls; expected an image and a label"),
+        ([("a.png", PNG), ("a.jpg", PNG), ("a.cls", b"1")], "expected an image and a label"),
         ([("a.png", PNG), ("a.cls", b"1"), ("a.cls", b"1")], "a.cls is there twice"),
-        ([("a.png", PNG), ("a.cls", b"one")], "a.cls is 'one', not a number from 0"),
-        ([("a.png", PNG), ("a.cls", b"-1")], "a.cls is '-1'"),
-        ([("a.png", PNG), ("a.cls", b"\xff")], "not a number from 0"),
-        ([("a.png", PNG), ("a.cls", b"1" * 999)], "not a number from 0"),
+        ([("a.png", PNG), ("a.cls", b"wren")], "has label wren, but classes.txt has 3 lines"),
+        ([("a.png", PNG), ("a.cls", b"\xff")], "can't decode byte 0xff"),
+        ([("a.png", PNG), ("a.cls", b"1" * 999)], "a.cls is 999 bytes long"),
+        ([("a.png", PNG), ("a.json", b"{")], "a.json"),
+        ([("a.png", PNG), ("a.json", b'{"kind": 1}')], "label_key"),
         ([("../a.png", PNG), ("../a.cls", b"1")], "unsafe file name"),
         ([("note.txt", PNG)], "without images"),
         ([("a.png", PNG), ("a.cls", b"3")], "has label 3, but classes.txt has 3 lines"),
@@ -150,7 +237,7 @@ def test_links_and_special_files(kind: bytes, tmp_path: Path) -> None:
 
 
 def test_no_tars_and_no_folder(tmp_path: Path) -> None:
-    assert "expected train-*.tar" in open_error(f"webdataset:{tmp_path}").message
+    assert isinstance(open_error(f"webdataset:{tmp_path}"), DatasetError)
     (tmp_path / "train-0.tar").mkdir()
     assert "train-0.tar" in open_error(f"webdataset:{tmp_path}").message
 
