@@ -310,7 +310,23 @@ class CacheError(FgkdError):
 
 @dataclass(eq=False, kw_only=True)
 class IncompleteCache(CacheError):
-    """A cache is not written to its end."""
+    """A cache is not written to its end. written: how many shards are there, of `total`, if known.
+
+    writer: who is writing it at present, as far as is known.
+    """
+
+    written: int = 0
+    total: int | None = None
+    writer: str = ""
+
+
+@dataclass(eq=False, kw_only=True)
+class CacheInUse(CacheError):
+    """Another process writes the same blocks. path: its lock file; host, pid: where it runs."""
+
+    path: Any
+    host: str
+    pid: int
 
 
 @dataclass(eq=False, kw_only=True)

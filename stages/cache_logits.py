@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fgkd import files
 from fgkd.commands import cache_logits as library
+from fgkd.commands.cache_logits import CapturedCache
 from fgkd.config import CacheLogitsConfig
 from fgkd.errors import quoted
 from fgkd.estimate.capture import CaptureEstimate
@@ -21,7 +22,7 @@ def cache_logits(options: CacheLogitsConfig) -> None:
         results.show_estimate(found, options.capture.json)
         return
     if not found.finished:
-        raise progress.stop.interrupted()
+        raise progress.stop.interrupted(kept_line(found))
     for line in found.accuracy.lines() if found.accuracy else ():
         console.echo(line)
     if not found.complete:
@@ -33,3 +34,11 @@ def cache_logits(options: CacheLogitsConfig) -> None:
         )
         folder = quoted(found.path)
         console.echo(f"next: fgkd train-student --cache {folder} --model NAME --output RUN")
+
+
+def kept_line(found: CapturedCache) -> str:
+    """What an interrupted capture has kept."""
+    line = f"{found.num_shards} of {found.num_shards + found.left} shards kept"
+    if found.targets_kept:
+        line += f", and {found.targets_kept:,} targets of the next"
+    return line

@@ -207,6 +207,6 @@ def _end_if_interrupted(error: Exception) -> None:
 
     if isinstance(error, Interrupted):
         if distributed.rank() == 0:
-            click.echo(f"saved. To continue:\n  {error.command}")
+            click.echo(f"{error.kept}. To continue:\n  {error.command}")
         failures.leave()
         sys.exit(128 + error.number)

@@ -288,7 +288,12 @@ REMEDIES: dict[type, Callable[[Any], str]] = {
         "install the versions of the cache's manifest.json, or write the cache again here"
     ),
     errors.CacheError: lambda e: f"fgkd inspect {quoted(e.cache)} --verify",
-    errors.IncompleteCache: lambda e: f"{_rewrite(e.cache)}   # continues",
+    errors.IncompleteCache: lambda e: (
+        f"{_rewrite(e.cache)}   # continues" if not e.writer else f"wait for {e.writer}"
+    ),
+    errors.CacheInUse: lambda e: (
+        f"wait for it; is it gone? rm {quoted(e.path)}; or share the work: --shard-range A:B"
+    ),
     errors.DamagedCache: _damaged,
     errors.DamagedShard: _shard,
     errors.FormatVersionMismatch: _version,

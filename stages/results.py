@@ -25,7 +25,7 @@ def show_training(
             console.echo(line)
         show_estimate(found, spec.json)
     elif not found.finished:
-        raise progress.stop.interrupted()
+        raise progress.stop.interrupted("saved")
     else:
         console.echo(f"next: {next_command(found)}")
 

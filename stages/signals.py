@@ -14,11 +14,11 @@ from fgkd import distributed
 
 
 class Interrupted(Exception):
-    """Work was saved after a signal; `command` continues it."""
+    """Work was saved after a signal; `command` continues it. kept: what was saved."""
 
-    def __init__(self, number: int, command: str) -> None:
-        super().__init__(number, command)
-        self.number, self.command = number, command
+    def __init__(self, number: int, command: str, kept: str) -> None:
+        super().__init__(number, command, kept)
+        self.number, self.command, self.kept = number, command, kept
 
 
 class StoppedAtOnce(KeyboardInterrupt):
@@ -51,9 +51,9 @@ class StopSignal:
         self.number = number
         self._say("stopping after this step (once more to stop at once)")
 
-    def interrupted(self) -> Interrupted:
+    def interrupted(self, kept: str) -> Interrupted:
         """The exception that ends a stopped command; the signal may have been another rank's."""
-        return Interrupted(self.number or signal.SIGINT, own_command(self.resume))
+        return Interrupted(self.number or signal.SIGINT, own_command(self.resume), kept)
 
 
 def own_command(resume: bool) -> str:

@@ -6,6 +6,7 @@ absolute paths, so equal inputs give equal bytes.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,11 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from fgkd import files
-from fgkd.cache import samples_file, version2
+from fgkd.cache import lock, samples_file, version2
 from fgkd.cache.identity import FORMAT_VERSION, Identity
 from fgkd.cache.samples import SampleTables
 from fgkd.cache.shards import MAX_VIEWS, ShardRow
-from fgkd.errors import DamagedCache, FormatVersionMismatch, IncompleteCache, UnreadableFile
+from fgkd.errors import (
+    DamagedCache,
+    FgkdError,
+    FormatVersionMismatch,
+    IncompleteCache,
+    UnreadableFile,
+)
 
 NAME = "manifest.json"
 TEMPLATE = {
@@ -72,9 +79,7 @@ def load(folder: Path, where: str = "") -> Manifest:
     path, what, cache = folder / NAME, samples_file.located(folder, where, NAME), where or folder
     begun = [folder / "identity.json", *folder.glob("shards*.jsonl")]
     if not path.exists() and any(one.exists() for one in begun):
-        raise IncompleteCache(
-            f"cache {cache} is incomplete: it has no manifest.json yet", cache=cache
-        )
+        raise _incomplete(folder, cache)
     try:
         value = files.read_json(path, "cache manifest")
         return _parsed(value, cache)
@@ -85,6 +90,22 @@ def load(folder: Path, where: str = "") -> Manifest:
     except ValueError as error:
         message = f"cache manifest {what} is damaged: {error}"
         raise DamagedCache(message, cache=cache, path=what) from None
+
+
+def _incomplete(folder: Path, cache: Any) -> IncompleteCache:
+    """The error for a cache without a manifest: what is there, and who is writing it."""
+    journals = [row for path in folder.glob("shards*.jsonl") for row in files.read_lines(path)]
+    there = {row.get("name") for row in journals if row.get("block", -1) >= 0}
+    total = None
+    with contextlib.suppress(FgkdError, ValueError):
+        identity = Identity.from_json(files.read_json(folder / "identity.json", "cache identity"))
+        num_images = len(samples_file.read(folder / samples_file.NAME)["train"])
+        total = max(len(there), -(-num_images // identity.shard_size))
+    counts = f"{len(there)} of {total} shards are" if total else f"{len(there)} shards are"
+    writer = lock.writer_of(folder)
+    message = f"cache {cache} is incomplete: {counts} written, and no manifest.json"
+    message += f"; {writer} is writing it" if writer else ""
+    return IncompleteCache(message, cache=cache, written=len(there), total=total, writer=writer)
 
 
 def load_samples(folder: Path, held: Manifest, where: str = "") -> SampleTables:

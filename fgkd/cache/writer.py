@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,6 +27,7 @@ MIXING: encodings.Shapes = {
     "lams": ("float32", ()),
     "boxes": ("int16", (4,)),
 }
+BEGUN = ".begun.npz"  # the suffix of what is kept of a shard that is not full yet
 LIBRARIES = ("torch", "torchvision", "timm", "pillow", "simplejpeg", "numpy", "h5py")
 
 
@@ -50,8 +50,8 @@ def stored_arrays(codec: Codec) -> encodings.Shapes:
 class Captured:
     """One shard's targets while the teacher computes them; each is encoded when it comes.
 
-    arrays: what is stored, [V, S, ...]. left: how many (sample, view) pairs are missing.
-    unreadable: keys of images that could not be read; their targets are zeros.
+    arrays: what is stored, [V, S, ...]. done_VS: which (view, sample) pairs are there. unreadable:
+    keys of images that could not be read; their targets are zeros.
     """
 
     def __init__(self, job: ShardJob, rows_S: np.ndarray, labels: np.ndarray, codec: Codec) -> None:
@@ -61,7 +61,12 @@ class Captured:
         self.arrays = {name: np.zeros((*shape, *more), kind) for name, (kind, more) in shapes}
         self.targets_VS = np.zeros(shape, stats.TARGET)
         self.unreadable: set[str] = set()
-        self.left = math.prod(shape)
+        self.done_VS = np.zeros(shape, bool)
+
+    @property
+    def left(self) -> int:
+        """How many (sample, view) pairs are missing."""
+        return int(self.done_VS.size - np.count_nonzero(self.done_VS))
 
     def put(
         self,
@@ -89,6 +94,11 @@ class Captured:
             arrays |= {"partners": partners_BV, "lams": lams_BV, "boxes": boxes_BV4}
         for name, array in arrays.items():
             self.arrays[name][place] = array.swapaxes(0, 1)
+
+    def mark(self, at_S: np.ndarray, views: Sequence[int], unreadable: Iterable[str]) -> None:
+        """Count these views of the samples at these places as done, readable or not."""
+        self.done_VS[np.ix_(np.array(views) - self.job.start, at_S)] = True
+        self.unreadable |= set(unreadable)
 
 
 class Writer:
@@ -201,6 +211,40 @@ class Writer:
         labels = self.samples["train"].labels
         return Captured(job, self.block_rows[job.block], labels, self.codec)
 
+    def _begun_path(self, job: ShardJob) -> Path:
+        return self.folder / "shards" / f"{job.name}{BEGUN}"
+
+    def save_begun(self, captured: Captured) -> None:
+        """Keep what is there of a shard, for a capture that continues. Raises: WriteError."""
+        held: dict[str, Any] = {f"array_{n}": array for n, array in captured.arrays.items()}
+        held |= {"targets": captured.targets_VS, "done": captured.done_VS}
+        held |= {"identity": self.identity_sha256, "unreadable": sorted(captured.unreadable)}
+        path = self._begun_path(captured.job)
+        with files.replacing(path) as partial, open(partial, "wb") as file:
+            np.savez(file, **held)
+
+    def begun(self, job: ShardJob) -> Captured | None:
+        """The part of a shard that an interrupted capture kept; None if there is none to use."""
+        path = self._begun_path(job)
+        if not path.exists():
+            return None
+        found = self.captured(job)
+        try:
+            with open(path, "rb") as file, np.load(file) as held:
+                if str(held["identity"]) != self.identity_sha256:
+                    raise ValueError("of another cache")
+                into = {f"array_{name}": array for name, array in found.arrays.items()}
+                into |= {"targets": found.targets_VS, "done": found.done_VS}
+                for name, array in into.items():
+                    if held[name].dtype != array.dtype or held[name].shape != array.shape:
+                        raise ValueError(f"{name} differs")
+                    array[...] = held[name]
+                found.unreadable = set(held["unreadable"].tolist())
+        except Exception:  # a damaged file: its work is done again
+            path.unlink(missing_ok=True)
+            return None
+        return found
+
     def publish(self, captured: Captured) -> None:
         """Write one shard of training targets."""
         table, rows = self.samples["train"], captured.rows_S
@@ -216,6 +260,7 @@ class Writer:
         )
         job, unreadable = captured.job, sorted(captured.unreadable)
         self._write(f"shards/{job.name}", job, "train", rows, captured.arrays, unreadable, found)
+        self._begun_path(job).unlink(missing_ok=True)
 
     def publish_val(self, logits_NC: np.ndarray, unreadable: list[str]) -> None:
         """Write the validation images' clean teacher logits [N, C], as one float32 view."""
@@ -285,7 +330,8 @@ class Writer:
             shards=training,
             val=next((row for row in rows if row.block < 0), None),
         )
-        for partial in self.folder.glob(f"*/*{files.PARTIAL}"):
-            partial.unlink(missing_ok=True)  # of writers that were killed
+        for pattern in (f"*/*{files.PARTIAL}", f"*/*{BEGUN}"):
+            for partial in self.folder.glob(pattern):
+                partial.unlink(missing_ok=True)  # of writers that were killed
         held.save(self.folder)
         return held

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 
 from fgkd import config, device, distributed, files
-from fgkd.cache import encodings, manifest, samples_file
+from fgkd.cache import encodings, lock, manifest, samples_file
 from fgkd.cache.identity import DatasetIdentity, Identity, TeacherIdentity
 from fgkd.cache.reader import Reader
 from fgkd.cache.samples import SampleTables, describe_splits
@@ -30,6 +31,7 @@ from fgkd.data import (
     specs_of,
     with_boxes,
 )
+from fgkd.data.image_store import ImageStore
 from fgkd.distillation.capture import Capture, image_reader
 from fgkd.distillation.targets import DEFAULT_VAL_FRACTION
 from fgkd.distillation.teachers import Teachers
@@ -47,9 +49,10 @@ from fgkd.views.view_set import ViewSet
 class CapturedCache:
     """What a capture did.
 
-    complete: the manifest is written. finished: False if it was asked to stop. left: shards still
-    to be written, by this or other processes. shards_written: by this process. accuracy: of the
-    teacher, of a complete cache with labels.
+    complete: the manifest is written. finished: False if it was asked to stop. num_shards: that are
+    there. left: shards still to be written, by this or other processes. targets_kept: of a shard
+    that is not full. shards_written: by this process. accuracy: of the teacher, of a complete cache
+    with labels.
     """
 
     path: Path
@@ -59,6 +62,7 @@ class CapturedCache:
     num_shards: int = 0
     num_bytes: int = 0
     left: int = 0
+    targets_kept: int = 0
     shards_written: int = 0
     seconds: float = 0.0
     accuracy: TeacherAccuracy | None = None
@@ -245,6 +249,23 @@ def write_cache(
         writer.begin()
         args_file.save_args(folder / "args.yaml", resolved(options, inputs.specs))
     distributed.barrier()
+    first, last = block_range(spec.shard_range)
+    blocks = range(first, len(writer.block_rows) if last is None else last)
+    name = journal_name(spec).removesuffix(".jsonl")
+    with lock.held(folder, name, blocks) if distributed.rank() == 0 else nullcontext():
+        return _write(capture, jobs, options, store, started, progress)
+
+
+def _write(
+    capture: Capture,
+    jobs: list[ShardJob],
+    options: CacheLogitsConfig,
+    store: ImageStore | None,
+    started: float,
+    progress: Progress,
+) -> CapturedCache:
+    """Write the missing shards, this rank's part of them."""
+    writer, spec, data = capture.writer, options.capture, options.data
     image_stores.fill_store(
         store, workers=spec.workers, skip_unreadable=data.skip_bad_images, progress=progress
     )
@@ -252,7 +273,14 @@ def write_cache(
     with progress.stoppable():
         finished = capture.write_train(mine, progress)
         if not finished:
-            return CapturedCache(*(folder, False, False, cache.views), left=len(writer.jobs()))
+            left = len(writer.jobs())
+            kept = len([row for row in writer.published() if row.block >= 0])
+            return CapturedCache(
+                *(writer.folder, False, False, writer.views),
+                num_shards=kept,
+                left=left,
+                targets_kept=capture.targets_kept,
+            )
         if writer.needs_val() and block_range(spec.shard_range)[0] == 0:
             capture.write_val()
     distributed.barrier()

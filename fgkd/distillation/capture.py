@@ -5,6 +5,7 @@ Shape legend: B images of a request, V views, N = B * V, K classes.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from fgkd.cache.writer import Captured, Writer
 from fgkd.data import Dataset
 from fgkd.data.image_store import ImageStore
 from fgkd.distillation.teachers import Teachers
+from fgkd.errors import FgkdError
 from fgkd.evaluation import inference
 from fgkd.loading.workers import render
 from fgkd.progress import SILENT, Pace, Progress
@@ -27,6 +29,8 @@ from fgkd.views.clean import clean_renderer
 from fgkd.views.rendering import RenderedViews, Request, Unreadable
 from fgkd.views.view_set import ViewSet
 
+SAVE_EVERY_S = 60.0  # how often what is there of a shard is kept, but not so often that it takes
+SAVE_SHARE = 20  # more than one part in so many of the time
 KEPT_AHEAD = 2  # batches that may wait to be encoded while the teacher continues
 
 
@@ -52,14 +56,51 @@ class Capture:
         self.views, self.images = views, images
         self.workers, self.skip_unreadable = workers, skip_unreadable
         self._open: Captured | None = None
+        self._resumed: dict[str, Captured] = {}  # by the name of the shard
+        self._next_save = 0.0
+        self.targets_kept = 0  # of a shard that was not full when the capture ended
 
     def requests(self, job: ShardJob) -> Iterator[tuple[Request, np.ndarray]]:
-        """The shard's views in teacher batches, with each row's place in the shard."""
+        """The shard's views in teacher batches, with each row's place in the shard.
+
+        Those that an earlier capture has kept are left out.
+        """
         views = range(job.start, job.stop)
-        return self.views.block_requests(job.block, views, self.teachers.max_batch)
+        done = self._resumed[job.name].done_VS.copy() if job.name in self._resumed else None
+        for request, places in self.views.block_requests(job.block, views, self.teachers.max_batch):
+            numbers = np.array(request.views) - job.start
+            if done is None or not done[np.ix_(numbers, places)].all():
+                yield request, places
+
+    def _num_targets(self, job: ShardJob) -> int:
+        """How many views the requests of a shard have."""
+        if job.name not in self._resumed:
+            return len(self.writer.block_rows[job.block]) * (job.stop - job.start)
+        return sum(len(one.rows) * len(one.views) for one, _ in self.requests(job))
 
     def write_train(self, jobs: list[ShardJob], progress: Progress = SILENT) -> bool:
-        """Write these shards; False if `progress` asked to stop before the last."""
+        """Write these shards; False if `progress` asked to stop before the last.
+
+        What is there of a shard that is not full is kept for the next time: when the capture ends
+        early, and every minute or so.
+        """
+        self._resumed = {j.name: found for j in jobs if (found := self.writer.begun(j))}
+        try:
+            finished = self._write_train(jobs, progress)
+        except BaseException:
+            with contextlib.suppress(FgkdError):  # on a full disk, say; the first error counts
+                self._keep_open()
+            raise
+        self._keep_open()
+        return finished
+
+    def _keep_open(self) -> None:
+        if self._open is not None:
+            self.writer.save_begun(self._open)
+            self.targets_kept = self._open.done_VS.size - self._open.left
+            self._open = None
+
+    def _write_train(self, jobs: list[ShardJob], progress: Progress) -> bool:
         renderer = self.views.renderer(
             self.teachers.sizes,
             hashes=self.writer.samples["train"].hashes,
@@ -74,7 +115,10 @@ class Capture:
                     sent.append((job, request, places))
                     yield request
 
-        sizes = [len(self.writer.block_rows[j.block]) * (j.stop - j.start) for j in jobs]
+        for name, full in [(n, one) for n, one in self._resumed.items() if not one.left]:
+            self.writer.publish(full)  # it could not be written the last time
+            jobs = [job for job in jobs if job.name != name]
+        sizes = [self._num_targets(job) for job in jobs]
         ends = np.cumsum(sizes)
         pace = Pace(sum(sizes))
         kept: deque[Future[None]] = deque()
@@ -112,16 +156,27 @@ class Capture:
     ) -> None:
         """Encode a batch, at these places of the shard; write the shard once it is full."""
         logits_NK = wait()
-        held = self._open = self._open or self.writer.captured(job)
+        if self._open is None:
+            self._open = self._resumed.pop(job.name, None) or self.writer.captured(job)
+            self._next_save = time.monotonic() + SAVE_EVERY_S
+        held = self._open
         logits_BVK = logits_NK.reshape(*answer.digests_BV.shape, logits_NK.shape[-1])
         partners_BV = None if request.partners is None else request.partners[answer.at]
         mixing = (partners_BV, answer.lams_BV, answer.boxes_BV4)
         held.put(places[answer.at], request.views, logits_BVK, answer.digests_BV, *mixing)
-        held.unreadable |= {one.key for one in answer.unreadable}
-        held.left -= len(request.rows) * len(request.views)
+        held.mark(places, request.views, [one.key for one in answer.unreadable])
         if not held.left:
-            self._open = None
-            self.writer.publish(held)
+            self._open = None  # what waits to be kept is of the next shard
+            try:
+                self.writer.publish(held)
+            except FgkdError:
+                with contextlib.suppress(FgkdError):
+                    self.writer.save_begun(held)
+                raise
+        elif (began := time.monotonic()) >= self._next_save:
+            self.writer.save_begun(held)
+            took = time.monotonic() - began
+            self._next_save = began + max(SAVE_EVERY_S, SAVE_SHARE * took)
 
     def write_val(self) -> None:
         """Write the clean logits of the validation images."""
