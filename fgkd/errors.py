@@ -471,3 +471,10 @@ def near(name: str, known: Sequence[str]) -> str:
 
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return f"; did you mean {', '.join(close)}?" if close else ""
+
+
+@dataclass(eq=False, kw_only=True)
+class LostWorker(FgkdError):
+    """A process that loads images ended by itself. how: as `was killed by signal: Killed`."""
+
+    how: str

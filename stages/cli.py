@@ -182,7 +182,7 @@ def show_warnings() -> None:
 def _fail(error: Exception) -> None:
     """Exit with an explained error, or with the traceback of a bug; one rank reports it."""
     known = error if isinstance(error, FgkdError) else device.explain(error)
-    known = known or failures.lost(error)
+    known = known or failures.lost_worker(error) or failures.lost(error)
     is_first = failures.first_to_fail()
     if known and is_first:
         click.echo(f"error: {remedies.explain(known)}", err=True)

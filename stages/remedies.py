@@ -321,6 +321,11 @@ REMEDIES: dict[type, Callable[[Any], str]] = {
     errors.CompileError: lambda e: (
         "the same command without --compile, or a C++ compiler: apt-get install g++"
     ),
+    errors.LostWorker: lambda e: (
+        "--workers 0, or in Docker more shared memory: docker run --shm-size=8g"
+        if "Bus error" in e.how
+        else "--workers 0, or fewer than now   # out of memory? sudo dmesg | tail"
+    ),
     errors.LostProcess: lambda e: (
         "the same command with --resume continues from the last checkpoint"
     ),

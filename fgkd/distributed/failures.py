@@ -16,7 +16,7 @@ import time
 from typing import Any
 
 from fgkd import distributed
-from fgkd.errors import LostProcess
+from fgkd.errors import LostProcess, LostWorker
 
 POLL_S = 1.0
 _LOST = r"(?i)gloo|nccl|connection (closed|reset|refused)|broken pipe|socket|timed? ?out"
@@ -90,6 +90,17 @@ def lost(error: BaseException) -> LostProcess | None:
         + str(link).strip().splitlines()[0][:200],
         rank=distributed.rank(),
     )
+
+
+def lost_worker(error: BaseException) -> LostWorker | None:
+    """A LostWorker error if torch says that a process which loads images ended; else None."""
+    found = re.search(
+        r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.*?)(?:\. |\.?$)", str(error)
+    )
+    if not isinstance(error, RuntimeError) or not found:
+        return None
+    how = found[2].replace("is killed", "was killed")
+    return LostWorker(f"a process that loads images (pid {found[1]}) {how}", how=how)
 
 
 def _key() -> str:

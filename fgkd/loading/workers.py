@@ -10,9 +10,12 @@ import atexit
 import contextlib
 import functools
 import itertools
+import logging
 import math
 import mmap
+import multiprocessing
 import os
+import shutil
 import signal
 import weakref
 from collections import deque
@@ -25,12 +28,16 @@ import torch
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from fgkd.distributed import failures
 from fgkd.errors import FgkdError
+from fgkd.files import human_bytes
 from fgkd.views.rendering import RenderedViews, Request, ViewRenderer
 
 # The most answers in use at a time: of a capture, one being encoded, two that wait for it, and one
 # in front of the teacher. A training step holds its own batch and the next.
 IN_USE = 4
+log = logging.getLogger(__name__)
+log.addHandler(logging.NullHandler())
 
 
 def render(
@@ -51,7 +58,11 @@ def _from_workers(
     if first is None:
         return
     # Two requests a worker are under way; one answer is coming in, and some are in use.
-    pool = Pool(2 * workers + 1 + IN_USE, sum(map(math.prod, renderer.shapes(first))))
+    num_slots, slot_bytes = 2 * workers + 1 + IN_USE, sum(map(math.prod, renderer.shapes(first)))
+    if not _fits_shared_memory(num_slots * slot_bytes):
+        yield from render(renderer, itertools.chain([first], requests), 0)
+        return
+    pool = Pool(num_slots, slot_bytes)
     sent: deque[tuple[Request, int | None]] = deque()
 
     def with_buffers() -> Iterator[tuple[Request, int | None]]:
@@ -82,6 +93,8 @@ def _from_workers(
                 del images
             yield _sound(answer)
             del answer
+    except RuntimeError as error:
+        raise failures.lost_worker(error) or error from None
     finally:
         del answers  # else an error's traceback would keep it, and with it the workers
         atexit.unregister(kill)
@@ -134,8 +147,7 @@ class Pool:
 
     def __init__(self, num_slots: int, slot_bytes: int) -> None:
         self.slot_bytes = -(-slot_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
-        storage = torch.UntypedStorage._new_shared(num_slots * self.slot_bytes)  # touches no page
-        memory = torch.empty(0, dtype=torch.uint8).set_(storage)
+        memory = _shared_memory(num_slots * self.slot_bytes)
         self._memory = memory.view(num_slots, self.slot_bytes)
         self._free = list(range(num_slots))
         self._locks: dict[int, _PageLock] = {}  # by slot
@@ -159,6 +171,29 @@ class Pool:
 
     def _release(self, slot: int) -> None:
         self._free.append(slot)
+
+
+def _shared_memory(num_bytes: int) -> torch.Tensor:
+    """Memory that processes started later share; no page of it is touched yet."""
+    if multiprocessing.get_start_method() == "fork":  # needs no room in /dev/shm
+        return torch.frombuffer(mmap.mmap(-1, num_bytes), dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(num_bytes)
+    return torch.empty(0, dtype=torch.uint8).set_(storage)
+
+
+def _fits_shared_memory(num_bytes: int) -> bool:
+    """Whether /dev/shm, which a container may limit to 64 MB, has room where it is needed."""
+    if multiprocessing.get_start_method() == "fork" or not os.path.isdir("/dev/shm"):
+        return True
+    free = shutil.disk_usage("/dev/shm").free
+    if num_bytes <= free:
+        return True
+    log.warning(
+        "/dev/shm has %s free, and worker processes need %s: images are loaded by this process "
+        "(a container can be given more)",
+        *(human_bytes(free), human_bytes(num_bytes)),
+    )
+    return False
 
 
 class _PageLock:

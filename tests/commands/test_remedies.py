@@ -56,7 +56,7 @@ SAMPLES: dict[str, Any] = {
         "box": (1, 2, 0, 0),
         "fields": ("seed",),
     },
-    **{"difference": 0.5, "host": "node-1", "pid": 12},
+    **{"difference": 0.5, "host": "node-1", "pid": 12, "how": "was killed"},
 }
 
 

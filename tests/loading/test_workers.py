@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import gc
 import mmap
+import os
 import pickle
+import shutil
+import signal
 import subprocess
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +20,9 @@ import torch
 from helpers.datasets import write_image
 
 from fgkd.data import Samples
-from fgkd.errors import UnreadableImage
+from fgkd.distributed import failures
+from fgkd.errors import LostWorker, UnreadableImage
+from fgkd.loading import workers
 from fgkd.loading.workers import Pool, render
 from fgkd.views.recipes import ViewRecipe
 from fgkd.views.rendering import KeyedView, Request, ViewRenderer
@@ -149,3 +155,70 @@ def test_a_script_that_leaves_off_in_the_middle_ends(
     command = [sys.executable, "-c", code, str(tmp_path / "renderer")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
+
+
+# ---- workers that end, and little shared memory ----------------------------------------------
+
+
+class Ending(KeyedView):
+    """Views of which one ends its process, as the kernel does where memory is short."""
+
+    signal = signal.SIGKILL
+
+    def __call__(self, image_of: Any, row: int, *args: Any) -> np.ndarray:
+        if row == 5:
+            os.kill(os.getpid(), self.signal)
+        return super().__call__(image_of, row, *args)
+
+
+@pytest.mark.parametrize(("number", "words"), [(9, "Killed"), (7, "Bus error")])
+def test_a_worker_that_is_killed_is_an_error_of_its_own(
+    number: int, words: str, renderer: ViewRenderer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Ending, "signal", number)
+    ending = ViewRenderer(Ending(renderer.samples, RECIPE, 0), [16], skip_unreadable=True)
+    with pytest.raises((LostWorker, RuntimeError)) as caught:
+        list(render(ending, requests(), 1))
+    found = caught.value
+    if not isinstance(found, LostWorker):  # raised by torch's handler of SIGCHLD
+        explained = failures.lost_worker(found)
+        assert explained is not None
+        found = explained
+    assert words in found.how or "exited" in found.how
+
+
+@pytest.mark.parametrize("text", ["of another kind", "DataLoader timed out after 5 seconds"])
+def test_other_errors_are_not_taken_for_a_lost_worker(text: str) -> None:
+    assert failures.lost_worker(RuntimeError(text)) is None
+
+
+def test_workers_need_no_room_in_dev_shm(renderer: ViewRenderer, tmp_path: Path) -> None:
+    """Docker gives 64 MB; here it is 16 KiB, and the buffers are megabytes."""
+    code = (
+        "import pickle, sys\n"
+        "from fgkd.loading.workers import render\n"
+        "renderer, requests = pickle.load(open(sys.argv[1], 'rb'))\n"
+        "print(len(list(render(renderer, requests, 2))))\n"
+    )
+    large = ViewRenderer(renderer.view, [512], skip_unreadable=True)
+    (tmp_path / "given").write_bytes(pickle.dumps((large, requests())))
+    mount = "mount -t tmpfs -o size=16k tmpfs /dev/shm"
+    if subprocess.run(["unshare", "-m", "bash", "-c", mount], capture_output=True).returncode:
+        pytest.skip("this machine lets nobody mount a file system")
+    run = f'{mount} && exec "$@"'
+    argv = ["unshare", "-m", "bash", "-c", run, "-", sys.executable, "-c", code]
+    done = subprocess.run([*argv, tmp_path / "given"], capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == (f"{len(requests())}\n", 0), done.stderr
+
+
+def test_where_shared_memory_is_needed_and_short_this_process_loads(
+    renderer: ViewRenderer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As with Python 3.14, whose workers are not forked."""
+    monkeypatch.setattr(workers.multiprocessing, "get_start_method", lambda: "forkserver")
+    usage = shutil.disk_usage("/dev/shm")
+    monkeypatch.setattr(workers.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    monkeypatch.setattr(workers, "DataLoader", None)
+    answers = list(render(renderer, requests(), 2))
+    assert [a.rows.tolist() for a in answers] == [renderer[r].rows.tolist() for r in requests()]
+    assert "/dev/shm" in caplog.text
