@@ -88,9 +88,13 @@ def _from_workers(
             request, slot = sent.popleft()
             if slot is not None:
                 images = pool.tensors(slot, renderer.shapes(request))
-                if not isinstance(answer, FgkdError) and not answer.images:
-                    answer = replace(answer, images=images)
+                if not isinstance(answer, FgkdError):
+                    there = tuple(image[: len(answer.at)] for image in images)
+                    answer = replace(answer, images=there)
+                    del there
                 del images
+            elif not isinstance(answer, FgkdError):
+                answer = replace(answer, images=tuple(map(torch.from_numpy, answer.images)))
             yield _sound(answer)
             del answer
     except RuntimeError as error:
@@ -129,14 +133,21 @@ class _Pooled(TorchDataset[Any]):
 
     def __getitem__(self, asked: tuple[Request, int | None]) -> RenderedViews | FgkdError:
         request, slot = asked
-        if slot is None:
-            return self.renderer[request]
+        if slot is None:  # through the pipe, as torch's own way needs shared memory of its own
+            answer = self.renderer[request]
+            if isinstance(answer, FgkdError):
+                return answer
+            arrays: Any = tuple(image.numpy() for image in answer.images)
+            return replace(answer, images=arrays)
         try:
             arrays = self.pool.arrays(slot, self.renderer.shapes(request))
             answer = self.renderer.render_into(arrays, request)
         except FgkdError as error:
             return error
-        return answer if answer.unreadable else replace(answer, images=())
+        if answer.unreadable:  # the others moved together
+            for array, image in zip(arrays, answer.images, strict=True):
+                array[: len(image)] = image
+        return replace(answer, images=())
 
 
 class Pool:

@@ -193,7 +193,7 @@ def test_other_errors_are_not_taken_for_a_lost_worker(text: str) -> None:
 
 
 def test_workers_need_no_room_in_dev_shm(renderer: ViewRenderer, tmp_path: Path) -> None:
-    """Docker gives 64 MB; here it is 16 KiB, and the buffers are megabytes."""
+    """Docker gives 64 MB; here it is 256 KiB, and the buffers are megabytes."""
     code = (
         "import pickle, sys\n"
         "from fgkd.loading.workers import render\n"
@@ -202,12 +202,12 @@ def test_workers_need_no_room_in_dev_shm(renderer: ViewRenderer, tmp_path: Path)
     )
     large = ViewRenderer(renderer.view, [512], skip_unreadable=True)
     (tmp_path / "given").write_bytes(pickle.dumps((large, requests())))
-    mount = "mount -t tmpfs -o size=16k tmpfs /dev/shm"
+    mount = "mount -t tmpfs -o size=256k tmpfs /dev/shm"
     if subprocess.run(["unshare", "-m", "bash", "-c", mount], capture_output=True).returncode:
         pytest.skip("this machine lets nobody mount a file system")
     run = f'{mount} && exec "$@"'
     argv = ["unshare", "-m", "bash", "-c", run, "-", sys.executable, "-c", code]
-    done = subprocess.run([*argv, tmp_path / "given"], capture_output=True, text=True)
+    done = subprocess.run([*argv, tmp_path / "given"], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.returncode) == (f"{len(requests())}\n", 0), done.stderr
 
 
