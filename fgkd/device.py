@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from fgkd import distributed, files
 from fgkd.distributed import failures
-from fgkd.errors import DeviceError, FgkdError, NotDeterministic, OutOfMemory
+from fgkd.errors import DeviceError, FgkdError, NotDeterministic, OutOfMemory, TooManyRanks
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +37,10 @@ def pick(name: str) -> tuple[torch.device, str]:
             raise DeviceError(f"device {name}: torch sees no CUDA device", device=name)
         index = device.index if device.index is not None else int(os.environ.get("LOCAL_RANK", 0))
         if index >= torch.cuda.device_count():
-            count = torch.cuda.device_count()
+            count, ranks = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+            if ranks > count and device.index is None:
+                message = f"{ranks} processes, but {count} CUDA device(s) on this machine"
+                raise TooManyRanks(message, device=name, count=count)
             message = f"device {name}: this machine has {count} CUDA device(s)"
             raise DeviceError(message, device=name)
         device = torch.device("cuda", index)

@@ -437,6 +437,13 @@ class DeviceError(FgkdError):
 
 
 @dataclass(eq=False, kw_only=True)
+class TooManyRanks(DeviceError):
+    """More processes than GPUs were started on a machine. count: of its GPUs."""
+
+    count: int
+
+
+@dataclass(eq=False, kw_only=True)
 class OutOfMemory(DeviceError):
     """The device has too little memory."""
 

@@ -25,6 +25,10 @@ def cache_logits(options: CacheLogitsConfig) -> None:
         raise progress.stop.interrupted(kept_line(found))
     for line in found.accuracy.lines() if found.accuracy else ():
         console.echo(line)
+    if found.num_unreadable:
+        images = "image" if found.num_unreadable == 1 else "images"
+        where = found.path / library.BAD_IMAGES
+        console.echo(f"left out {found.num_unreadable} unreadable {images}: {where}")
     if not found.complete:
         console.echo(f"this part is done; {found.left} shards of other ranges are still to come")
     elif found.seconds:

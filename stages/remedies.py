@@ -155,7 +155,8 @@ def _wrong_kind(error: errors.WrongKind) -> str:
         return f"fgkd inspect {quoted(error.path)}"
     if error.cache:
         return f"fgkd inspect {quoted(error.cache)}   # the cache that this run learned from"
-    return f"fgkd inspect CACHE   # or, of this run: fgkd evaluate {quoted(error.path)}"
+    make = f"fgkd cache-logits --teacher {quoted(error.path)} --output CACHE"
+    return f"{make}   # writes one of this run's logits"
 
 
 # Data
@@ -184,6 +185,9 @@ def _mismatch(error: errors.DataMismatch) -> str:
 
 
 def _run_mismatch(error: errors.RunMismatch) -> str:
+    if {one.field for one in error.differences} == {"epochs"}:
+        train_on = f"--initial-checkpoint {quoted(error.path)} and another --output"
+        return f"{train_on}   # more epochs only with --sched constant or step"
     return f"fgkd {error.stage} --resume --output {quoted(error.path)}   # takes its own options"
 
 
@@ -313,6 +317,9 @@ REMEDIES: dict[type, Callable[[Any], str]] = {
         "--overwrite to start over with a lower --lr, with --clip-grad 1, or without --amp"
     ),
     errors.DeviceError: _device,
+    errors.TooManyRanks: lambda e: (
+        f"let torchrun start {e.count} processes on this machine, one a GPU, or --device cpu"
+    ),
     errors.OutOfMemory: lambda e: (
         "--batch-size 16   # in training also --grad-accum-steps 2 (the same steps in parts) "
         "or --eval-batch-size 64"

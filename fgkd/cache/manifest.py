@@ -24,6 +24,7 @@ from fgkd.errors import (
     FormatVersionMismatch,
     IncompleteCache,
     UnreadableFile,
+    WrongKind,
 )
 
 NAME = "manifest.json"
@@ -74,10 +75,12 @@ class Manifest:
 def load(folder: Path, where: str = "") -> Manifest:
     """Read manifest.json. where: the URL of a remote cache, of which the folder is a copy.
 
-    Raises: IncompleteCache, MissingFile, DamagedCache, FormatVersionMismatch.
+    Raises: IncompleteCache, MissingFile, WrongKind for a run, DamagedCache, FormatVersionMismatch.
     """
     path, what, cache = folder / NAME, samples_file.located(folder, where, NAME), where or folder
     begun = [folder / "identity.json", *folder.glob("shards*.jsonl")]
+    if (folder / "run.json").is_file() and not any(one.exists() for one in begun):
+        raise _is_run(folder)
     if not path.exists() and any(one.exists() for one in begun):
         raise _incomplete(folder, cache)
     try:
@@ -90,6 +93,14 @@ def load(folder: Path, where: str = "") -> Manifest:
     except ValueError as error:
         message = f"cache manifest {what} is damaged: {error}"
         raise DamagedCache(message, cache=cache, path=what) from None
+
+
+def _is_run(folder: Path) -> WrongKind:
+    """The error for a run folder, with the cache that the run learned from if it had one."""
+    cache = None
+    with contextlib.suppress(FgkdError, KeyError, TypeError, AttributeError):
+        cache = files.read_json(folder / "run.json", "run description")["parents"].get("cache")
+    return WrongKind(f"{folder} is a run, not a cache", path=folder, found="run", cache=cache)
 
 
 def _incomplete(folder: Path, cache: Any) -> IncompleteCache:

@@ -9,7 +9,7 @@ from fgkd.data import Dataset, Samples
 from fgkd.data.image_store import ImageStore
 from fgkd.loading.schedule import Schedule
 from fgkd.models import Classifier
-from fgkd.training import setup
+from fgkd.training import schedules
 from fgkd.views.recipes import ViewRecipe
 
 
@@ -79,7 +79,7 @@ def describe_plan(spec: OptimSpec, lr: float, schedule: Schedule, dataset: Datas
         f"{spec.epochs} epochs x {schedule.steps_per_epoch} steps of {spec.batch_size} "
         f"images{accum}; "
         f"{spec.opt}, lr {lr:g} -> {spec.min_lr:g} {spec.sched} after "
-        f"{setup.warmup_epochs(spec):g} epochs of warmup, weight decay {spec.weight_decay:g}"
+        f"{schedules.warmup_epochs(spec):g} epochs of warmup, weight decay {spec.weight_decay:g}"
         f"{layer_decay}" + "".join(f"\n           {note_line(note)}" for note in notes)
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from fgkd.cache import encodings, lock, manifest, samples_file
 from fgkd.cache.identity import DatasetIdentity, Identity, TeacherIdentity
 from fgkd.cache.reader import Reader
 from fgkd.cache.samples import SampleTables, describe_splits
-from fgkd.cache.shards import ShardJob
+from fgkd.cache.shards import ShardJob, ShardRow
 from fgkd.cache.writer import Writer
 from fgkd.commands import banner, image_stores, sources
 from fgkd.config import CacheLogitsConfig, args_file
@@ -44,6 +45,8 @@ from fgkd.progress import SILENT, Progress
 from fgkd.views import recipes
 from fgkd.views.view_set import ViewSet
 
+BAD_IMAGES = "bad_images.jsonl"  # in a cache's folder: keys of images that were left out
+
 
 @dataclass(frozen=True)
 class CapturedCache:
@@ -51,8 +54,8 @@ class CapturedCache:
 
     complete: the manifest is written. finished: False if it was asked to stop. num_shards: that are
     there. left: shards still to be written, by this or other processes. targets_kept: of a shard
-    that is not full. shards_written: by this process. accuracy: of the teacher, of a complete cache
-    with labels.
+    that is not full. num_unreadable: images that were left out. shards_written: by this process.
+    accuracy: of the teacher, of a complete cache with labels.
     """
 
     path: Path
@@ -63,6 +66,7 @@ class CapturedCache:
     num_bytes: int = 0
     left: int = 0
     targets_kept: int = 0
+    num_unreadable: int = 0
     shards_written: int = 0
     seconds: float = 0.0
     accuracy: TeacherAccuracy | None = None
@@ -298,6 +302,10 @@ def close(writer: Writer, seconds: float, shards_written: int) -> CapturedCache:
     done = writer.finish()
     left = len(writer.jobs()) if done is None else 0
     sizes = [row.num_bytes for row in done.shards] if done else []
+    unreadable = sorted({key for row in _rows(done) for key in row.unreadable})
+    if unreadable:
+        lines = [json.dumps({"key": key}, ensure_ascii=False) + "\n" for key in unreadable]
+        files.write_text(folder / BAD_IMAGES, "".join(lines))
     return CapturedCache(
         path=folder,
         complete=done is not None,
@@ -307,9 +315,15 @@ def close(writer: Writer, seconds: float, shards_written: int) -> CapturedCache:
         num_bytes=sum(sizes),
         left=left,
         shards_written=shards_written,
+        num_unreadable=len(unreadable),
         seconds=seconds,
         accuracy=teacher_accuracy(folder) if done else None,
     )
+
+
+def _rows(done: manifest.Manifest | None) -> list[ShardRow]:
+    """The shards of a complete cache, that of the validation images too."""
+    return [*done.shards, *([done.val] if done.val else [])] if done else []
 
 
 def resolved(options: CacheLogitsConfig, specs: list[str]) -> CacheLogitsConfig:

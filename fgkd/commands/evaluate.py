@@ -171,6 +171,9 @@ def _score(
         workers=options.workers,
     )
     progress.message(f"  {path}: {found.model}, {len(found.rows_N):,} images of {dataset.name}")
+    if facts:
+        views = f"{banner.describe_recipe(facts.views.recipe)}; seed {facts.views.seed}"
+        progress.message(f"    trained on views: {views}")
     for line in fits:
         progress.message(f"    {line.removeprefix(f'{path}: ')}")
     for key, reason in found.unreadable:

@@ -12,8 +12,7 @@ from fgkd.cache.reader import Reader
 from fgkd.cache.remote import open_cache
 from fgkd.cache.summary import CacheSummary
 from fgkd.config import InspectConfig
-from fgkd.download import is_url
-from fgkd.errors import FgkdError, UnusedOption, WrongKind
+from fgkd.errors import FgkdError, UnusedOption
 
 
 @dataclass(frozen=True)
@@ -77,8 +76,6 @@ def write_results(found: Sequence[Inspection], options: InspectConfig) -> Path |
 
 def inspect_one(path: str | Path, options: InspectConfig) -> Inspection:
     """`inspect` of one cache with the command's config."""
-    if not is_url(str(path)):
-        _refuse_run(Path(path))
     reader = open_cache(path)
     described = CacheSummary.of(reader)
     if not options.verify:
@@ -111,13 +108,3 @@ def write_gallery(found: Sequence[Inspection], options: InspectConfig) -> Path:
         data=options.data,
         seed=options.seed,
     )
-
-
-def _refuse_run(path: Path) -> None:
-    """Raise WrongKind for a run folder, with the cache that it learned from if it had one."""
-    if not (path / "run.json").is_file() or (path / "identity.json").is_file():
-        return
-    from fgkd.training import run_folder  # with torch
-
-    cache = run_folder.read(path).parents.cache
-    raise WrongKind(f"{path} is a run, not a cache", path=path, found="run", cache=cache)

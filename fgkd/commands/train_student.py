@@ -38,7 +38,7 @@ from fgkd.loading.train_loader import TrainLoader
 from fgkd.models import Classifier
 from fgkd.packages import require
 from fgkd.progress import SILENT, Progress
-from fgkd.training import setup
+from fgkd.training import run_folder, setup
 from fgkd.training.run_folder import RunFacts, RunFolder
 from fgkd.training.train import TrainedRun, Validation, finished_run, train
 
@@ -55,6 +55,7 @@ def train_student(*, progress: Progress = SILENT, **options: Any) -> TrainedRun 
 
 def run(options: TrainStudentConfig, progress: Progress = SILENT) -> TrainedRun | TrainingEstimate:
     """`train_student` with its config."""
+    options = run_folder.keep_warmup(options)
     spec = options.run
     if not options.model.model:
         example = "deit_base_distilled_patch16_384.fb_in1k"

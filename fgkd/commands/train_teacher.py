@@ -25,7 +25,7 @@ from fgkd.loading.schedule import Schedule
 from fgkd.loading.train_loader import TrainLoader
 from fgkd.packages import require
 from fgkd.progress import SILENT, Progress
-from fgkd.training import setup
+from fgkd.training import run_folder, setup
 from fgkd.training.run_folder import RunFacts, RunFolder
 from fgkd.training.train import TrainedRun, Validation, finished_run, train
 from fgkd.views import recipes
@@ -44,6 +44,7 @@ def train_teacher(*, progress: Progress = SILENT, **options: Any) -> TrainedRun 
 
 def run(options: TrainTeacherConfig, progress: Progress = SILENT) -> TrainedRun | TrainingEstimate:
     """`train_teacher` with its config."""
+    options = run_folder.keep_warmup(options)
     spec, optim, model_spec, data = options.run, options.optim, options.model, options.data
     require_options(options)
     hardware, device_line = device.set_up(spec.device, spec.deterministic)

@@ -9,6 +9,7 @@ with the same files as an uninterrupted one.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -18,13 +19,22 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fgkd import comparison, config, distributed, files
-from fgkd.config import RunSpec, TrainStudentConfig, TrainTeacherConfig, args_file
-from fgkd.errors import Difference, MissingFile, OptionError, RunMismatch, UnreadableFile, WrongKind
+from fgkd.config import OptimSpec, RunSpec, TrainStudentConfig, TrainTeacherConfig, args_file
+from fgkd.errors import (
+    Difference,
+    FgkdError,
+    MissingFile,
+    OptionError,
+    RunMismatch,
+    UnreadableFile,
+    WrongKind,
+)
 from fgkd.progress import SILENT, Progress
 from fgkd.training import checkpoint
+from fgkd.training.schedules import warmup_epochs
 from fgkd.views.recipes import ViewIdentity, ViewRecipe
 
 Config = TrainTeacherConfig | TrainStudentConfig
@@ -176,18 +186,27 @@ class RunFolder:
             )
         distributed.barrier()
         if spec.resume and args.exists():
-            self._check_same(options, facts)
+            begun_with = self._check_same(options, facts)
+            new = {name: getattr(options.optim, name) for name in ("epochs", "warmup_epochs")}
+            if self.is_writer and new["epochs"] != begun_with.optim.epochs:
+                args_file.save_args(args, config.replaced(begun_with, **new))
         elif self.is_writer:
+            if spec.resume:
+                self._progress.message(f"nothing to resume in {self.path}: a new run begins")
             described = dataclasses.replace(facts, versions=library_versions(), git=git_commit())
             files.write_json(self.path / "run.json", described.to_json())
-            args_file.save_args(args, options)  # last: its presence means that the run has begun
+            # Last: its presence means that the run has begun.
+            args_file.save_args(args, _portable(options, facts))
         if spec.resume and not self.last.exists():
             self.cut_back(0)  # stopped after the first epoch's row, before its checkpoint
         distributed.barrier()
         return spec.resume and self.last.exists()
 
-    def _check_same(self, options: Config, facts: RunFacts) -> None:
-        """Raise RunMismatch unless this run has the same options, free ones and paths apart."""
+    def _check_same(self, options: Config, facts: RunFacts) -> Config:
+        """The options that this run was begun with.
+
+        Raises: RunMismatch unless they are the same, free ones and paths apart.
+        """
         begun, args = read(self.path), self.path / "args.yaml"
         if begun.stage != facts.stage:
             message = f"{self.path} is a run of {begun.stage}, not of {facts.stage}"
@@ -202,11 +221,14 @@ class RunFolder:
             warnings.simplefilter("ignore", FutureWarning)  # the run may use old names
             begun_with = config.build(type(options), held, args)
         changed = config.diff(begun_with, options)
+        if _is_extended(begun_with.optim, options.optim):
+            changed = [one for one in changed if one.field not in ("epochs", "warmup_epochs")]
         changed += comparison.differences(begun.inputs(), facts.inputs())
         if changed:
             lines = "\n  ".join(map(str, changed))
             message = f"run {self.path} was begun with other options:\n  {lines}"
             raise RunMismatch(message, differences=changed, path=self.path, stage=begun.stage)
+        return begun_with
 
     def log(self, line: str) -> None:
         """Report a line and append it to log.txt."""
@@ -241,6 +263,10 @@ class RunFolder:
                 if key not in known:
                     files.append_line(path, {"key": key, "reason": reason})
 
+    def num_unreadable(self) -> int:
+        """How many images are listed in bad_images.jsonl."""
+        return len(files.read_lines(self.path / "bad_images.jsonl"))
+
     def cut_back(self, step: int) -> None:
         """Drop the rows written after the checkpoint that a resumed run continues from."""
         if self.is_writer:
@@ -251,6 +277,49 @@ class RunFolder:
         """Write a checkpoint (rank 0)."""
         if self.is_writer:
             checkpoint.save(path, state)
+
+
+C = TypeVar("C", TrainTeacherConfig, TrainStudentConfig)
+
+
+def _portable(options: Config, facts: RunFacts) -> Config:
+    """The options with absolute paths, so that args.yaml can be used from any folder."""
+
+    def absolute(value: str) -> str:
+        return str(Path(value).absolute()) if Path(value).exists() else value
+
+    paths: dict[str, Any] = {"data": list(facts.data)} if options.data.data else {}
+    for spec, names in ((options.data, ["image_store"]), (options.model, ["initial_checkpoint"])):
+        paths |= {name: absolute(value) for name in names if (value := getattr(spec, name))}
+    if isinstance(options, TrainStudentConfig):
+        targets = options.targets
+        paths |= {"cache": absolute(targets.cache)} if targets.cache else {}
+        paths |= {"teacher": [absolute(one) for one in targets.teacher]} if targets.teacher else {}
+    return config.replaced(options, **paths)
+
+
+# Schedules whose learning rate at a step does not depend on the number of steps.
+EXTENDABLE = ("constant", "step")
+
+
+def _is_extended(old: OptimSpec, new: OptimSpec) -> bool:
+    """Whether the steps that a run has made are those of the same run with more epochs."""
+    longer = new.epochs > old.epochs and new.sched == old.sched and new.sched in EXTENDABLE
+    return longer and warmup_epochs(old) == warmup_epochs(new)
+
+
+def keep_warmup(options: C) -> C:
+    """The options of a resumed run with more epochs than it had, whose warmup stays as it was."""
+    path = Path(options.run.output) / "args.yaml"
+    if not options.run.resume or not path.is_file() or options.optim.warmup_epochs is not None:
+        return options
+    held = args_file.load_yaml(path)
+    known = {name: held[name] for name in ("epochs", "warmup_epochs", "sched") if name in held}
+    with contextlib.suppress(FgkdError):  # a damaged file is an error later
+        old = config.build(OptimSpec, known, path)
+        if old.epochs < options.optim.epochs and old.sched in EXTENDABLE:
+            return config.replaced(options, warmup_epochs=warmup_epochs(old))
+    return options
 
 
 def read(path: Path) -> RunFacts:

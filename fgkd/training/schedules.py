@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from fgkd.config import OptimSpec
 from fgkd.errors import OptionError, UnknownName
 
 SCHEDULES = ("cosine", "linear", "step", "constant")
@@ -53,3 +54,9 @@ def lr_at(
     if schedule == "step":
         return max(min_lr, lr * decay_rate ** (since_warmup // decay_steps))
     return lr
+
+
+def warmup_epochs(spec: OptimSpec) -> float:
+    """Epochs of warmup; by default 2, but at most a quarter of the run."""
+    given = spec.warmup_epochs
+    return min(2.0, spec.epochs / 4) if given is None else float(given)

@@ -81,12 +81,6 @@ def check_last_batch(model: models.Classifier, schedule: Schedule, accumulated: 
         ) from None
 
 
-def warmup_epochs(spec: OptimSpec) -> float:
-    """Epochs of warmup; by default 2, but at most a quarter of the run."""
-    given = spec.warmup_epochs
-    return min(2.0, spec.epochs / 4) if given is None else float(given)
-
-
 def peak_lr(spec: OptimSpec, model: ModelSpec) -> float:
     """Peak learning rate; by default 1e-3 from scratch, 1e-4 from given weights."""
     has_weights = model.pretrained or model.initial_checkpoint
@@ -103,7 +97,7 @@ def lr_schedule(spec: OptimSpec, lr: float, steps_per_epoch: int) -> Callable[[i
         return schedules.lr_at(
             step=step,
             total_steps=spec.epochs * steps_per_epoch,
-            warmup_steps=round(warmup_epochs(spec) * steps_per_epoch),
+            warmup_steps=round(schedules.warmup_epochs(spec) * steps_per_epoch),
             lr=lr,
             min_lr=spec.min_lr,
             warmup_lr=spec.warmup_lr,

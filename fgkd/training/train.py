@@ -20,6 +20,7 @@ from fgkd.training import checkpoint, loop, setup
 from fgkd.training.run_folder import RunFolder
 from fgkd.training.trackers import TensorBoard
 from fgkd.views.clean import clean_renderer
+from fgkd.views.rendering import Unreadable
 
 VAL_METRICS = ("top1_pct", "top5_pct", "nll", "agreement_pct", "kl_to_teacher")
 
@@ -43,6 +44,7 @@ class Validation:
         self.samples = dataset.splits.get("val")
         self.dataset, self.run, self.device = dataset, run, device
         self.teacher_NK = teacher_NK
+        self.unreadable: list[Unreadable] = []  # of the last call
         if self.samples is not None:
             self.renderer = clean_renderer(self.samples, model.eval_transform, skip_unreadable)
 
@@ -51,7 +53,7 @@ class Validation:
         if self.samples is None:
             return {}
         distributed.share_statistics(model)
-        rows, logits_NK, _ = inference.evaluate(
+        rows, logits_NK, self.unreadable = inference.evaluate(
             model,
             self.renderer,
             batch_size=self.run.eval_batch_size,
@@ -159,6 +161,9 @@ def train(
                 break
     tracker.close()
     if finished:
+        if count := run.num_unreadable():
+            images = "image" if count == 1 else "images"
+            run.log(f"left out {count} unreadable {images}: {run.path / 'bad_images.jsonl'}")
         run.log(_closing_line(run, state.best))
     return TrainedRun.of(run.path, finished, validation.dataset, state.best)
 
@@ -182,6 +187,7 @@ def _end_epoch(
     state.sums = {}
     row: dict[str, float] = {"epoch": report.epoch, "step": report.step, **means, "lr": report.lr}
     found, chosen = validate(state.model), state.model
+    run.add_unreadable(validate.unreadable)
     row |= found
     if state.ema:
         averaged = validate(state.ema.module)

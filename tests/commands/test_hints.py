@@ -196,8 +196,8 @@ def test_a_cache_given_as_a_run_is_named(tmp_path: Path) -> None:
     ("parents", "hint"),
     [
         ({"cache": "/my caches/one"}, "fgkd inspect '/my caches/one'   #"),
-        ({"teacher": "t"}, "fgkd inspect CACHE   # or, of this run: fgkd evaluate "),
-        ({}, "fgkd inspect CACHE   #"),
+        ({"teacher": "t"}, "fgkd cache-logits --teacher "),
+        ({}, "fgkd cache-logits --teacher "),
     ],
 )
 def test_a_run_given_as_a_cache_is_named_with_its_cache(
@@ -206,9 +206,11 @@ def test_a_run_given_as_a_cache_is_named_with_its_cache(
     facts = {"stage": "train-student", "data": ["icons"], "val_fraction": 0.1, "parents": parents}
     facts |= {"views": {"recipe": ViewRecipe().to_dict(), "seed": 0, "img_size": 32}}
     (tmp_path / "run.json").write_text(json.dumps(facts))
-    said = fails("inspect", tmp_path)
-    assert f"{tmp_path} is a run, not a cache" in said
-    assert f"Try: {hint}" in said
+    student = ("train-student", "--cache", tmp_path, "--model", "m", "--output", tmp_path / "x")
+    for command in (("inspect", tmp_path), student):
+        said = fails(*command)
+        assert isinstance(said.error, WrongKind)
+        assert said.remedy.startswith(hint)
 
 
 def test_a_cache_folder_in_the_way_is_not_to_be_resumed(tmp_path: Path) -> None:

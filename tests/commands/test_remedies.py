@@ -56,7 +56,7 @@ SAMPLES: dict[str, Any] = {
         "box": (1, 2, 0, 0),
         "fields": ("seed",),
     },
-    **{"difference": 0.5, "host": "node-1", "pid": 12, "how": "was killed"},
+    **{"difference": 0.5, "host": "node-1", "pid": 12, "how": "was killed", "count": 2},
 }
 
 
@@ -289,7 +289,7 @@ def test_no_remedy_writes_to_a_url(url: str) -> None:
     [
         ({"found": "cache"}, "fgkd inspect x"),
         ({"found": "run", "cache": "/my caches/one"}, "fgkd inspect '/my caches/one'   # "),
-        ({"found": "run"}, "fgkd inspect CACHE   # or, of this run: fgkd evaluate x"),
+        ({"found": "run"}, "fgkd cache-logits --teacher x --output CACHE   # "),
     ],
 )
 def test_a_folder_of_the_wrong_kind(facts: dict[str, Any], line: str) -> None:
