@@ -36,9 +36,8 @@ from fgkd.estimate.training import (
 from fgkd.loading.schedule import Schedule
 from fgkd.loading.train_loader import TrainLoader
 from fgkd.models import Classifier
-from fgkd.packages import require
 from fgkd.progress import SILENT, Progress
-from fgkd.training import run_folder, setup
+from fgkd.training import run_folder, setup, trackers
 from fgkd.training.run_folder import RunFacts, RunFolder
 from fgkd.training.train import TrainedRun, Validation, finished_run, train
 
@@ -63,8 +62,7 @@ def run(options: TrainStudentConfig, progress: Progress = SILENT) -> TrainedRun 
     if not (options.loss.task_loss_weight or distils(options.loss)):
         message = "nothing is to be learned: the weights of all losses are 0"
         raise OptionError(message, option="task_loss_weight", value=0, suggestion=1)
-    if spec.tensorboard:
-        require("logging to TensorBoard", "tensorboard")
+    trackers.names_of(spec)
     if options.targets.teacher and not options.targets.cache:
         sources.check(options.targets.teacher, options.source)
     hardware, device_line = device.set_up(spec.device, spec.deterministic)
@@ -169,8 +167,7 @@ def _train_from(
     )
     return train(
         folder,
-        spec,
-        optim,
+        options,
         resume=resume,
         state=state,
         loader=loader,
@@ -178,6 +175,7 @@ def _train_from(
         validation=validation,
         lr_at=lr_at,
         device=hardware,
+        teacher=source.teacher_text if learns else "none: learned from labels",
         progress=progress,
     )
 

@@ -23,9 +23,8 @@ from fgkd.estimate.training import (
 )
 from fgkd.loading.schedule import Schedule
 from fgkd.loading.train_loader import TrainLoader
-from fgkd.packages import require
 from fgkd.progress import SILENT, Progress
-from fgkd.training import run_folder, setup
+from fgkd.training import run_folder, setup, trackers
 from fgkd.training.run_folder import RunFacts, RunFolder
 from fgkd.training.train import TrainedRun, Validation, finished_run, train
 from fgkd.views import recipes
@@ -131,8 +130,7 @@ def run(options: TrainTeacherConfig, progress: Progress = SILENT) -> TrainedRun 
     )
     return train(
         folder,
-        spec,
-        optim,
+        options,
         resume=resume,
         state=state,
         loader=loader,
@@ -140,6 +138,7 @@ def run(options: TrainTeacherConfig, progress: Progress = SILENT) -> TrainedRun 
         validation=Validation(dataset, model, spec, hardware, skip_unreadable=data.skip_bad_images),
         lr_at=lr_at,
         device=hardware,
+        teacher="none: learned from labels",
         progress=progress,
     )
 
@@ -151,5 +150,4 @@ def require_options(options: TrainTeacherConfig) -> None:
         raise MissingOption("data is required", option="data", suggestion="icons")
     if not options.model.model:
         raise MissingOption("model is required", option="model", suggestion=example)
-    if options.run.tensorboard:
-        require("logging to TensorBoard", "tensorboard")
+    trackers.names_of(options.run)

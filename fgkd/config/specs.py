@@ -288,9 +288,11 @@ class RunSpec:
     )
     eval_batch_size: int = option(256, "Images per evaluation step.", low=1, free=True)
     log_interval: float = option(10.0, "Seconds between console lines.", above=0.0, free=True)
-    tensorboard: bool = option(
-        False, "Also write each epoch's metrics to OUTPUT/tensorboard.", free=True
+    log_with: str = option(
+        "", "Trackers of each epoch's metrics, as tensorboard,wandb,mlflow.", free=True
     )
+    tensorboard: bool = option(False, "Old name of --log-with tensorboard.", free=True)
+    license: str = option("other", "Licence of the model, for its card model/README.md.", free=True)
     checkpoint_steps: int = option(
         0, "Also save a checkpoint every N steps; 0: after each epoch only.", low=0, free=True
     )

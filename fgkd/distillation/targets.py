@@ -70,6 +70,15 @@ class TargetSource:
         """Content hashes of the training images, where the cache records them."""
         return self.cache.samples["train"].hashes if self.cache else None
 
+    @property
+    def teacher_text(self) -> str:
+        """The architectures of the teachers."""
+        known = self.cache.identity.teachers if self.cache else ()
+        names = [one.architecture for one in known] + (
+            [self.teacher.architecture] if self.teacher else []
+        )
+        return " and ".join(names)
+
     def view_set(self, size: int) -> ViewSet:
         """The views of the training images at this size."""
         samples = self.dataset.train

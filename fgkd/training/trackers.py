@@ -1,41 +1,156 @@
-"""Experiment trackers: an epoch's metrics, written to TensorBoard."""
+"""Experiment trackers: an epoch's metrics, written by each library's own client."""
 
 from __future__ import annotations
 
+import contextlib
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from fgkd import distributed, files
+from fgkd import config, distributed, files
+from fgkd.config import RunSpec
+from fgkd.errors import FgkdError, UnknownName, near
+from fgkd.packages import require
+
+PROJECT = "fgkd"  # of wandb, and experiment of mlflow, unless the environment names another
+IDS = "trackers.json"  # in the run's folder: the ids under which servers know the run
 
 
-class TensorBoard:
-    """Scalars of one run in RUN/tensorboard, written by rank 0; does nothing unless enabled.
+class Tracker(Protocol):
+    """Where an epoch's row goes."""
 
-    step: the step a resumed run continues from; scalars logged after it by an earlier process are
-    discarded.
-    """
-
-    def __init__(self, run: Path, enabled: bool, step: int) -> None:
-        self._writer: Any = None
-        if enabled and distributed.rank() == 0:
-            from torch.utils.tensorboard import SummaryWriter
-
-            folder = run / "tensorboard"
-            try:
-                self._writer = SummaryWriter(str(folder), purge_step=step + 1)
-            except OSError as error:
-                raise files.write_error(folder, error) from error
-
-    def add(self, row: Mapping[str, Any]) -> None:
+    def add(self, row: Mapping[str, float]) -> None:
         """Log every number of an epoch's row at its step."""
-        if self._writer:
-            for name, value in row.items():
-                if name != "step":
-                    self._writer.add_scalar(name, value, row["step"])
-            self._writer.flush()
 
     def close(self) -> None:
         """Flush and close the log."""
-        if self._writer:
-            self._writer.close()
+
+
+class TensorBoard:
+    """Scalars in RUN/tensorboard; those that were logged after `step` are discarded."""
+
+    def __init__(self, run: Path, options: Mapping[str, Any], step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder = run / "tensorboard"
+        try:
+            self._writer = SummaryWriter(str(folder), purge_step=step + 1)
+        except OSError as error:
+            raise files.write_error(folder, error) from error
+
+    def add(self, row: Mapping[str, float]) -> None:
+        for name, value in _numbers(row).items():
+            self._writer.add_scalar(name, value, int(row["step"]))
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WandB:
+    """A run of Weights & Biases, whose files are in RUN/wandb.
+
+    Its client reads WANDB_MODE, WANDB_PROJECT and so on. A resumed run continues on the server.
+    """
+
+    def __init__(self, run: Path, options: Mapping[str, Any], step: int) -> None:
+        import os
+
+        import wandb
+
+        name = _server_id(run, "wandb") or secrets.token_hex(4)
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", PROJECT),
+            name=run.name,
+            id=name,
+            resume="allow",
+            dir=str(run),
+            config=dict(options),
+        )
+        _keep_id(run, "wandb", name)
+
+    def add(self, row: Mapping[str, float]) -> None:
+        self._run.log(_numbers(row), step=int(row["step"]))
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class MLflow:
+    """A run of MLflow, on the server of MLFLOW_TRACKING_URI; a resumed run continues there."""
+
+    def __init__(self, run: Path, options: Mapping[str, Any], step: int) -> None:
+        import os
+
+        import mlflow
+
+        known = _server_id(run, "mlflow")
+        if known is None and not os.environ.get("MLFLOW_EXPERIMENT_NAME"):
+            mlflow.set_experiment(PROJECT)
+        self._mlflow = mlflow
+        self._run = mlflow.start_run(run_id=known, run_name=None if known else run.name)
+        if known is None:
+            mlflow.log_params({name: str(value)[:500] for name, value in options.items()})
+        _keep_id(run, "mlflow", self._run.info.run_id)
+
+    def add(self, row: Mapping[str, float]) -> None:
+        self._mlflow.log_metrics(_numbers(row), step=int(row["step"]))
+
+    def close(self) -> None:
+        self._mlflow.end_run()
+
+
+TRACKERS: dict[str, tuple[type[Any], str]] = {  # and the package that each needs
+    "tensorboard": (TensorBoard, "tensorboard"),
+    "wandb": (WandB, "wandb"),
+    "mlflow": (MLflow, "mlflow"),
+}
+
+
+def names_of(spec: RunSpec) -> list[str]:
+    """The trackers of the options. Raises: UnknownName, MissingPackage."""
+    names = [name.strip() for name in spec.log_with.split(",") if name.strip()]
+    names += ["tensorboard"] if spec.tensorboard else []
+    for name in names:
+        if name not in TRACKERS:
+            known = ", ".join(TRACKERS)
+            message = f"no tracker {name!r}{near(name, list(TRACKERS))} (known: {known})"
+            raise UnknownName(
+                message, option="log_with", value=name, known=list(TRACKERS), suggestion=known
+            )
+        require(f"logging to {name}", TRACKERS[name][1])
+    return list(dict.fromkeys(names))
+
+
+@contextlib.contextmanager
+def opened(run: Path, spec: RunSpec, options: object, step: int) -> Any:
+    """The trackers of a run, as a list; of rank 0 alone. options: the command's config.
+
+    step: the step a resumed run continues from.
+    """
+    with contextlib.ExitStack() as stack:
+        found = []
+        for name in names_of(spec) if distributed.rank() == 0 else ():
+            tracker = TRACKERS[name][0](run, config.to_dict(options), step)
+            stack.callback(tracker.close)
+            found.append(tracker)
+        yield found
+
+
+def _numbers(row: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in row.items() if name != "step"}
+
+
+def _server_id(run: Path, name: str) -> str | None:
+    with contextlib.suppress(FgkdError):
+        found = files.read_json(run / IDS, "ids of trackers")
+        return found.get(name) if isinstance(found, dict) else None
+    return None
+
+
+def _keep_id(run: Path, name: str, value: str) -> None:
+    known: dict[str, str] = {}
+    with contextlib.suppress(FgkdError):
+        known = files.read_json(run / IDS, "ids of trackers")
+    files.write_json(run / IDS, known | {name: value})

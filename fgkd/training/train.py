@@ -11,14 +11,13 @@ from pathlib import Path
 import torch
 
 from fgkd import distributed, models
-from fgkd.config import OptimSpec, RunSpec
+from fgkd.config import RunSpec
 from fgkd.data import Dataset
 from fgkd.evaluation import inference, metrics
 from fgkd.loading.train_loader import TrainLoader
 from fgkd.progress import Pace, Progress
-from fgkd.training import checkpoint, loop, setup
-from fgkd.training.run_folder import RunFolder
-from fgkd.training.trackers import TensorBoard
+from fgkd.training import card, checkpoint, loop, setup, trackers
+from fgkd.training.run_folder import Config, RunFolder
 from fgkd.views.clean import clean_renderer
 from fgkd.views.rendering import Unreadable
 
@@ -102,8 +101,7 @@ class TrainedRun:
 
 def train(
     run: RunFolder,
-    spec: RunSpec,
-    optim: OptimSpec,
+    options: Config,
     *,
     resume: bool,
     state: loop.State,
@@ -112,21 +110,22 @@ def train(
     validation: Validation,
     lr_at: Callable[[int], float],
     device: torch.device,
+    teacher: str,
     progress: Progress,
 ) -> TrainedRun:
     """Run or continue a training, leaving the best model in RUN/model.
 
-    When `progress` asks to stop, the current step is finished and saved.
+    When `progress` asks to stop, the current step is finished and saved. teacher: a description,
+    for the model's card.
     """
-    schedule = loader.schedule
+    schedule, spec, optim = loader.schedule, options.run, options.optim
     if resume:
         state.restore(checkpoint.load(run.last), run.last)
         run.cut_back(state.step)
         run.log(f"resumed at step {state.step} of {schedule.total_steps}")
-    tracker = TensorBoard(run.path, spec.tensorboard, state.step)
     pace = Pace(schedule.total_steps, spec.log_interval)
     epoch_start, finished = time.monotonic(), True
-    with progress.stoppable():
+    with progress.stoppable(), trackers.opened(run.path, spec, options, state.step) as logs:
         for report in loop.fit(
             state,
             batches=loader.batches(state.step),
@@ -151,7 +150,9 @@ def train(
                 run.log(_step_line(report, optim.epochs, schedule.total_steps, due))
             if report.epoch_ends:
                 train_s = time.monotonic() - epoch_start
-                tracker.add(_end_epoch(run, state, report, validation, train_s))
+                row = _end_epoch(run, state, report, validation, train_s)
+                for log in logs:
+                    log.add(row)
                 epoch_start = time.monotonic()
             every = spec.checkpoint_steps
             if report.epoch_ends or report.stopping or (every and report.step % every == 0):
@@ -159,11 +160,12 @@ def train(
             finished = not report.stopping or report.step >= schedule.total_steps
             if not finished:
                 break
-    tracker.close()
     if finished:
         if count := run.num_unreadable():
             images = "image" if count == 1 else "images"
             run.log(f"left out {count} unreadable {images}: {run.path / 'bad_images.jsonl'}")
+        if run.is_writer:
+            card.write(run.path, options, state.model, validation.dataset, state.best, teacher)
         run.log(_closing_line(run, state.best))
     return TrainedRun.of(run.path, finished, validation.dataset, state.best)
 

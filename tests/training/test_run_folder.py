@@ -240,6 +240,7 @@ def test_free_options_are_those_that_change_no_number() -> None:
         "deterministic",
         *("initial_checkpoint", "channels_last", "compile", "eval_batch_size"),
         *("log_interval", "checkpoint_steps", "dry_run", "json", "tensorboard"),
+        *("log_with", "license"),
         *(
             "grad_checkpointing",
             "image_store",
