@@ -21,9 +21,19 @@ from fgkd.errors import UnknownName, near
 Gather = Callable[[Tensor], Tensor]  # rows of one rank -> rows of all
 
 
+FLOAT32_UP_TO = 20.0  # a temperature
+
+
 def _wide(logits_BK: Tensor) -> Tensor:
     """`logits_BK` in float32, or float64 if it is: a softmax in half precision loses its tail."""
     return logits_BK if logits_BK.dtype == torch.float64 else logits_BK.float()
+
+
+def _softened(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Logits over T; in float64 where T is so high that float32 would round T^2 KL away."""
+    if temperature > FLOAT32_UP_TO:
+        student_BK, teacher_BK = student_BK.double(), teacher_BK.double()
+    return student_BK / temperature, teacher_BK / temperature
 
 
 def _kl(student_BK: Tensor, teacher_BK: Tensor) -> Tensor:
@@ -89,7 +99,8 @@ def kl(
     T^2 keeps the size of the gradient when T changes. `labels` is not read.
     Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015.
     """
-    return temperature**2 * _kl(student_logits / temperature, teacher_logits / temperature)
+    softened = _softened(student_logits, teacher_logits, temperature)
+    return (temperature**2 * _kl(*softened)).to(student_logits.dtype)
 
 
 def hard(
@@ -117,8 +128,9 @@ def ce(
 
     Same gradient as `kl`; it does not reach 0. `labels` is not read.
     """
-    target_BK = (teacher_logits / temperature).softmax(1)
-    return temperature**2 * F.cross_entropy(student_logits / temperature, target_BK)
+    student_BK, teacher_BK = _softened(student_logits, teacher_logits, temperature)
+    loss = temperature**2 * F.cross_entropy(student_BK, teacher_BK.softmax(1))
+    return loss.to(student_logits.dtype)
 
 
 def dkd(
@@ -142,15 +154,16 @@ def dkd(
     classes_K = torch.arange(student_logits.shape[1], device=student_logits.device)
     target_first_BK = (target_B[:, None] + classes_K) % student_logits.shape[1]
 
-    def split(full_BK: Tensor) -> tuple[Tensor, Tensor]:
-        full_BK = (full_BK / temperature).gather(1, target_first_BK)
+    def split(softened_BK: Tensor) -> tuple[Tensor, Tensor]:
+        full_BK = softened_BK.gather(1, target_first_BK)
         target_B1, others_BR = full_BK[:, :1], full_BK[:, 1:]
         return torch.cat([target_B1, others_BR.logsumexp(1, keepdim=True)], 1), others_BR
 
-    binary_B2, others_BR = split(student_logits)
-    teacher_binary_B2, teacher_others_BR = split(teacher_logits)
+    softened = _softened(student_logits, teacher_logits, temperature)
+    binary_B2, others_BR = split(softened[0])
+    teacher_binary_B2, teacher_others_BR = split(softened[1])
     tckd, nckd = _kl(binary_B2, teacher_binary_B2), _kl(others_BR, teacher_others_BR)
-    return temperature**2 * (alpha * tckd + beta * nckd)
+    return (temperature**2 * (alpha * tckd + beta * nckd)).to(student_logits.dtype)
 
 
 def dist(
