@@ -291,7 +291,7 @@ class RunSpec:
     log_with: str = option(
         "", "Trackers of each epoch's metrics, as tensorboard,wandb,mlflow.", free=True
     )
-    tensorboard: bool = option(False, "Old name of --log-with tensorboard.", free=True)
+    tensorboard: bool = option(False, "Old name of log_with: tensorboard.", free=True)
     license: str = option("other", "Licence of the model, for its card model/README.md.", free=True)
     checkpoint_steps: int = option(
         0, "Also save a checkpoint every N steps; 0: after each epoch only.", low=0, free=True

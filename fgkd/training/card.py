@@ -5,10 +5,10 @@ Its front matter is made by huggingface_hub (a package that timm needs).
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+
+import yaml
 
 from fgkd import config, files
 from fgkd.config import TrainStudentConfig, TrainTeacherConfig
@@ -16,7 +16,6 @@ from fgkd.data import Dataset
 from fgkd.models import Classifier
 from fgkd.training import run_folder
 
-PLACES = {"data": "NAME:PATH", "cache": "CACHE", "teacher": "TEACHER"}  # not the author's own
 NAME = "README.md"
 
 
@@ -109,8 +108,10 @@ classes = model.pretrained_cfg["label_names"]
 
 ## Recipe
 
-```bash
-{command(facts.stage, options)}
+`fgkd {facts.stage}` with these options (a file of its option `config`), its data and output:
+
+```yaml
+{recipe(options)}
 ```
 """
 
@@ -125,27 +126,14 @@ def wilson_ci95(percent: float, num: int) -> tuple[float, float]:
     return 100 * found.low, 100 * found.high
 
 
-def command(stage: str, options: TrainTeacherConfig | TrainStudentConfig) -> str:
-    """The command that trains such a model, over several lines: what differs from the defaults."""
-    words: list[str] = []
+def recipe(options: TrainTeacherConfig | TrainStudentConfig) -> str:
+    """The options that differ from their defaults, as YAML; without those of one's own machine."""
+    found = {}
     for name, leaf in config.leaves(type(options)).items():
-        value: Any = leaf.of(options)
-        flag = f"--{name.replace('_', '-')}"
-        if value == leaf.field.default or (leaf.field.metadata["free"] and name not in PLACES):
-            continue
-        if name in PLACES:
-            words.append(f"{flag} {PLACES[name]}")
-        elif isinstance(value, bool):
-            words.append(flag if value else f"--no-{flag[2:]}")
-        elif isinstance(value, tuple) and name == "temperatures":
-            words.append(f"{flag} {','.join(map(str, value))}")
-        elif isinstance(value, tuple) and value and isinstance(value[0], str):
-            words += [f"{flag} {shlex.quote(one)}" for one in value]
-        elif isinstance(value, tuple):
-            words.append(f"{flag} {' '.join(map(str, value))}")
-        else:
-            words.append(f"{flag} {shlex.quote(str(value))}")
-    return " \\\n  ".join([f"fgkd {stage}", *words, "--output RUN"])
+        value = leaf.of(options)
+        if value != leaf.field.default and not leaf.field.metadata["free"]:
+            found[name] = list(value) if isinstance(value, tuple) else value
+    return yaml.safe_dump(found, sort_keys=False, allow_unicode=True).rstrip()
 
 
 def _results(scores: list[tuple[str, float, tuple[float, float]]], num_val: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import shutil
 from pathlib import Path
 
@@ -56,20 +55,22 @@ def test_timm_takes_the_folder_as_the_hub_would(student: Path, tmp_path: Path) -
     ]
 
 
-def test_the_command_of_the_card_trains_the_same_model(
+def test_the_recipe_of_the_card_trains_the_same_model(
     student: Path, tiny_cache: Path, tmp_path: Path
 ) -> None:
     text = (student / "model" / "README.md").read_text()
-    block = text.partition("```bash\n")[2].partition("```")[0]
-    words = shlex.split(block.replace("\\\n", " "))
-    assert words[0] == "fgkd"
-    places = {"CACHE": str(tiny_cache), "RUN": str(tmp_path / "again")}
-    fgkd(*(places.get(word, word) for word in words[1:]), "--workers", 0)
+    block = text.partition("```yaml\n")[2].partition("```")[0]
+    (tmp_path / "recipe.yaml").write_text(block)
+    places = ("--cache", tiny_cache, "--output", tmp_path / "again", "--workers", 0)
+    fgkd("train-student", "-c", tmp_path / "recipe.yaml", *places)
     one, other = (
         torch.load(run / "checkpoints" / "last.pt", weights_only=True)["model"]
         for run in (student, tmp_path / "again")
     )
     assert all(torch.equal(one[name], other[name]) for name in one)
+    assert (tmp_path / "again" / "model" / "README.md").read_text().replace(
+        "license: other", "license: cc-by-4.0"
+    ).replace("| Licence | other |", "| Licence | cc-by-4.0 |") == text
 
 
 @pytest.mark.parametrize(("right", "num"), [(0, 10), (10, 10), (37, 150)])
