@@ -176,9 +176,11 @@ def _mismatch(error: errors.DataMismatch) -> str:
     store = "" if error.path is None else f"rm -r {quoted(error.path)}"
     remedies = {
         "data": "point --data at the images the cache was made of",
+        "added": "--extend to add them to the cache, or another --output",
         "classes": "give --data of its own classes, or --class-map FILE of lines teacher,data",
         "teacher": "give the teachers the cache was made with, in the same order",
-        "cache": "give another --output, or --overwrite to rename the old cache",
+        "cache": "give another --output, --extend if images were only added, or --overwrite to "
+        "rename the old cache",
         "image_store": store and f"{store}   # the next command writes it again",
     }
     return remedies.get(error.subject) or f"give the {error.subject} it was made with"

@@ -102,7 +102,8 @@ class Identity:
     format: shard format. shard_size: images per shard. dtype: number type of the teachers.
     ensemble: what several teachers average, `logits` or `probs`; None for one teacher.
     samples_sha256: fingerprint of the columns of samples.h5; "" for a version 2 cache, which has no
-    such file.
+    such file. added: how many training images were added to a cache, at the end of its samples, in
+    each addition; earlier: the identities' sha256 before these.
     """
 
     format: str
@@ -115,6 +116,8 @@ class Identity:
     dataset: DatasetIdentity
     samples_sha256: str
     format_version: int = FORMAT_VERSION
+    added: tuple[int, ...] = ()
+    earlier: tuple[str, ...] = ()
 
     @property
     def sha256(self) -> str:
@@ -138,7 +141,13 @@ class Identity:
             "views": self.views.to_json(),
             "dataset": self.dataset.to_json(),
             "samples_sha256": self.samples_sha256,
+            **self._additions(),
         }
+
+    def _additions(self) -> dict[str, Any]:
+        if not self.added:
+            return {}
+        return {"added": list(self.added), "earlier": list(self.earlier)}
 
     @staticmethod
     def from_json(value: Any) -> Identity:
@@ -170,6 +179,13 @@ def _parsed(value: dict[str, Any]) -> Identity:
         raise ValueError(f"shard_size is {value['shard_size']}")
     if value["ensemble"] not in ENSEMBLES:
         raise ValueError(f"ensemble is {value['ensemble']!r}")
+    added, earlier = value.get("added", []), value.get("earlier", [])
+    if not (files.matches(added, [int]) and files.matches(earlier, [str])) or len(added) != len(
+        earlier
+    ):
+        raise ValueError("added and earlier do not fit together")
+    if any(count <= 0 for count in added):
+        raise ValueError("images were added, but none")
     return Identity(
         format=value["format"],
         encoding=EncodingIdentity(
@@ -198,4 +214,6 @@ def _parsed(value: dict[str, Any]) -> Identity:
         ),
         samples_sha256=value["samples_sha256"],
         format_version=value["format_version"],
+        added=tuple(added),
+        earlier=tuple(earlier),
     )

@@ -26,6 +26,7 @@ from fgkd.errors import (
     UnreadableFile,
     WrongKind,
 )
+from fgkd.views import orders
 
 NAME = "manifest.json"
 TEMPLATE = {
@@ -110,8 +111,9 @@ def _incomplete(folder: Path, cache: Any) -> IncompleteCache:
     total = None
     with contextlib.suppress(FgkdError, ValueError):
         identity = Identity.from_json(files.read_json(folder / "identity.json", "cache identity"))
-        num_images = len(samples_file.read(folder / samples_file.NAME)["train"])
-        total = max(len(there), -(-num_images // identity.shard_size))
+        num_images = len(samples_file.read(folder / samples_file.name(identity))["train"])
+        blocks = orders.blocks(identity.views.seed, num_images, identity.shard_size, identity.added)
+        total = max(len(there), len(blocks))
     counts = f"{len(there)} of {total} shards are" if total else f"{len(there)} shards are"
     writer = lock.writer_of(folder)
     message = f"cache {cache} is incomplete: {counts} written, and no manifest.json"

@@ -53,7 +53,9 @@ class Reader:
             raise self._damaged_manifest(str(error)) from None
         if identity.format not in BACKENDS:
             raise self._damaged_manifest(f"unknown shard format {identity.format!r}")
-        self._blocks = orders.blocks(identity.views.seed, self._num, identity.shard_size)
+        self._blocks = orders.blocks(
+            identity.views.seed, self._num, identity.shard_size, identity.added
+        )
         self._open: dict[str, tuple[Any, np.ndarray]] = {}
         self.checked_names: MutableSet[str] = set()  # shards whose sha256 was checked
         self._hashes: dict[str, str] = {}  # sha256 that was computed before a shard is checked
@@ -328,7 +330,8 @@ class Reader:
             shard = self._backend.Reader(path)
         except DamagedShard as error:
             raise self._damaged(row, error.reason) from None
-        if shard.header.identity_sha256 != self.manifest.identity_sha256:
+        known_as = (self.manifest.identity_sha256, *self.identity.earlier)
+        if shard.header.identity_sha256 not in known_as:
             raise self._damaged(row, "it is of another cache's identity")
         keys = shard.sample_keys()
         if row.block < 0:

@@ -72,7 +72,7 @@ class RemoteReader(Reader):
 
     def _load_samples(self) -> SampleTables:
         if self.manifest.embedded is None:
-            name = samples_file.NAME
+            name = samples_file.name(self.identity)
             download(f"{self.url}/{name}", self.folder / name)
         return super()._load_samples()
 

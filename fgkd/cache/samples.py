@@ -124,6 +124,14 @@ class SampleTable:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def head(self, count: int) -> SampleTable:
+        """The first samples."""
+        offsets = self.keys.offsets[: count + 1]
+        keys = Keys(self.keys.data[: offsets[-1]], offsets)
+        boxes = None if self.boxes is None else self.boxes[:count]
+        labels, domains, sizes = (c[:count] for c in (self.labels, self.domains, self.sizes))
+        return SampleTable(keys, labels, domains, sizes, self.hashes[:count], boxes)
+
     def narrow(self) -> SampleTable:
         """The same table with its numbers in the smallest type that holds them."""
         labels, domains, sizes = map(_narrow, (self.labels, self.domains, self.sizes))

@@ -20,6 +20,13 @@ from fgkd.cache.samples import HASH_TYPE, SPLITS, Keys, SampleTable, SampleTable
 from fgkd.errors import DamagedCache
 
 NAME = "samples.h5"
+
+
+def name(identity: Identity) -> str:
+    """The file of an identity's samples; one to which images were added has a file of its own."""
+    return f"samples-{len(identity.added)}.h5" if identity.added else NAME
+
+
 KINDS = {"labels": np.int64, "domains": np.int64, "sizes": np.int64, "hashes": HASH_TYPE}
 
 
@@ -81,7 +88,7 @@ def load(folder: Path, identity: Identity, where: str = "") -> SampleTables:
 
     Raises: DamagedCache if the file is missing, another one, or damaged.
     """
-    path, what = folder / NAME, located(folder, where, NAME)
+    path, what = folder / name(identity), located(folder, where, name(identity))
     cache = where or folder
     if not path.is_file():
         raise DamagedCache(f"sample table {what} is missing", cache=cache, path=what)
@@ -89,6 +96,8 @@ def load(folder: Path, identity: Identity, where: str = "") -> SampleTables:
         tables = read(path)
         if fingerprint(tables) != identity.samples_sha256:
             raise ValueError("its columns' sha256 is not the identity's")
+        if sum(identity.added) > len(tables["train"]):
+            raise ValueError("fewer samples than were added")
         for table in tables.values():
             table.check(len(identity.dataset.classes), len(identity.dataset.domains))
     except ValueError as error:

@@ -127,7 +127,7 @@ class Writer:
             identity.encoding, len(identity.dataset.classes), identity.views.recipe.mixes
         )
         self.block_rows = orders.blocks(
-            identity.views.seed, len(tables["train"]), identity.shard_size
+            identity.views.seed, len(tables["train"]), identity.shard_size, identity.added
         )
         self._journal = folder / journal
         self._check_identity()
@@ -138,6 +138,8 @@ class Writer:
             old = files.read_json(path, "cache identity")
             check_version(old, self.folder, readable=(FORMAT_VERSION,))
             what = f"{self.folder} holds a cache of another identity"
+            if files.fingerprint(old) in self.identity.earlier:
+                return  # images are being added to it
             comparison.refuse(what, self._differences(old), "cache", self.folder)
         elif any(self.folder.glob("shards/*")):
             raise OutputExists(
@@ -168,13 +170,14 @@ class Writer:
         A samples.h5 that is missing or damaged is written again. Raises: ValueError if the tables
         are not those of the identity.
         """
-        path = self.folder / samples_file.NAME
+        path = self.folder / samples_file.name(self.identity)
         if not samples_file.holds(path, self.identity.samples_sha256):
             if samples_file.fingerprint(self.samples) != self.identity.samples_sha256:
                 raise ValueError("the samples are not those of the identity")
             samples_file.write(path, self.samples)
-        if not (self.folder / "identity.json").exists():
-            files.write_json(self.folder / "identity.json", self.identity.to_json())
+        path, value = self.folder / "identity.json", self.identity.to_json()
+        if not path.exists() or files.read_json(path, "cache identity") != value:
+            files.write_json(path, value)
 
     def published(self) -> list[ShardRow]:
         """Journal rows of every writer whose shard is on disk in full."""

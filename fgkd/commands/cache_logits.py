@@ -22,6 +22,7 @@ from fgkd.cache.samples import SampleTables, describe_splits
 from fgkd.cache.shards import ShardJob, ShardRow
 from fgkd.cache.writer import Writer
 from fgkd.commands import banner, image_stores, sources
+from fgkd.commands.extension import find as find_extension
 from fgkd.config import CacheLogitsConfig, args_file
 from fgkd.data import (
     Dataset,
@@ -36,7 +37,7 @@ from fgkd.data.image_store import ImageStore
 from fgkd.distillation.capture import Capture, image_reader
 from fgkd.distillation.targets import DEFAULT_VAL_FRACTION
 from fgkd.distillation.teachers import Teachers
-from fgkd.errors import MissingOption, OptionError
+from fgkd.errors import MissingOption, OptionError, UnusedOption
 from fgkd.estimate.capture import CaptureEstimate, estimate_capture, estimate_without_teacher
 from fgkd.estimate.image_store import estimate_store
 from fgkd.evaluation import metrics
@@ -188,16 +189,10 @@ def write_cache(
     dataset, fraction = inputs.dataset, inputs.val_fraction
     known, fits = sources.fit(inputs.teachers, inputs.names, dataset.classes, options.source)
     recipe = recipes.resolve(options.view, inputs.recipe, dataset.chiral)
-    if recipe.bbox_crop:
-        dataset = with_boxes(dataset)
-    samples, side = dataset.train, data.image_store_side
-    size = cache.img_size or known[0].input_size[-1]
-    views = ViewSet(samples, recipe, cache.seed, size, cache.shard_size, side)
-    teachers = Teachers(
-        *(known, inputs.names, teacher_spec.ensemble, size, hardware),
-        *(teacher_spec.dtype, teacher_spec.batch_size),
-    )
-    folder = Path(spec.output)
+    if spec.extend and (spec.dry_run or spec.overwrite):
+        message = f"extend has no effect with {'dry_run' if spec.dry_run else 'overwrite'}"
+        raise UnusedOption(message, option="extend", value=True)
+    folder, specs = Path(spec.output), inputs.specs
     if not spec.dry_run and distributed.rank() == 0:
         may_continue = (folder / "identity.json").exists() and not spec.overwrite
         given = [*inputs.specs, *map(str, inputs.names), *filter(None, [data.image_store])]
@@ -209,9 +204,29 @@ def write_cache(
             inputs=given,
         )
     distributed.barrier()
+    extension = None
+    if not spec.dry_run:
+        extension = find_extension(folder, dataset, specs, fraction, spec.extend)
+    if extension:
+        dataset, specs = extension.dataset, extension.specs
+        if extension.count:
+            progress.message(f"adding {extension.count:,} images to {folder}")
+    if recipe.bbox_crop:
+        dataset = with_boxes(dataset)
+    samples, side = dataset.train, data.image_store_side
+    size = cache.img_size or known[0].input_size[-1]
+    added = extension.added if extension else ()
+    views = ViewSet(samples, recipe, cache.seed, size, cache.shard_size, side, added=added)
+    teachers = Teachers(
+        *(known, inputs.names, teacher_spec.ensemble, size, hardware),
+        *(teacher_spec.dtype, teacher_spec.batch_size),
+    )
     progress.message(f"hashing the images of {banner.describe_data(dataset)}")
     tables = describe_splits(dataset, lambda num: image_stores.Counter(num, progress))
     identity = describe_identity(options, teachers, dataset, views, fraction, tables)
+    if extension:
+        extension.check(tables)
+        identity = extension.identity(identity)
     read = image_reader(dataset)
     writer = Writer(folder, identity, tables, cache.views, read, journal_name(spec))
     jobs = own_jobs(writer, spec.shard_range)
@@ -251,7 +266,7 @@ def write_cache(
         return estimate_capture(capture, jobs, cache, store_estimate, setup_s)
     if distributed.rank() == 0:
         writer.begin()
-        args_file.save_args(folder / "args.yaml", resolved(options, inputs.specs))
+        args_file.save_args(folder / "args.yaml", resolved(options, specs))
     distributed.barrier()
     first, last = block_range(spec.shard_range)
     blocks = range(first, len(writer.block_rows) if last is None else last)
@@ -331,7 +346,9 @@ def resolved(options: CacheLogitsConfig, specs: list[str]) -> CacheLogitsConfig:
     teacher = [
         str(Path(one).resolve()) if Path(one).exists() else one for one in options.teacher.teacher
     ]
-    return config.replaced(options, data=specs, teacher=teacher, dry_run=False, shard_range=None)
+    return config.replaced(
+        options, data=specs, teacher=teacher, dry_run=False, shard_range=None, extend=False
+    )
 
 
 def describe_identity(

@@ -22,7 +22,8 @@ from fgkd.data import (
     unlabeled,
 )
 from fgkd.data.boxes import with_boxes
-from fgkd.data.combine import split_off, split_validation, union
+from fgkd.data.combine import split_listed, split_off, split_validation, union
+from fgkd.data.lists import read_text
 from fgkd.data.samples import Dataset, Samples
 from fgkd.data.spec import OPTIONS, PATHS, Spec, absolute_specs, moved, takes
 from fgkd.errors import MissingDataset, MissingOption, OptionError, UnknownName, UnusedOption, near
@@ -85,6 +86,10 @@ def open_dataset(specs: str | Sequence[str], val_fraction: float = 0.1) -> Datas
         message = "test_fraction has no effect: the data has a test split"
         raise UnusedOption(message, option="test_fraction", value=max(fractions))
     members = [split_off(m, "test", share) for m, share in zip(members, fractions, strict=True)]
+    for i, one in enumerate(parsed):
+        if path := one.options.get("val_list"):
+            keys = {line for line in read_text(Path(path).expanduser()) if line}
+            members[i] = split_listed(members[i], keys)
     members = [split_validation(member, val_fraction) for member in members]
     found = members[0] if len(members) == 1 else union(members)
     if len(found.classes) == 1:

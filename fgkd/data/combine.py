@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -46,6 +46,18 @@ def split_off(dataset: Dataset, split: str, fraction: float) -> Dataset:
     }
     others = {name: samples for name, samples in dataset.splits.items() if name != "train"}
     return replace(dataset, splits=splits | others)
+
+
+def split_listed(dataset: Dataset, keys: Collection[str]) -> Dataset:
+    """The dataset with a `val` split of the training samples with these keys."""
+    train = dataset.train
+    is_val = np.array([key in keys for key in train.keys], bool)
+    parts = {
+        "train": train.take(np.flatnonzero(~is_val)),
+        "val": train.take(np.flatnonzero(is_val)),
+    }
+    others = {name: samples for name, samples in dataset.splits.items() if name != "train"}
+    return replace(dataset, splits=parts | others)
 
 
 def union(members: Sequence[Dataset]) -> Dataset:

@@ -15,6 +15,7 @@ QUERY = re.compile(r"(.*?)\?([a-z_]+=.*)", re.DOTALL)
 ANY = "*"  # an option of every dataset
 OPTIONS = {  # the datasets that have it
     "test_fraction": (ANY,),
+    "val_list": (ANY,),
     "image_column": ("csv", "hf"),
     "label_column": ("csv", "hf"),
     "split_column": ("csv",),
@@ -25,7 +26,8 @@ OPTIONS = {  # the datasets that have it
     "val": ("webdataset",),
     "test": ("webdataset",),
 }
-PATHS = ("image_root", "val", "test")  # options that are paths
+PATHS = ("image_root", "val", "test", "val_list")  # options that are paths
+OF_PLACE = ("image_root", "val", "test")  # not those of the same data elsewhere
 MAX_TEST_FRACTION = 0.5
 
 
@@ -102,7 +104,7 @@ def moved(given: Sequence[str], recorded: Sequence[str]) -> list[str]:
     if len(given) == len(recorded):
         for i, old in enumerate(map(Spec.parse, recorded)):
             if old.name == parsed[i].name and not parsed[i].options:
-                kept = {k: v for k, v in old.options.items() if k not in PATHS}
+                kept = {k: v for k, v in old.options.items() if k not in OF_PLACE}
                 parsed[i] = replace(parsed[i], options=kept)
     return [str(spec) for spec in parsed]
 

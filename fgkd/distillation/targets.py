@@ -84,7 +84,8 @@ class TargetSource:
         samples = self.dataset.train
         unreadable = self.cache.unreadable_keys if self.cache else ()
         views = (self.recipe, self.view_seed, size, self.block_size, self.short_side)
-        return ViewSet(samples, *views, unreadable)
+        added = self.cache.identity.added if self.cache else ()
+        return ViewSet(samples, *views, unreadable, added)
 
     def close(self) -> None:
         """Close the cache's shards, and stop downloads."""

@@ -193,7 +193,8 @@ def _of_this_cache(
 def view_set(reader: Reader, samples: Samples) -> ViewSet:
     """The views that a cache holds targets of."""
     identity = reader.identity
-    return ViewSet.of(identity.views, samples, identity.shard_size, reader.unreadable_keys)
+    unreadable = reader.unreadable_keys
+    return ViewSet.of(identity.views, samples, identity.shard_size, unreadable, identity.added)
 
 
 def sample_rows(views: ViewSet, count: int, draw: rng.Stream) -> np.ndarray:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
 
 from fgkd.cache.reader import Reader
 from fgkd.config import args_file
 from fgkd.data import Dataset, absolute_specs, moved, open_dataset, with_boxes
+from fgkd.data.spec import Spec
 from fgkd.download import is_url
 from fgkd.errors import MissingOption
 
@@ -26,14 +31,37 @@ def cached_data(reader: Reader, data: str | Sequence[str] = ()) -> tuple[list[st
         raise MissingOption(message, option="data", suggestion="NAME:PATH")
     given = [data] if isinstance(data, str) and data else list(data)
     recorded = args_file.load_yaml(args)["data"] if not given or args.exists() else ()
-    specs = absolute_specs(moved(given, recorded))
+    specs = [_found(reader, spec) for spec in absolute_specs(moved(given, recorded))]
     dataset = open_dataset(specs, reader.identity.dataset.val_fraction)
     return specs, matching(reader, dataset)
+
+
+def _found(reader: Reader, text: str) -> str:
+    """A spec whose list of validation images, a file of the cache, is where the cache is now."""
+    spec = Spec.parse(text)
+    listed = Path(spec.options.get("val_list", ""))
+    here = reader.folder / listed.name
+    if not listed.name or listed.exists() or not here.exists():
+        return text
+    return str(replace(spec, options=spec.options | {"val_list": str(here.absolute())}))
 
 
 def matching(reader: Reader, dataset: Dataset) -> Dataset:
     """The dataset, with bounding boxes if the cache's views need them. Raises: DataMismatch."""
     if reader.identity.views.recipe.bbox_crop:
         dataset = with_boxes(dataset)
+    if reader.identity.added and "train" in dataset.splits:
+        dataset = ordered(dataset, reader.samples["train"].keys)
     reader.check_dataset(dataset)
     return dataset
+
+
+def ordered(dataset: Dataset, keys: Sequence[str]) -> Dataset:
+    """The dataset with its training samples in the order of these keys, and those with others last.
+
+    A key without a sample is passed over.
+    """
+    row_of = {key: row for row, key in enumerate(dataset.train.keys)}
+    rows = [row for key in keys if (row := row_of.pop(key, None)) is not None]
+    rows += row_of.values()
+    return replace(dataset, splits=dataset.splits | {"train": dataset.train.take(np.array(rows))})

@@ -104,7 +104,10 @@ class CachedViews(TorchDataset[Item]):
         else:
             dataset = cached_data(reader, data or ())[1]
         identity, samples = reader.identity, dataset.splits["train"]
-        made = ViewSet.of(identity.views, samples, identity.shard_size, reader.unreadable_keys)
+        made = ViewSet.of(
+            *(identity.views, samples, identity.shard_size),
+            *(reader.unreadable_keys, identity.added),
+        )
         self.view_set = made.at_size(size or made.size)
         self.temperature = _checked_temperature(reader, temperature)
         self.classes, self.num_views = reader.classes, reader.views

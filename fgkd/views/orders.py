@@ -5,15 +5,28 @@ All are keyed permutations, so that workers, ranks and resume points change noth
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from fgkd import rng
 
 
-def blocks(seed: int, num_samples: int, shard_size: int) -> list[np.ndarray]:
-    """Rows of each block: a keyed permutation cut every `shard_size`; so blocks mix classes."""
-    order = rng.stream("blocks", seed).permutation(num_samples)
-    return [order[i : i + shard_size] for i in range(0, num_samples, shard_size)]
+def blocks(
+    seed: int, num_samples: int, shard_size: int, added: Sequence[int] = ()
+) -> list[np.ndarray]:
+    """Rows of each block: a keyed permutation cut every `shard_size`; so blocks mix classes.
+
+    added: how many of the last samples came later, in each addition: they have blocks of their own,
+    after those of the others, which stay as they were.
+    """
+    found, start = [], 0
+    for number, count in enumerate((num_samples - sum(added), *added)):
+        key = ("added", number) if number else ()
+        order = start + rng.stream("blocks", seed, *key).permutation(count)
+        found += [order[i : i + shard_size] for i in range(0, count, shard_size)]
+        start += count
+    return found
 
 
 def partners(seed: int, view: int, block_rows: list[np.ndarray]) -> np.ndarray:

@@ -27,6 +27,7 @@ class ViewSet:
     size: side of a view in pixels. block_size: images per block; the images of a block are stored
     in one shard, and mixup and cutmix pair images of one block. short_side: see `ViewIdentity`.
     unreadable: keys of images without views; an image that is to be mixed with one stays unmixed.
+    added: see `orders.blocks`.
     """
 
     samples: Samples
@@ -36,6 +37,7 @@ class ViewSet:
     block_size: int
     short_side: int | None = None
     unreadable: Collection[str] = ()
+    added: Sequence[int] = ()
     _partners: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
 
     @staticmethod
@@ -44,10 +46,11 @@ class ViewSet:
         samples: Samples,
         block_size: int,
         unreadable: Collection[str] = (),
+        added: Sequence[int] = (),
     ) -> ViewSet:
         """The views that an identity describes, of these images."""
         views = (identity.recipe, identity.seed, identity.img_size)
-        return ViewSet(samples, *views, block_size, identity.short_side, unreadable)
+        return ViewSet(samples, *views, block_size, identity.short_side, unreadable, added)
 
     def at_size(self, size: int) -> ViewSet:
         """The same views, rendered at another size."""
@@ -66,7 +69,7 @@ class ViewSet:
     @functools.cached_property
     def blocks(self) -> list[np.ndarray]:
         """The rows of each block."""
-        return orders.blocks(self.seed, len(self.samples), self.block_size)
+        return orders.blocks(self.seed, len(self.samples), self.block_size, self.added)
 
     @functools.cached_property
     def block_of(self) -> np.ndarray:

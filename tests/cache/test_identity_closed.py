@@ -6,13 +6,17 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers.failures import Fails, copy_data, exit_code, first_image, make_fails
 from helpers.runs import STUDENT, fgkd, tree
 from safetensors.torch import load_file, save_file
 
+import fgkd as library
 from fgkd import files
+from fgkd.cache.identity import Identity
+from fgkd.errors import DamagedCache
 from fgkd.files import fingerprint
 
 Change = Callable[[Path], None]
@@ -241,3 +245,36 @@ def test_an_identity_that_was_edited(
     files.write_json(cache / "manifest.json", held)
     assert "it is of another cache's identity" in fails(*student(cache))
     assert "it is of another cache's identity" in verify_says(capsys, cache)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"added": [3]},
+        {"earlier": ["0" * 64]},
+        {"added": [3], "earlier": []},
+        {"added": [], "earlier": []},
+        {"added": [0], "earlier": ["0" * 64]},
+        {"added": [-1], "earlier": ["0" * 64]},
+        {"added": [True], "earlier": ["0" * 64]},
+        {"added": ["3"], "earlier": ["0" * 64]},
+        {"added": 3, "earlier": "0"},
+    ],
+)
+def test_additions_that_are_none(changes: dict[str, Any], cache: Path) -> None:
+    described = library.open_cache(cache).identity.to_json()
+    assert Identity.from_json(described).to_json() == described
+    with pytest.raises(ValueError):
+        Identity.from_json(described | changes)
+
+
+def test_more_images_are_said_to_be_added_than_there_are(cache: Path, tmp_path: Path) -> None:
+    copy_data(cache, tmp_path / "copy")
+    path = tmp_path / "copy" / "manifest.json"
+    held = json.loads(path.read_text())
+    held["identity"] |= {"added": [98], "earlier": ["0" * 64]}
+    held["identity_sha256"] = fingerprint(held["identity"])
+    path.write_text(json.dumps(held))
+    (tmp_path / "copy" / "samples.h5").rename(tmp_path / "copy" / "samples-1.h5")
+    with pytest.raises(DamagedCache):
+        library.open_cache(tmp_path / "copy")
