@@ -172,7 +172,7 @@ def _score(
     )
     progress.message(f"  {path}: {found.model}, {len(found.rows_N):,} images of {dataset.name}")
     if facts:
-        views = f"{banner.describe_recipe(facts.views.recipe)}; seed {facts.views.seed}"
+        views = banner.describe_recipe(facts.views.recipe)
         progress.message(f"    trained on views: {views}")
     for line in fits:
         progress.message(f"    {line.removeprefix(f'{path}: ')}")
