@@ -256,6 +256,14 @@ def _device(error: errors.DeviceError) -> str:
     return "--device cpu" if error.device == "cuda" else "--device auto"
 
 
+def _hub(error: errors.HubError) -> str:
+    if str(error.model).startswith(("timm:", "hf-hub:", "torchvision:")):  # a teacher, or a RUN
+        fetch = "fetch its weights where there is a network"
+        return f"{fetch}, then give that file in its place, with --teacher-model NAME"
+    fetch = "fetch model.safetensors where there is a network"
+    return f"{fetch}, then --initial-checkpoint FILE instead of --pretrained"
+
+
 REMEDIES: dict[type, Callable[[Any], str]] = {
     errors.OptionError: _option,
     errors.UnstoredTemperature: _temperature,
@@ -308,10 +316,7 @@ REMEDIES: dict[type, Callable[[Any], str]] = {
     errors.DownloadError: _download,
     errors.UnstorableLogits: _unstorable,
     errors.WeightsError: _weights,
-    errors.HubError: lambda e: (
-        "fetch model.safetensors where there is a network, then --initial-checkpoint FILE "
-        "instead of --pretrained"
-    ),
+    errors.HubError: _hub,
     errors.ModelError: lambda e: "another --model, or --model-kwargs K=V that this one takes",
     errors.ExportError: lambda e: f"--export {e.others[0]}" if e.others else "another model",
     errors.CheckpointError: _checkpoint,
