@@ -286,8 +286,11 @@ def test_no_remedy_writes_to_a_url(url: str) -> None:
 
 @pytest.mark.parametrize(
     ("model", "flag"),
-    [("timm:resnet18", "--teacher-model"), ("hf-hub:a/b", "--teacher-model")]
-    + [("resnet18", "--initial-checkpoint")],
+    [
+        ("timm:resnet18", "--teacher-model"),
+        ("hf-hub:a/b", "--teacher-model"),
+        ("resnet18", "--initial-checkpoint"),
+    ],
 )
 def test_a_hub_out_of_reach(model: str, flag: str) -> None:
     """A teacher is given as a file, and a model that is trained begins from one."""
