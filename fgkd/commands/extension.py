@@ -13,7 +13,7 @@ from fgkd.cache.manifest import check_version
 from fgkd.cache.samples import SPLITS, SampleTables
 from fgkd.data import Dataset, open_dataset
 from fgkd.data.spec import Spec
-from fgkd.errors import DataMismatch, Difference, UnusedOption
+from fgkd.errors import DamagedCache, DataMismatch, Difference, UnusedOption
 from fgkd.loading.cached_data import ordered
 
 SHOWN = 3  # keys in an error
@@ -70,7 +70,8 @@ def find(
     """The cache in a folder, if images were added to it before or are to be now.
 
     extend: images that the dataset has more than the cache may be added. Raises: DataMismatch for
-    images that were removed, or that may not be added; UnusedOption for `extend` without a cache.
+    images that were removed, or that may not be added; UnusedOption for `extend` without a cache;
+    FormatVersionMismatch, DamagedCache.
     """
     path = folder / "identity.json"
     if not path.exists():
@@ -80,7 +81,11 @@ def find(
         return None
     value = files.read_json(path, "cache identity")
     check_version(value, folder, readable=(FORMAT_VERSION,))
-    old = Identity.from_json(value)
+    try:
+        old = Identity.from_json(value)
+    except ValueError as error:
+        message = f"cache identity {path} is damaged: {error}"
+        raise DamagedCache(message, cache=folder, path=path) from None
     if not (extend or old.added):
         return None
     tables = samples_file.load(folder, old)

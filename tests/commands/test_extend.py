@@ -214,3 +214,14 @@ def test_a_webdataset_cache_is_extended_too(data: Path, tiny_teacher: Path, tmp_
     shutil.rmtree(data)  # the tars hold the images
     assert len(library.CachedViews(cache)) == 97 + ADDED
     fgkd("inspect", cache, "--verify", "--samples", 500)
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "{", '{"format_version": 3}'])
+def test_a_damaged_identity_is_explained(
+    text: str, data: Path, tiny_teacher: Path, tmp_path: Path, fails: Fails
+) -> None:
+    cache = tmp_path / "cache"
+    fgkd(*capture(tiny_teacher, data, cache))
+    (cache / "identity.json").write_text(text)
+    for more in ((), ("--extend",)):
+        assert str(cache) in fails(*capture(tiny_teacher, data, cache, *more))
