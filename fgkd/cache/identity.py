@@ -144,7 +144,7 @@ class Identity:
             **self._additions(),
         }
 
-    def _additions(self) -> dict[str, Any]:
+    def _additions(self) -> dict[str, list[int] | list[str]]:
         if not self.added:
             return {}
         return {"added": list(self.added), "earlier": list(self.earlier)}

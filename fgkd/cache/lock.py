@@ -14,8 +14,8 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -23,7 +23,39 @@ from fgkd import files
 from fgkd.errors import CacheInUse, FgkdError
 
 TOUCH_S, STALE_S = 30.0, 600.0
-FACTS = {"host": str, "pid": int, "process_started": float, "started": str, "blocks": [int]}
+TEMPLATE = {"host": str, "pid": int, "process_started": float, "started": str, "blocks": [int]}
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A process that writes blocks of a cache. started: when it began, for a person."""
+
+    host: str
+    pid: int
+    process_started: float
+    started: str
+    blocks: tuple[int, int]
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+    @staticmethod
+    def this(blocks: range) -> Holder:
+        """The present process."""
+        began, now = psutil.Process().create_time(), time.strftime("%Y-%m-%d %H:%M:%S")
+        return Holder(socket.gethostname(), os.getpid(), began, now, (blocks.start, blocks.stop))
+
+    @staticmethod
+    def read(path: Path) -> Holder | None:
+        """The holder of a lock file; None of one that is damaged or gone."""
+        try:
+            value = files.read_json(path, "lock")
+        except FgkdError:
+            return None
+        if not files.matches(value, TEMPLATE) or len(value["blocks"]) != 2:
+            return None
+        given = {name: value[name] for name in TEMPLATE}
+        return Holder(**given | {"blocks": tuple(value["blocks"])})
 
 
 @contextlib.contextmanager
@@ -33,19 +65,12 @@ def held(folder: Path, name: str, blocks: range) -> Iterator[None]:
     Raises: CacheInUse while another process that is alive writes one of these blocks.
     """
     path = folder / f"{name}.lock"
-    facts: dict[str, Any] = {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "process_started": psutil.Process().create_time(),
-        "started": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "blocks": [blocks.start, blocks.stop],
-    }
     _refuse_others(folder, path, blocks)
     with contextlib.suppress(FileNotFoundError):
         path.unlink()  # of a process that is gone
     try:
         with open(path, "x", encoding="utf-8") as file:
-            json.dump(facts, file)
+            json.dump(asdict(Holder.this(blocks)), file)
     except FileExistsError:  # another was faster
         _refuse_others(folder, path, blocks)
     except OSError as error:
@@ -72,50 +97,37 @@ def _refuse_others(folder: Path, own: Path, blocks: range, is_own: bool = False)
     for path in sorted(folder.glob("*.lock")):
         if path == own and is_own:
             continue
-        facts = _read(path)
-        if facts is None:
+        holder = Holder.read(path)
+        if holder is None:
             continue
-        first, last = facts["blocks"]
-        if max(first, blocks.start) < min(last, blocks.stop) and _is_alive(path, facts):
+        first, last = holder.blocks
+        if max(first, blocks.start) < min(last, blocks.stop) and _is_alive(path, holder):
             raise CacheInUse(
-                f"{folder} is being written by {_who(facts)}, since {facts['started']}",
+                f"{folder} is being written by {holder}, since {holder.started}",
                 cache=folder,
                 path=path,
-                host=facts["host"],
-                pid=facts["pid"],
+                host=holder.host,
+                pid=holder.pid,
             )
 
 
 def writer_of(folder: Path) -> str:
     """The process that writes a cache now, as `process 12 on host`; "" if there is none."""
     for path in sorted(folder.glob("*.lock")):
-        facts = _read(path)
-        if facts and _is_alive(path, facts):
-            return _who(facts)
+        holder = Holder.read(path)
+        if holder and _is_alive(path, holder):
+            return str(holder)
     return ""
 
 
-def _who(facts: dict[str, Any]) -> str:
-    return f"process {facts['pid']} on {facts['host']}"
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    """The facts of a lock file; None of one that is damaged or gone."""
-    try:
-        value = files.read_json(path, "lock")
-    except FgkdError:
-        return None
-    return value if files.matches(value, FACTS) and len(value["blocks"]) == 2 else None
-
-
-def _is_alive(path: Path, facts: dict[str, Any]) -> bool:
+def _is_alive(path: Path, holder: Holder) -> bool:
     """Whether the process that wrote a lock is alive, as far as can be told from here."""
-    if facts["host"] == socket.gethostname():
+    if holder.host == socket.gethostname():
         try:
-            started = psutil.Process(facts["pid"]).create_time()
+            started = psutil.Process(holder.pid).create_time()
         except psutil.Error:
             return False
-        return abs(started - facts["process_started"]) < 1
+        return abs(started - holder.process_started) < 1
     with contextlib.suppress(OSError):
         return _now(path.parent) - path.stat().st_mtime < STALE_S
     return False

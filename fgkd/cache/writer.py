@@ -219,12 +219,13 @@ class Writer:
 
     def save_begun(self, captured: Captured) -> None:
         """Keep what is there of a shard, for a capture that continues. Raises: WriteError."""
-        held: dict[str, Any] = {f"array_{n}": array for n, array in captured.arrays.items()}
+        held = {f"array_{name}": array for name, array in captured.arrays.items()}
         held |= {"targets": captured.targets_VS, "done": captured.done_VS}
-        held |= {"identity": self.identity_sha256, "unreadable": sorted(captured.unreadable)}
+        held["identity"] = np.array(self.identity_sha256)
+        held["unreadable"] = np.array(sorted(captured.unreadable), str)
         path = self._begun_path(captured.job)
         with files.replacing(path) as partial, open(partial, "wb") as file:
-            np.savez(file, **held)
+            np.savez(file, allow_pickle=False, **held)
 
     def begun(self, job: ShardJob) -> Captured | None:
         """The part of a shard that an interrupted capture kept; None if there is none to use."""

@@ -57,7 +57,7 @@ def load(where: str | Path, options: Mapping[str, str] = NONE) -> Dataset:
     return Dataset("hf", classes, ["hf"], splits, notes=notes)
 
 
-def _parts(where: str, options: Mapping[str, str]) -> dict[str, Any]:
+def _parts(where: str, options: Mapping[str, str]) -> Mapping[str, Any]:
     """The splits by the name that the library has for them."""
     import datasets
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Iterator, MutableSet, Sequence
+from collections.abc import Iterator, Mapping, MutableSet, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ class Item(dict[str, Tensor | int | float | str]):
     image_3HW: Tensor  # its own, a view of that
 
 
-def _collate(items: list[Item], *, collate_fn_map: Any = None) -> dict[str, Any]:
+def _collate(items: list[Item], *, collate_fn_map: Any = None) -> Mapping[str, object]:
     """What torch's default collate function calls for items."""
     plain = [dict(item) for item in items]
     batch_B3HW, image_size = items[0].batch_B3HW, items[0].image_3HW.nbytes

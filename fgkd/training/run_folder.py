@@ -288,7 +288,7 @@ def _portable(options: Config, facts: RunFacts) -> Config:
     def absolute(value: str) -> str:
         return str(Path(value).absolute()) if Path(value).exists() else value
 
-    paths: dict[str, Any] = {"data": list(facts.data)} if options.data.data else {}
+    paths: dict[str, object] = {"data": list(facts.data)} if options.data.data else {}
     for spec, names in ((options.data, ["image_store"]), (options.model, ["initial_checkpoint"])):
         paths |= {name: absolute(value) for name in names if (value := getattr(spec, name))}
     if isinstance(options, TrainStudentConfig):
