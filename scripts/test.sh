@@ -16,4 +16,4 @@ if [ -z "${lowest:-}" ]; then
 fi
 echo "== pytest"
 export OMP_NUM_THREADS=1
-python -m pytest --durations=10 "$@"
+python -m pytest -n 2 --durations=10 "$@"
