@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -85,6 +86,11 @@ def held(folder: Path, name: str, blocks: range) -> Iterator[None]:
         over.set()
         thread.join()
         path.unlink(missing_ok=True)
+
+
+def refuse_in_use(folder: Path) -> None:
+    """Raise CacheInUse while a process that is alive writes any block of a cache."""
+    _refuse_others(folder, folder / ".lock", range(sys.maxsize))
 
 
 def _keep_fresh(path: Path, over: threading.Event) -> None:

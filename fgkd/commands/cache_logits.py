@@ -194,6 +194,8 @@ def write_cache(
         raise UnusedOption(message, option="extend", value=True)
     folder, specs = Path(spec.output), inputs.specs
     if not spec.dry_run and distributed.rank() == 0:
+        if spec.overwrite:
+            lock.refuse_in_use(folder)
         may_continue = (folder / "identity.json").exists() and not spec.overwrite
         given = [*inputs.specs, *map(str, inputs.names), *filter(None, [data.image_store])]
         files.claim_folder(

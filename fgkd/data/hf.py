@@ -129,9 +129,10 @@ def _samples(part: Any, image: str, name: str, labels: np.ndarray, where: str | 
             keys.append(key)
             paths.append(path)
             places.append(place)
-    if len(set(keys)) < len(keys) or not all(keys):
+    is_numbered = len(set(keys)) < len(keys) or not all(keys)
+    if is_numbered:
         keys = [f"{i:08d}" for i in range(len(keys))]
-    if any(places):
+    if is_numbered or any(places):  # not paths from the root, which begin with a split's folder
         keys = [f"{name}/{key}" for key in keys]
         top = Path(where).absolute() if Path(where).exists() else where
         paths = [

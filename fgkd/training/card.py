@@ -10,25 +10,13 @@ from pathlib import Path
 
 import yaml
 
-from fgkd import config, files
+from fgkd import config
 from fgkd.config import TrainStudentConfig, TrainTeacherConfig
 from fgkd.data import Dataset
 from fgkd.models import Classifier
 from fgkd.training import run_folder
 
 NAME = "README.md"
-
-
-def write(
-    run: Path,
-    options: TrainTeacherConfig | TrainStudentConfig,
-    model: Classifier,
-    dataset: Dataset,
-    best: Mapping[str, float],
-    teacher: str,
-) -> None:
-    """Write RUN/model/README.md. best: metrics of the best epoch. teacher: a description."""
-    files.write_text(run / "model" / NAME, card(run, options, model, dataset, best, teacher))
 
 
 def card(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from fgkd import distributed, models
+from fgkd import distributed, files, models
 from fgkd.config import RunSpec
 from fgkd.data import Dataset
 from fgkd.evaluation import inference, metrics
@@ -165,7 +165,10 @@ def train(
             images = "image" if count == 1 else "images"
             run.log(f"left out {count} unreadable {images}: {run.path / 'bad_images.jsonl'}")
         if run.is_writer:
-            card.write(run.path, options, state.model, validation.dataset, state.best, teacher)
+            text = card.card(
+                run.path, options, state.model, validation.dataset, state.best, teacher
+            )
+            files.write_text(run.model_dir / card.NAME, text)
         run.log(_closing_line(run, state.best))
     return TrainedRun.of(run.path, finished, validation.dataset, state.best)
 

@@ -115,6 +115,7 @@ def test_two_captures_into_one_folder(
     part = ("cache-logits", "-c", tiny_cache / "args.yaml", "--output", cache)
     fgkd(*part, "--shard-range", "0:2")
     write_lock(cache, other.pid, (2, 5))
+    assert isinstance(fails(*part, "--overwrite").error, CacheInUse)  # nor renamed under it
     said = fails(*part)
     assert isinstance(said.error, CacheInUse)
     assert str(cache / "shards.lock") in said.remedy

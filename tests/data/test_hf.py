@@ -152,3 +152,19 @@ def test_from_teacher_to_student(saved: Path, tmp_path: Path) -> None:
     fgkd("cache-logits", "--teacher", tmp_path / "t", *cache)
     fgkd("train-student", "--cache", tmp_path / "c", *STUDENT, *short, "--output", tmp_path / "s")
     assert library.evaluate([tmp_path / "s"], workers=0)[0].metrics.num_images == 6
+
+
+def test_images_in_files_elsewhere_are_numbered_by_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of an image folder on the hub, which lie in the library's cache."""
+    write_folder(tmp_path / "elsewhere")
+    parts = datasets.load_dataset(str(tmp_path / "elsewhere"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: parts)
+    dataset = open_dataset("hf:ORG/NAME")
+    keys = [key for samples in dataset.splits.values() for key in samples.keys]
+    assert len(set(keys)) == len(keys) == 24
+    assert keys[0] == "train/00000000"
+    assert dataset.splits["test"].read(0)

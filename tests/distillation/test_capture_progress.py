@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.failures import exit_code
-from helpers.runs import fgkd, tree
+from helpers.runs import cache_files, fgkd
 
 from fgkd.cache.writer import BEGUN, Captured
 from fgkd.distillation import capture as module
@@ -30,12 +30,6 @@ def whole(tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(args: Path, output: Path, *more: object) -> tuple[object, ...]:
     given = ("-c", args / "args.yaml", "--shard-size", 200, "--batch-size", 16, *more)
     return ("cache-logits", *given, "--output", output)
-
-
-def product(cache: Path) -> dict[str, bytes]:
-    """The files that must be equal."""
-    found = tree(cache)
-    return {n: b for n, b in found.items() if n.startswith(("shards/", "val/", "manifest"))}
 
 
 def begun(cache: Path) -> list[Path]:
@@ -78,7 +72,7 @@ def test_ctrl_c_in_the_middle_of_a_shard_loses_no_batch(
         assert exit_code(*shlex.split(again)[1:]) == 0
     assert sum(counts) == NUM * VIEWS - kept  # nothing was computed twice
     assert begun(cache) == []
-    assert product(cache) == product(whole)
+    assert cache_files(cache) == cache_files(whole)
 
 
 def test_a_killed_capture_loses_what_came_after_the_last_save(
@@ -97,7 +91,7 @@ def test_a_killed_capture_loses_what_came_after_the_last_save(
         counts = interrupt_after(-1, patch)
         fgkd(*command(tiny_cache, cache))
     assert sum(counts) == NUM * VIEWS - kept
-    assert product(cache) == product(whole)
+    assert cache_files(cache) == cache_files(whole)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "another cache's", "other shapes"])
@@ -121,7 +115,7 @@ def test_a_kept_shard_that_cannot_be_used_is_made_again(
         with open(path, "wb") as file:
             np.savez(file, **values)
     fgkd(*command(tiny_cache, cache))
-    assert product(cache) == product(whole)
+    assert cache_files(cache) == cache_files(whole)
     assert begun(cache) == []
 
 
@@ -134,7 +128,7 @@ def test_another_batch_size_continues(
         interrupt_after(3, patch)
         assert exit_code(*command(tiny_cache, cache)) == 130
     fgkd(*command(tiny_cache, cache, "--batch-size", 10))
-    assert product(cache) == product(whole)
+    assert cache_files(cache) == cache_files(whole)
 
 
 def test_an_error_in_the_middle_of_a_shard_keeps_it(
@@ -154,4 +148,4 @@ def test_an_error_in_the_middle_of_a_shard_keeps_it(
             fgkd(*command(tiny_cache, cache))
     assert len(begun(cache)) == 1
     fgkd(*command(tiny_cache, cache))
-    assert product(cache) == product(whole)
+    assert cache_files(cache) == cache_files(whole)

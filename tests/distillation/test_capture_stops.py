@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from helpers.failures import Fails, exit_code, full_disk, make_fails, partials
-from helpers.runs import fgkd, tree
+from helpers.runs import cache_files, fgkd
 
 from fgkd import files
 
@@ -39,12 +39,6 @@ def capture(cache: Path, output: Path) -> tuple[object, ...]:
     return ("cache-logits", "-c", cache / "args.yaml", *options)
 
 
-def product(cache: Path) -> dict[str, bytes]:
-    """The files that must be equal."""
-    files = tree(cache)
-    return {n: b for n, b in files.items() if n.startswith(("shards/", "val/", "manifest"))}
-
-
 @pytest.mark.parametrize("num_bytes", [0, 2_000, 30_000, 70_000])
 def test_a_full_disk(
     num_bytes: int, fails: Fails, tiny_cache: Path, whole: Path, tmp_path: Path
@@ -57,7 +51,7 @@ def test_a_full_disk(
     assert "df -h" in said
     assert partials(cache) == []
     fgkd(*capture(tiny_cache, cache))
-    assert product(cache) == product(whole)
+    assert cache_files(cache) == cache_files(whole)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO])
@@ -88,7 +82,7 @@ def test_a_disk_that_refuses_midway(
     assert not (cache / "manifest.json").exists()
     assert partials(cache) == []
     fgkd(*capture(tiny_cache, cache))
-    assert product(cache) == product(whole)
+    assert cache_files(cache) == cache_files(whole)
 
 
 def test_ctrl_c(
@@ -114,4 +108,4 @@ def test_ctrl_c(
     assert 2 <= len(files.read_lines(cache / "shards.jsonl")) < 6
     assert not (cache / "manifest.json").exists()
     assert exit_code(*shlex.split(again)[1:]) == 0
-    assert product(cache) == product(whole)
+    assert cache_files(cache) == cache_files(whole)

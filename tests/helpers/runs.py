@@ -67,6 +67,12 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
+def cache_files(cache: Path) -> dict[str, bytes]:
+    """The files of a cache that must be equal however it was written."""
+    names = ("shards/", "val/", "manifest")
+    return {name: data for name, data in tree(cache).items() if name.startswith(names)}
+
+
 def model_files(run: Path) -> dict[str, bytes]:
     """The files of a run's model but its card, which names the options of the run."""
     return {name: data for name, data in tree(run / "model").items() if name != "README.md"}
