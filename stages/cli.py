@@ -53,7 +53,7 @@ CACHE = """Cache a teacher's logits of augmented views.
 
 A cache holds the logits of every view of every training image. Data, classes, image size,
 normalisation and view recipe are the teacher's own. After a crash or a signal the same command
-continues; with more --views it adds the missing ones.
+continues. More --views adds views to it, and --extend images.
 
 Next: fgkd train-student --cache runs/cache --model NAME --output runs/student
 """

@@ -360,9 +360,7 @@ class CaptureSpec:
     output: str = option("", "Folder of the cache (created, continued or grown).", free=True)
     overwrite: bool = option(False, "Rename an existing output folder and start over.", free=True)
     extend: bool = option(
-        False,
-        "Add the images that the data has more than the cache in the output folder.",
-        free=True,
+        False, "Add images that are in the data and not yet in the cache.", free=True
     )
     shard_range: str | None = option(
         None, "A:B, write only these blocks (for several machines).", free=True
