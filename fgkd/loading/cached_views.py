@@ -6,7 +6,6 @@ Shape legend: H, W pixels, C classes.
 from __future__ import annotations
 
 import copy
-import math
 import os
 from collections.abc import Iterator, Mapping, MutableSet, Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from fgkd.data import Dataset
 from fgkd.data.samples import Place
 from fgkd.errors import OptionError, PixelMismatch
 from fgkd.loading.cached_data import cached_data, matching
+from fgkd.loading.worker_memory import WorkerMemory
 from fgkd.views.rendering import RenderedViews, Request
 from fgkd.views.view_set import ViewSet
 
@@ -128,9 +128,15 @@ class CachedViews(TorchDataset[Item]):
         self._reader.checked_names = _SharedNames(names, self._shards_checked)
         self._original = reader  # keeps a URL's downloads
         self._places: dict[str, dict[int, Place]] = {}  # by shard, of a cache behind a URL
+        self._worker_memory = WorkerMemory()
 
     def __getstate__(self) -> dict[str, object]:
-        return self.__dict__ | {"_reader": None, "_process": -1, "_places": {}}
+        return self.__dict__ | {
+            "_reader": None,
+            "_process": -1,
+            "_places": {},
+            "_worker_memory": None,
+        }
 
     def set_epoch(self, epoch: int) -> None:
         """Show view `epoch` mod V from now on, in all workers."""
@@ -168,13 +174,21 @@ class CachedViews(TorchDataset[Item]):
             check_content=unchecked,
             places=self._downloaded(rows, view),
         )
-        (shape,) = self._renderer.shapes(request)
-        image_BVHW3 = _memory(shape)
+        ((number, _, height, width, _),) = self._renderer.shapes(request)
+        image_B3HW = self._memory(number, height, width)
+        image_BVHW3 = image_B3HW.permute(0, 2, 3, 1)[:, None]
         rendered = self._renderer.render_into([image_BVHW3.numpy()], request)
         self._content_checked[torch.from_numpy(rows)] = True
         if self.checks_pixels:
             self._check_pixels(request, rendered, view)
-        return image_BVHW3[:, 0].permute(0, 3, 1, 2), rendered.lams_BV[:, 0]
+        return image_B3HW, rendered.lams_BV[:, 0]
+
+    def _memory(self, number: int, height: int, width: int) -> Tensor:
+        """Memory for a batch [B, 3, H, W] in channels-last order, shared if this is a worker."""
+        if get_worker_info() is None or number == 1:
+            shape_BHW3 = (number, height, width, 3)
+            return torch.empty(shape_BHW3, dtype=torch.uint8).permute(0, 3, 1, 2)
+        return self._worker_memory.images(number, height, width)
 
     def _check_pixels(self, request: Request, rendered: RenderedViews, view: int) -> None:
         rows, digests_B = request.rows[request.digests], rendered.digests_BV[request.digests, 0]
@@ -214,14 +228,6 @@ class CachedViews(TorchDataset[Item]):
                 item["lam"] = float(lams_B[i])
             item.batch_B3HW, item.image_3HW = image_B3HW, image_3HW
             yield item
-
-
-def _memory(shape: tuple[int, ...]) -> Tensor:
-    """Memory for images, shared with the main process if this is a DataLoader's worker."""
-    if get_worker_info() is None:
-        return torch.empty(shape, dtype=torch.uint8)
-    storage = torch.UntypedStorage._new_shared(math.prod(shape))
-    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
 
 def _checked_temperature(reader: Reader, temperature: float | None) -> float | None:
