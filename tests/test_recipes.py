@@ -74,8 +74,8 @@ def test_recipe_is_planned(
     Whole for one recipe of each architecture and size; the others with few narrow layers.
     """
     monkeypatch.setattr(training, "flops_per_s", lambda device: 1.0)
-    monkeypatch.chdir(FOLDER.parent.parent)
-    before = sorted(Path("runs").rglob("*"))
+    (tmp_path / "stages").symlink_to(FOLDER.parent)
+    monkeypatch.chdir(tmp_path)
     given = [w for a, w in zip(["", *words(path)], words(path), strict=False) if a == "--data"]
     command = [w for w in words(path) if w != "--data" and w not in given]
     command += [*data_of(path, roots), "--dry-run", "--json", str(tmp_path / "plan.json")]
@@ -88,7 +88,7 @@ def test_recipe_is_planned(
         large, model = False, str(load_yaml(path)["model"])
         command += ["--model-kwargs", next(v for k, v in SMALL.items() if model.startswith(k))]
     fgkd(*command)
-    assert sorted(Path("runs").rglob("*")) == before
+    assert not Path("runs").exists()
     report: dict[str, Any] = json.loads((tmp_path / "plan.json").read_text())
     if command[0] == "cache-logits":
         assert report["encodings"]["dense"]["bytes"] > 0

@@ -1,33 +1,91 @@
-"""scripts/study.py on a miniature: every arm is trained, scored and compared."""
+"""scripts/study.py on a miniature, and the numbers of its tables."""
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
+import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from scipy import stats
 
-SCRIPT = Path(__file__).parent.parent / "scripts" / "study.py"
+SCRIPTS = Path(__file__).parent.parent / "scripts"
 
 
-def test_a_small_study(tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Two seeds, an epoch each; what is there already is not trained again."""
-    spec = importlib.util.spec_from_file_location("study", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    study = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(study)
-    command = ["--data", f"folder:{tiny_data}", "--output", str(tmp_path)]
-    command += ["--epochs", "1", "--teacher-epochs", "1", "--seeds"]
-    study.main([*command, "0"], standalone_mode=False)
+@pytest.fixture(scope="module")
+def study() -> Any:
+    sys.path.insert(0, str(SCRIPTS))
+    yield importlib.import_module("study")
+    sys.path.remove(str(SCRIPTS))
+
+
+@pytest.fixture(scope="module")
+def figures(study: Any) -> Any:
+    return study.figures
+
+
+def test_a_small_study(
+    study: Any, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every way of teaching, an epoch each; what is there already is not trained again."""
+    ways = ("labels", "cache", "live", "timm")
+    command = ["run", *(f"small/{way}/8" for way in ways), "--data", f"folder:{tiny_data}"]
+    command += ["--output", str(tmp_path), "--tries", "2", "--jobs", "2", "--with", "--epochs=1"]
+    study.main([*command, "--seeds", "0"], standalone_mode=False)
+    first = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("model.safetensors")}
+    study.main([*command, "--seeds", "0,1"], standalone_mode=False)
+    assert all(path.stat().st_mtime_ns == at for path, at in first.items())
+    rows = json.loads((tmp_path / "study.json").read_text())
+    students = {(row["arm"], row["seed"]) for row in rows if not row["arm"].startswith("teacher/")}
+    assert students == {(f"small/{way}/8", seed) for way in ways for seed in (0, 1)}
+    for row in rows:
+        right = int.from_bytes(bytes.fromhex(row["hits"]), "big").bit_count()
+        assert row["test_top1_pct"] == pytest.approx(100 * right / row["images"], abs=1e-4)
     capsys.readouterr()
-    study.main([*command, "0,1"], standalone_mode=False)
-    again = capsys.readouterr().out
-    found = json.loads((tmp_path / "study.json").read_text())
-    arms = ("baseline", "offline", "live", "timm", "baseline-3x", "offline-3x")
-    for arm in arms:
-        assert len(found[arm]["top1_pct"]) == 2
-        assert all(0 <= value <= 100 for value in found[arm]["agreement_pct"])
-        assert f"{tmp_path / arm}-0 is finished" in again or arm == "timm"
-    assert again.rstrip().endswith((tmp_path / "study.md").read_text().rstrip())
+    study.main(
+        ["show", "--json", str(tmp_path / "study.json"), "--plot", str(tmp_path / "a.png")],
+        standalone_mode=False,
+    )
+    assert capsys.readouterr().out.count("| 8 |") == len(ways)
+    assert (tmp_path / "a.png").stat().st_size > 10_000
+
+
+def row(arm: str, seed: int, hit_N: np.ndarray) -> dict[str, Any]:
+    return {
+        **{"arm": arm, "seed": seed, "images": len(hit_N)},
+        "hits": np.packbits(hit_N).tobytes().hex(),
+    }
+
+
+def test_the_gap_and_its_interval(figures: Any) -> None:
+    """One seed: the normal interval of paired differences."""
+    draw = np.random.default_rng(0)
+    these, others = draw.random(1433) < 0.6, draw.random(1433) < 0.55
+    gap = figures.gap([row("a", 0, these), row("b", 0, others)], "a", "b")
+    difference = 100 * (these.astype(float) - others)
+    assert gap.points == pytest.approx(difference.mean())
+    low, high = stats.norm.interval(0.95, difference.mean(), stats.sem(difference))
+    assert gap.low == pytest.approx(low, abs=0.25)
+    assert gap.high == pytest.approx(high, abs=0.25)
+    assert gap.p == pytest.approx(stats.ttest_1samp(difference, 0).pvalue, abs=0.03)
+
+
+def test_seeds_that_differ_widen_the_interval(figures: Any) -> None:
+    ahead, level, behind = (np.arange(1000) < n for n in (700, 600, 500))
+    rows = [row("b", seed, level) for seed in range(3)]
+    alike = [row("a", seed, ahead) for seed in range(3)]
+    mixed = [row("a", seed, hit) for seed, hit in enumerate((ahead, ahead, behind))]
+    certain, uncertain = (figures.gap([*rows, *made], "a", "b") for made in (alike, mixed))
+    assert certain.p < 0.001
+    assert certain.low > 0
+    assert uncertain.low < 0 < uncertain.high
+
+
+def test_a_gap_is_over_the_seeds_that_both_have(figures: Any) -> None:
+    one, none = np.ones(10, bool), np.zeros(10, bool)
+    rows = [row("a", 0, one), row("a", 1, one), row("b", 1, none), row("b", 2, one)]
+    assert figures.gap(rows, "a", "b").points == 100
+    assert figures.gap(rows, "a", "c") is None

