@@ -11,16 +11,16 @@ step() {
 }
 
 step 1 "Finetune the teacher, a small ConvNeXt"
-fgkd train-teacher -c stages/recipes/icons-teacher.yaml --output "$out/teacher" --resume
+fgkd train-teacher -c icons-teacher --output "$out/teacher" --resume
 
 step 2 "Write its logits for every augmented view of every training image"
-fgkd cache-logits -c stages/recipes/icons-cache.yaml --teacher "$out/teacher" --output "$out/cache"
+fgkd cache-logits -c icons-cache --teacher "$out/teacher" --output "$out/cache"
 
 step 3 "Train the baseline: a DeiT on the same views, from labels alone"
-fgkd train-student -c stages/recipes/icons-baseline.yaml --output "$out/baseline" --resume
+fgkd train-student -c icons-baseline --output "$out/baseline" --resume
 
 step 4 "Train the student: the same DeiT, from the cache, with no teacher in memory"
-fgkd train-student -c stages/recipes/icons-student.yaml --cache "$out/cache" \
+fgkd train-student -c icons-student --cache "$out/cache" \
   --output "$out/student" --resume
 
 step 5 "Compare them on the test split, drawn by designers unseen in training"

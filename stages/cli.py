@@ -16,14 +16,16 @@ from fgkd import device, distributed
 from fgkd.config import (
     CacheLogitsConfig,
     EvaluateConfig,
+    ExportConfig,
     InspectConfig,
+    PredictConfig,
     TrainStudentConfig,
     TrainTeacherConfig,
 )
 from fgkd.distributed import failures
 from fgkd.errors import FgkdError
 
-from . import remedies
+from . import recipe_files, remedies
 from .options import command
 
 TOP = """Train many students from one expensive teacher, whose logits are cached once.
@@ -76,19 +78,35 @@ EVALUATE = """Score runs on a split and print one table.
 \b
   fgkd evaluate runs/teacher runs/student --split test --json results.json
   fgkd evaluate runs/teacher runs/baseline runs/student --report runs/report
-  fgkd evaluate runs/student --predict bird.jpg photos/ --json classes.jsonl
-  fgkd evaluate runs/student --export onnx
 
 With a teacher among the runs, the table adds agreement with it and KL to it. Accuracies have 95 %
 bootstrap intervals, and pairs of runs McNemar's test. --report writes a single index.html with
 curves, classes, confusions, calibration and example images.
 
---predict takes every path up to the next option (so name the runs before it) and shows each run's
-classes and probabilities. The exit code is 1 if an image could not be read.
+A RUN is a run folder, local-dir:PATH, hf-hub:NAME, timm:NAME, torchvision:NAME or a file of
+weights (with --teacher-model).
+"""
 
---export writes RUN/export/model.onnx (or .torchscript, .pt2), which maps float32 images
-[batch, 3, H, W] to logits, for any batch size. The mean and std that normalise the images are in
-the file's metadata.
+PREDICT = """Predict the classes of any images.
+
+\b
+  fgkd predict runs/student bird.jpg photos/ 'more/*/*.png' --top-k 3
+  fgkd predict runs/student photos/ --output classes.csv
+  find photos -newer done | fgkd predict runs/student - --output new.jsonl
+
+A PATH is a file, a folder (with those below it), a pattern, or - for paths on standard input, one a
+line. Images that cannot be read are listed; then the exit code is 1. RUN: as for evaluate.
+"""
+
+EXPORT = """Write a model as one file for another runtime.
+
+\b
+  fgkd export runs/student --format onnx
+  fgkd export hf-hub:timm/resnet50.a1_in1k --format pt2 --output exported
+
+The file is RUN/export/model.onnx (or .torchscript, .pt2). It maps float32 images [batch, 3, H, W],
+of any batch size, to logits, which are compared with torch's. Class names and the mean and std that
+normalise the images are in its metadata. RUN: as for evaluate.
 """
 
 INSPECT = """Describe a cache, and verify its content.
@@ -140,8 +158,18 @@ for _name, _cls, _help in (
 ):
     fgkd.add_command(command(_cls, _stage(_name, _name), _name.replace("_", "-"), _help))
 _evaluate, _inspect = _stage("evaluate", "evaluate"), _stage("inspect_cache", "inspect")
-fgkd.add_command(command(EvaluateConfig, _evaluate, "evaluate", EVALUATE, "runs"))
-fgkd.add_command(command(InspectConfig, _inspect, "inspect", INSPECT, "caches"))
+fgkd.add_command(command(EvaluateConfig, _evaluate, "evaluate", EVALUATE, "runs", "RUN..."))
+fgkd.add_command(command(InspectConfig, _inspect, "inspect", INSPECT, "caches", "CACHE..."))
+_predict, _export = _stage("predict", "predict"), _stage("export", "export")
+fgkd.add_command(command(PredictConfig, _predict, "predict", PREDICT, "words", "RUN PATH..."))
+fgkd.add_command(command(ExportConfig, _export, "export", EXPORT, "runs", "RUN..."))
+
+
+@fgkd.command("recipes", short_help="List the recipes that -c takes by name.")
+@click.argument("name", required=False)
+def _recipes(name: str | None) -> None:
+    """List the recipes that -c takes by name, or print the one called NAME."""
+    recipe_files.show(name)
 
 
 def main(argv: list[str] | None = None) -> None:

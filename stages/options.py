@@ -5,7 +5,6 @@ One declaration of a field gives its flag, help text, range and key in a file.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import re
 import types
@@ -16,8 +15,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+import cloup
 
 from fgkd import config, distributed
+from fgkd.config.schema import Leaf
+from fgkd.errors import near
+
+from . import help as help_pages
+from . import recipe_files
 
 T = TypeVar("T")
 
@@ -27,7 +32,6 @@ class Checked(click.ParamType):
 
     def __init__(self, base: click.ParamType, meta: typing.Mapping[str, Any]) -> None:
         self.base, self.meta, self.name = base, meta, base.name
-        self.many: str = meta["many"]
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         value = self.base.convert(value, param, ctx)
@@ -36,7 +40,7 @@ class Checked(click.ParamType):
         return value
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str | None:
-        return self.many or self.base.get_metavar(param, ctx)
+        return self.base.get_metavar(param, ctx)
 
 
 class NamedChoice(click.Choice[str]):
@@ -51,15 +55,20 @@ class NamedChoice(click.Choice[str]):
 
 
 class ConfigFile(click.Path):
-    """The path of a YAML file of options; a recipe is also found by the name it had before."""
+    """The path of a YAML file of options, or the name of a recipe."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        old = str(value)
-        new = re.sub(r"control(?=\.ya?ml$)", "baseline", old)
-        if not Path(old).exists() and Path(new).exists():
-            notice(f"{old} is now called {new}; the old name will be removed")
-            value = new
-        return super().convert(value, param, ctx)
+        given = str(value)
+        if not Path(given).exists():
+            new = re.sub(r"control(?=(\.ya?ml)?$)", "baseline", given)
+            place = Path(new) if Path(new).exists() else recipe_files.path(new)
+            if place and new != given:
+                notice(f"{given} is now called {new}; the old name will be removed")
+            if not place and not Path(given).suffix and Path(given).name == given:
+                known = [recipe.name for recipe in recipe_files.all_recipes()]
+                self.fail(f"no recipe is called {given!r}{near(given, known)}", param, ctx)
+            value = place or given
+        return super().convert(str(value), param, ctx)
 
 
 class CommaList(click.ParamType):
@@ -76,46 +85,21 @@ class CommaList(click.ParamType):
             self.fail(f"{value!r} is not a list of numbers like 1,2,4", param, ctx)
 
 
-class Spreading(click.Command):
-    """A command whose options of many values take every word up to the next option.
-
-    `--predict a b` means `--predict a --predict b`.
-    """
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        flags = {p.opts[0] for p in self.params if isinstance(p.type, Checked) and p.type.many}
-        spread: list[str] = []
-        flag = ""
-        for arg in args:
-            if arg.startswith("-") and len(arg) > 1:
-                _refuse_empty(flag, spread, ctx)
-                name = arg.partition("=")[0]
-                flag = name if name in flags else ""
-            elif flag and spread[-1] != flag:
-                spread.append(flag)
-            spread.append(arg)
-        _refuse_empty(flag, spread, ctx)
-        return super().parse_args(ctx, spread)
-
-
-def _refuse_empty(flag: str, before: list[str], ctx: click.Context) -> None:
-    """Refuse `--predict --json x`, which click would read as a path named --json."""
-    if flag and before[-1] == flag:
-        raise click.UsageError(f"Option '{flag}' requires an argument.", ctx)
-
-
 BASES: dict[type, click.ParamType] = {int: click.INT, float: click.FLOAT, str: click.STRING}
 
 
-def _option(field: dataclasses.Field[Any], kind: Any) -> click.Option:
+def _option(leaf: Leaf, groups: dict[str, cloup.OptionGroup]) -> cloup.Option:
+    field, kind = leaf.field, leaf.kind
     if isinstance(kind, types.UnionType):  # X | None
         kind = next(arg for arg in typing.get_args(kind) if arg is not type(None))
     flag, meta = "--" + field.name.replace("_", "-"), field.metadata
     common: dict[str, Any] = {"help": meta["help"], "default": field.default}
+    if groups and (title := help_pages.group_of(leaf)):
+        common["group"] = groups[title]
     common["show_default"] = field.default is not False and field.default not in (None, "", ())
     if kind is bool:
         declaration = f"{flag}/--no-{flag[2:]}" if field.default or not meta["free"] else flag
-        return click.Option([declaration], is_flag=True, **common)
+        return cloup.Option([declaration], is_flag=True, **common)
     item, nargs, multiple = kind, 1, False
     if typing.get_origin(kind) is tuple:
         args = typing.get_args(kind)
@@ -124,7 +108,7 @@ def _option(field: dataclasses.Field[Any], kind: Any) -> click.Option:
     base = NamedChoice(meta["choices"], meta["renamed"]) if meta["choices"] else BASES[item]
     if kind == tuple[float, ...]:
         base = CommaList()
-    return click.Option([flag], type=Checked(base, meta), nargs=nargs, multiple=multiple, **common)
+    return cloup.Option([flag], type=Checked(base, meta), nargs=nargs, multiple=multiple, **common)
 
 
 def notice(text: str) -> None:
@@ -158,12 +142,14 @@ def _read_resumed(cls: type, ctx: click.Context, param: click.Parameter, value: 
 
 def _add_defaults(cls: type, ctx: click.Context, path: Path, over: bool) -> None:
     """Make a file's options the defaults of the command line; over: in front of earlier files'."""
-    from fgkd.config.args_file import load_yaml
+    from fgkd.config.args_file import chain
 
-    values = load_yaml(path)
-    checked = config.to_dict(build(cls, values, path))
-    own = ("output", "resume", "overwrite")
-    values = {key: checked[key] for key in values if key not in own}
+    values: dict[str, Any] = {}
+    for file, given in chain(path, recipe_files.FOLDER):
+        checked = config.to_dict(build(cls, given, file))
+        values |= {key: checked[key] for key in given}
+    for own in ("output", "resume", "overwrite"):
+        values.pop(own, None)
     before = dict(ctx.default_map or {})
     ctx.default_map = {**before, **values} if over else {**values, **before}
 
@@ -174,14 +160,20 @@ def command(
     name: str,
     help: str,
     arguments: str = "",
+    metavar: str = "",
 ) -> click.Command:
     """A click command with an option for every field of `cls`, whose value it passes to `function`.
 
-    arguments: the name of positional arguments, which are passed as a list after it.
+    arguments: the name of positional arguments, which are passed as a list after it. metavar: how
+    usage shows them.
     """
-    params: list[click.Parameter] = [
-        _option(leaf.field, leaf.kind) for leaf in config.leaves(cls).values()
-    ]
+    titles = help_pages.GROUPS if name in help_pages.EVERYDAY else ()
+    groups = {title: cloup.OptionGroup(title) for title in titles}
+    leaves = config.leaves(cls).values()
+    options = [_option(leaf, groups) for leaf in leaves]
+    order = [*help_pages.GROUPS, None]
+    options.sort(key=lambda p: order.index(p.group.title if p.group is not None else None))
+    params: list[click.Parameter] = [*options]
     for param in params:
         # --resume reads OUTPUT/args.yaml, so --output is parsed first.
         param.is_eager = param.name == "output"
@@ -193,13 +185,19 @@ def command(
         is_eager=True,
         expose_value=False,
         callback=functools.partial(_read_config, cls),
-        help="YAML file of options; the command line overrides it.",
+        help="Recipe or YAML file; the command line overrides.",
     )
     if arguments:
-        params.append(click.Argument([arguments], nargs=-1, metavar=arguments.upper()[:-1] + "..."))
+        params.append(click.Argument([arguments], nargs=-1, metavar=metavar))
 
     def callback(**values: Any) -> None:
         positional = [list(values.pop(arguments))] if arguments else []
         function(build(cls, values, "the command line"), *positional)
 
-    return Spreading(name, params=[config_file, *params], callback=callback, help=help)
+    return help_pages.Command(
+        name,
+        params=[*params, config_file],
+        callback=callback,
+        help=help,
+        formatter_settings=help_pages.SETTINGS,
+    )

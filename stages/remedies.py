@@ -21,6 +21,8 @@ CONFIGS = (
     config.TrainStudentConfig,
     config.EvaluateConfig,
     config.InspectConfig,
+    config.PredictConfig,
+    config.ExportConfig,
 )
 
 
@@ -318,7 +320,7 @@ REMEDIES: dict[type, Callable[[Any], str]] = {
     errors.WeightsError: _weights,
     errors.HubError: _hub,
     errors.ModelError: lambda e: "another --model, or --model-kwargs K=V that this one takes",
-    errors.ExportError: lambda e: f"--export {e.others[0]}" if e.others else "another model",
+    errors.ExportError: lambda e: f"--format {e.others[0]}" if e.others else "another model",
     errors.CheckpointError: _checkpoint,
     errors.NotFinite: lambda e: (
         "--overwrite to start over with a lower --lr, with --clip-grad 1, or without --amp"

@@ -65,14 +65,16 @@ def test_recipe_is_the_file_of_its_first_line(path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(ROOT)
     first = path.read_text().splitlines()[0]
     assert first.startswith("# fgkd "), f"{path.name} must begin with its command"
-    assert f"-c stages/recipes/{path.name}" in first
+    assert f"-c {path.stem} " in first
     parse(first.removeprefix("# "))
 
 
 def test_quickstart_uses_existing_recipes() -> None:
     script = (ROOT / "scripts" / "quickstart.sh").read_text()
-    for name in re.findall(r"stages/recipes/([\w.-]+)", script):
-        assert (ROOT / "stages" / "recipes" / name).is_file()
+    names = re.findall(r" -c ([\w.-]+)", script)
+    assert len(names) == 4
+    for name in names:
+        assert (ROOT / "stages" / "recipes" / f"{name}.yaml").is_file()
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -207,7 +207,7 @@ def test_results_are_replaced(tmp_path: Path, begin: bytes) -> None:
     "begin", [b"\x89PNG", b'{"stage": "train-teacher"', b'{"identity": {"run": 1}', b"runs"]
 )
 def test_other_files_are_not_replaced_by_results(tmp_path: Path, begin: bytes) -> None:
-    """A slip such as `--json runs/student/run.json`, or `--predict --json bird.jpg`."""
+    """A slip such as `--json runs/student/run.json`."""
     path = tmp_path / "x.json"
     path.write_bytes(begin)
     with expected(OptionError, option="json", value=str(path)):

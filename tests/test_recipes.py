@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,14 @@ from typing import Any
 import pytest
 import timm
 from helpers.datasets import write_cub, write_dogs, write_foodx
+from helpers.failures import make_fails, run_command
 from helpers.runs import fgkd
 
 from fgkd import config
 from fgkd.config.args_file import load_yaml
+from fgkd.errors import OptionError, UnreadableFile
 from fgkd.estimate import training
+from stages import recipe_files
 
 FOLDER = Path(__file__).parent.parent / "stages" / "recipes"
 RECIPES = sorted(FOLDER.glob("*.yaml"))
@@ -148,3 +152,69 @@ def test_controls_differ_from_their_students_in_distillation_alone() -> None:
 def test_the_page_of_recipes_names_every_file() -> None:
     page = (FOLDER / "README.md").read_text()
     assert [path.name for path in RECIPES if f"`{path.stem}`" not in page] == []
+
+
+def test_a_recipe_begins_with_its_command_and_the_summary_of_the_page() -> None:
+    page = (FOLDER / "README.md").read_text()
+    for recipe in recipe_files.all_recipes():
+        assert recipe.command.startswith("fgkd ")
+        assert f"| `{recipe.name}` | {recipe.summary} |".lower() in page.lower()
+        assert len(recipe.summary) < 50
+
+
+def test_recipes_are_listed_and_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    fgkd("recipes")
+    listed = capsys.readouterr().out
+    assert max(map(len, listed.splitlines())) <= 80
+    for path in RECIPES:
+        assert len(re.findall(rf"^  {path.stem}  ", listed, re.M)) == 1
+    fgkd("recipes", "icons-student")
+    assert capsys.readouterr().out == (FOLDER / "icons-student.yaml").read_text()
+    code, _, err = run_command(capsys, "recipes", "icons-studnt")
+    assert code == 2
+    assert "icons-student" in err
+
+
+def test_a_recipe_is_found_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In any folder; a file of that name in the folder wins; a near name is suggested."""
+    seen: list[config.TrainStudentConfig] = []
+    monkeypatch.setattr("stages.train_student.train_student", seen.append)
+    monkeypatch.chdir(tmp_path)
+    fgkd("train-student", "-c", "icons-student")
+    fgkd("train-student", "-c", str(FOLDER / "icons-student.yaml"))
+    assert seen[0] == seen[1] != config.TrainStudentConfig()
+    (tmp_path / "icons-student").write_text("epochs: 3\n")
+    fgkd("train-student", "-c", "icons-student")
+    assert seen[2].optim.epochs == 3
+    code, _, err = run_command(capsys, "train-student", "-c", "icons-studnt")
+    assert code == 2
+    assert "icons-student" in err
+
+
+def test_a_file_extends_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own options come over those of the file it extends, and the command line over both."""
+    seen: list[config.TrainStudentConfig] = []
+    monkeypatch.setattr("stages.train_student.train_student", seen.append)
+    (tmp_path / "mine.yaml").write_text("extends: icons-student\nepochs: 5\nlr: 0.5\n")
+    (tmp_path / "more.yaml").write_text("extends: mine\nlr: 0.25\n")
+    fgkd("train-student", "-c", tmp_path / "more.yaml", "--batch-size", 9)
+    optim, student = seen[0].optim, load_yaml(FOLDER / "icons-student.yaml")
+    assert (optim.epochs, optim.lr, optim.batch_size) == (5, 0.25, 9)
+    assert seen[0].model.model == student["model"]
+
+
+def test_files_that_cannot_be_extended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Missing, circular, and with a wrong option, which is named with its own file."""
+    fails = make_fails(capsys)
+    (tmp_path / "a.yaml").write_text("extends: b\n")
+    said = fails("train-student", "-c", tmp_path / "a.yaml")
+    assert isinstance(said.error, UnreadableFile)
+    assert "'b'" in said
+    (tmp_path / "b.yaml").write_text("extends: a.yaml\n")
+    assert isinstance(fails("train-student", "-c", tmp_path / "a.yaml").error, UnreadableFile)
+    (tmp_path / "b.yaml").write_text("epochs: many\n")
+    said = fails("train-student", "-c", tmp_path / "a.yaml")
+    assert isinstance(said.error, OptionError)
+    assert said.error.path == tmp_path / "b.yaml"

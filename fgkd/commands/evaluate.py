@@ -18,7 +18,7 @@ from fgkd.commands import banner, sources
 from fgkd.config import EvaluateConfig, args_file
 from fgkd.data import duplicates, moved, open_dataset
 from fgkd.distillation.targets import DEFAULT_VAL_FRACTION
-from fgkd.errors import MissingOption, OptionError
+from fgkd.errors import MissingOption
 from fgkd.evaluation import scoring
 from fgkd.evaluation.intervals import McNemar
 from fgkd.evaluation.scoring import Result, Score
@@ -124,10 +124,6 @@ def check(options: EvaluateConfig, runs: Sequence[str | Path]) -> None:
     """Refuse what cannot work before any work: each run must be there, each output writable."""
     if not runs:
         raise MissingOption("RUN is required", option="RUN", suggestion="runs/student")
-    for name, value in (("predict", options.predict), ("export", options.export)):
-        if value:
-            message = f"{name} is not an option of evaluate(), but a function of its own"
-            raise OptionError(message, option=name, value=value)
     files.claim_option(options.json, "json")
     if options.report:
         page.claim(Path(options.report), "report")
@@ -169,6 +165,7 @@ def _score(
         skip_unreadable=options.skip_bad_images,
         batch_size=options.batch_size,
         workers=options.workers,
+        progress=progress,
     )
     progress.message(f"  {path}: {found.model}, {len(found.rows_N):,} images of {dataset.name}")
     if facts:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from fgkd import distributed, files
 from fgkd.commands import sources
-from fgkd.config import SourceSpec
-from fgkd.errors import MissingOption, OutputExists, UnknownName
+from fgkd.config import ExportConfig, build
+from fgkd.errors import MissingOption, OutputExists
 from fgkd.models import export as formats
 from fgkd.models.loading import LOCAL_DIR, is_checkpoint, is_remote
 
@@ -25,31 +25,30 @@ class ExportedModel:
     difference: float
 
 
-def export(
-    run: str | Path,
-    *,
-    format: str,
-    output: str | Path | None = None,
-    overwrite: bool = False,
-    source: SourceSpec | None = None,
-) -> ExportedModel:
+def export(source: str | Path, **options: object) -> ExportedModel:
     """Write a model as `model.FORMAT` into a folder, and check its logits against torch's.
 
-    run: in any form that `load_classifier` takes. format: "onnx", "torchscript" or "pt2". output:
-    the folder; None: RUN/export, or `export` beside a file of weights. source: the architecture of
-    a file of weights. overwrite: rename a file that exists. Raises: UnknownName, OutputExists,
-    WriteError, MissingPackage; MissingOption for fetched weights without `output`; ExportError for
-    a model that the format cannot express.
+    source: in any form that `load_classifier` takes. options: those of `fgkd export` by name:
+    `format` ("onnx", "torchscript" or "pt2"), `output` (the folder; by default RUN/export, or
+    `export` next to a file of weights), `overwrite` (rename a file that exists) and others.
+    Raises: OptionError, OutputExists, WriteError, MissingPackage; MissingOption for fetched weights
+    without `output`; ExportError for a model that the format cannot express.
     """
-    if format not in formats.FORMATS:
-        known = list(formats.FORMATS)
-        message = f"format {format!r} is not one of {', '.join(known)}"
-        raise UnknownName(message, option="export", value=format, known=known)
-    path = Path(output or _default_folder(str(run))) / f"model.{format}"
-    model = sources.load(run, source or SourceSpec())
+    return run(build(ExportConfig, options, "export()"), source)
+
+
+def run(options: ExportConfig, source: str | Path) -> ExportedModel:
+    """`export` with its config."""
+    format = options.format
+    if not format:
+        names = ", ".join(formats.FORMATS)
+        raise MissingOption(f"format is required: {names}", option="format", suggestion="onnx")
+    sources.check([source], options.architecture)
+    path = Path(options.output or _default_folder(str(source))) / f"model.{format}"
+    model = sources.load(source, options.architecture)
     if distributed.rank() == 0:
-        _claim(path, overwrite)
-    data, worst = formats.convert(model, format, str(run))
+        _claim(path, options.overwrite)
+    data, worst = formats.convert(model, format, str(source))
     if distributed.rank() == 0:
         new = path.with_name(f"{path.name}.new")
         files.write_bytes(new, data)
@@ -63,7 +62,7 @@ def _default_folder(run: str) -> Path:
     """The folder of a model that is on disk. Raises: MissingOption for one that is fetched."""
     if is_remote(run):
         message = f"{run} has no folder of its own to export to"
-        raise MissingOption(message, option="export_dir", suggestion="runs/export")
+        raise MissingOption(message, option="output", suggestion="runs/export")
     path = Path(run.removeprefix(LOCAL_DIR))
     return (path.parent if is_checkpoint(run) else path) / "export"
 

@@ -6,50 +6,65 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fgkd import device as devices
+from fgkd import distributed, files
 from fgkd.commands import sources
-from fgkd.config import SourceSpec
-from fgkd.errors import MissingOption
+from fgkd.config import PredictConfig, build
+from fgkd.errors import MissingOption, OptionError
 from fgkd.evaluation import prediction
 from fgkd.evaluation.prediction import Prediction
+from fgkd.progress import SILENT, Progress
 
 
 def predict(
     models: str | Path | Sequence[str | Path],
     images: str | Path | Sequence[str | Path],
     *,
-    top: int = 5,
-    tta: str = "none",
-    batch_size: int = 256,
-    workers: int = 2,
-    device: str = "auto",
-    source: SourceSpec | None = None,
+    progress: Progress = SILENT,
+    **options: object,
 ) -> list[Prediction]:
-    """The classes that trained models see in image files and folders of them, most probable first.
+    """The classes that trained models see in images, the most probable first.
 
     models: one or more, in any form that `load_classifier` takes; each model's predictions follow
-    those of the one before. source: the architecture of a file of weights. Paths without an image
-    come last, with the reason. Raises: as `load_classifier`; ModelError for a model without class
-    names; OptionError.
+    those of the one before. images: files, folders, whose images of any depth are taken, and
+    patterns (`photos/**/*.jpg`). options: those of `fgkd predict` by name: `top_k`, `output`, `tta`
+    and others. Paths without an image come last, with the reason. Raises: as `load_classifier`;
+    ModelError for a model with a wrong number of class names; OptionError; WriteError.
     """
     names = [models] if isinstance(models, str | Path) else list(models)
     given = [images] if isinstance(images, str | Path) else list(images)
-    if not names:
+    return run(build(PredictConfig, options, "predict()"), names, given, progress)
+
+
+def run(
+    options: PredictConfig,
+    models: Sequence[str | Path],
+    images: Sequence[str | Path],
+    progress: Progress = SILENT,
+) -> list[Prediction]:
+    """`predict` with its config."""
+    if not models:
         raise MissingOption("RUN is required", option="RUN", suggestion="runs/student")
-    hardware, _ = devices.set_up(device)
-    loaded = [sources.load(name, source or SourceSpec()) for name in names]
-    paths, missing = prediction.find_images(given)
-    found = [
-        one
-        for name, model in zip(names, loaded, strict=True)
-        for one in prediction.predict(
+    if options.output and prediction.writer(options.output) is None:
+        message = f"{options.output} ends neither in .csv nor in .jsonl"
+        suggestion = f"{options.output}.csv"
+        raise OptionError(message, option="output", value=options.output, suggestion=suggestion)
+    files.claim_option(options.output, "output")
+    sources.check(models, options.architecture)
+    hardware, _ = devices.set_up(options.device)
+    loaded = [sources.load(name, options.architecture) for name in models]
+    paths, found = prediction.find_images(images)
+    for name, model in reversed(list(zip(models, loaded, strict=True))):
+        found[:0] = prediction.predict(
             model,
             paths,
             name=str(name),
             device=hardware,
-            top=top,
-            tta=tta,
-            batch_size=batch_size,
-            workers=workers,
+            top_k=options.top_k,
+            tta=options.tta,
+            batch_size=options.batch_size,
+            workers=options.workers,
+            progress=progress,
         )
-    ]
-    return found + missing
+    if options.output and distributed.rank() == 0:
+        prediction.write(found, Path(options.output))
+    return found

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fgkd import models
-from fgkd.config import SourceSpec
+from fgkd.config import ArchitectureSpec, SourceSpec
 from fgkd.errors import UnusedOption
 from fgkd.models import Classifier, weights
 from fgkd.models.class_names import fit_classes
@@ -15,13 +15,13 @@ from fgkd.training import run_folder
 from fgkd.training.run_folder import RunFacts
 
 
-def load(source: str | Path, spec: SourceSpec) -> Classifier:
+def load(source: str | Path, spec: ArchitectureSpec) -> Classifier:
     """The classifier of a source, of any form that `load_classifier` takes."""
     kwargs = models.parse_kwargs(spec.teacher_model_kwargs)
     return load_classifier(source, model=spec.teacher_model, model_kwargs=kwargs)
 
 
-def check(sources: Sequence[str | Path], spec: SourceSpec) -> None:
+def check(sources: Sequence[str | Path], spec: ArchitectureSpec) -> None:
     """Refuse sources that are not there before any work, and options that no source needs."""
     for source in sources:
         if not is_remote(str(source)) and not is_checkpoint(str(source)):

@@ -3,12 +3,15 @@
 from fgkd.config.commands import (
     CacheLogitsConfig,
     EvaluateConfig,
+    ExportConfig,
     InspectConfig,
+    PredictConfig,
     TrainStudentConfig,
     TrainTeacherConfig,
 )
 from fgkd.config.schema import build, check, diff, leaves, replaced, to_dict
 from fgkd.config.specs import (
+    ArchitectureSpec,
     CacheSpec,
     CaptureSpec,
     DataSpec,
@@ -24,15 +27,18 @@ from fgkd.config.specs import (
 )
 
 __all__ = [
+    "ArchitectureSpec",
     "CacheLogitsConfig",
     "CacheSpec",
     "CaptureSpec",
     "DataSpec",
     "EvaluateConfig",
+    "ExportConfig",
     "InspectConfig",
     "LossSpec",
     "ModelSpec",
     "OptimSpec",
+    "PredictConfig",
     "RunSpec",
     "SourceSpec",
     "TargetSpec",

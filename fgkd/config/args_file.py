@@ -12,11 +12,42 @@ from fgkd.config import schema
 from fgkd.errors import MissingFile, UnreadableFile
 
 
-def load_yaml(path: Path) -> dict[str, Any]:
-    """Option names and plain values of a YAML file; dashes in names become underscores.
+def load_yaml(path: Path, folder: Path | None = None) -> dict[str, Any]:
+    """Option names and plain values of a YAML file, with those of the files that it extends.
 
-    Raises: MissingFile; UnreadableFile when it is no YAML, or no mapping.
+    Dashes in names become underscores. `extends: NAME` takes the options of NAME, or NAME.yaml,
+    next to the file or in `folder`, under the file's own. Raises: MissingFile; UnreadableFile when
+    it is no YAML, no mapping, or extends itself.
     """
+    return {name: value for _, values in chain(path, folder) for name, value in values.items()}
+
+
+def chain(path: Path, folder: Path | None = None) -> list[tuple[Path, dict[str, Any]]]:
+    """(file, its own options) of a file and of all that it extends, the innermost first."""
+    found: list[tuple[Path, dict[str, Any]]] = []
+    following: Path | None = path
+    while following:
+        if following.resolve() in [there.resolve() for there, _ in found]:
+            reason = f"{following} extends itself"
+            raise UnreadableFile(f"{path} cannot be used: {reason}", path=path, reason=reason)
+        values = _load(following)
+        base = values.pop("extends", None)
+        found.insert(0, (following, values))
+        following = _extended(base, following, folder) if base is not None else None
+    return found
+
+
+def _extended(name: Any, path: Path, folder: Path | None) -> Path:
+    """The file that another one extends by this name."""
+    places = [path.parent, *([folder] if folder else [])]
+    for place in (place / f"{name}{end}" for place in places for end in ("", ".yaml")):
+        if place.is_file():
+            return place
+    reason = f"it extends {name!r}, which is not there"
+    raise UnreadableFile(f"{path} cannot be used: {reason}", path=path, reason=reason)
+
+
+def _load(path: Path) -> dict[str, Any]:
     try:
         value = yaml.safe_load(path.read_text())
     except FileNotFoundError:

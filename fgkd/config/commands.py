@@ -12,6 +12,7 @@ from fgkd.config.specs import (
     TEACHER_HELP,
     TTA_NAMES,
     WORKERS_HELP,
+    ArchitectureSpec,
     CacheSpec,
     CaptureSpec,
     DataSpec,
@@ -75,25 +76,39 @@ class EvaluateConfig:
     tta: str = option(
         "none", "Test-time augmentation: views whose logits are averaged.", choices=TTA_NAMES
     )
-    predict: tuple[str, ...] = option(
-        (),
-        "Instead: classes of these images and folders, by each RUN (or timm local-dir folder).",
-        many="PATH...",
-    )
-    top: int = option(5, "Classes given for each predicted image.", low=1)
-    export: str | None = option(
-        None, "Instead: write each RUN's model as a file of this format.", choices=EXPORT_NAMES
-    )
-    export_dir: str = option("", "Folder of the exported file. Default: RUN/export.")
-    overwrite: bool = option(False, "Rename an exported file that exists.", free=True)
-    json: str | None = option(
-        None, "File to write the results to; of predictions, one line per image."
-    )
+    json: str | None = option(None, "File to write the results to.")
     report: str | None = option(None, "Folder to write an HTML report of plots and examples to.")
     skip_bad_images: bool = option(False, "Leave out unreadable images, and say so.")
     batch_size: int = option(256, "Images per step.", low=1)
     device: str = option("auto", DEVICE_HELP)
     workers: int = option(2, WORKERS_HELP, low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """Options of `predict`."""
+
+    top_k: int = option(5, "Classes given for each image.", low=1)
+    output: str | None = option(
+        None, "File to write: a table (.csv), or a line of JSON per image (.jsonl)."
+    )
+    tta: str = option(
+        "none", "Test-time augmentation: views whose logits are averaged.", choices=TTA_NAMES
+    )
+    architecture: ArchitectureSpec = ArchitectureSpec()
+    batch_size: int = option(256, "Images per step.", low=1)
+    device: str = option("auto", DEVICE_HELP)
+    workers: int = option(2, WORKERS_HELP, low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Options of `export`."""
+
+    format: str | None = option(None, "Format of the file.", choices=EXPORT_NAMES)
+    output: str | None = option(None, "Folder of the file. Default: RUN/export.")
+    overwrite: bool = option(False, "Rename a file that exists.", free=True)
+    architecture: ArchitectureSpec = ArchitectureSpec()
 
 
 @dataclass(frozen=True, kw_only=True)

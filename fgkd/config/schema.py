@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import os
 import types
 import typing
 import warnings
@@ -32,18 +33,14 @@ def option(
     high: float | None = None,
     above: float | None = None,
     free: bool = False,
-    many: str = "",
     renamed: Mapping[str, str] | None = None,
 ) -> Any:
     """A field with its help and range (low <= x <= high, x > above); free: may change on resume.
 
-    many: the option takes every word up to the next option; they are shown by this name.
     renamed: old values that are still accepted, with a FutureWarning, and their new names.
     """
     meta = {"help": help, "choices": choices, "low": low, "high": high, "above": above}
-    return field(
-        default=default, metadata={**meta, "free": free, "many": many, "renamed": renamed or {}}
-    )
+    return field(default=default, metadata={**meta, "free": free, "renamed": renamed or {}})
 
 
 def check(value: Any, meta: typing.Mapping[str, Any]) -> str | None:
@@ -96,7 +93,7 @@ def leaves(cls: type) -> dict[str, Leaf]:
 
 
 def convert(value: Any, kind: Any) -> Any:
-    """A plain value as a field's type, where nothing is lost: lists become tuples, 1 becomes 1.0.
+    """A plain value as a field's type, where nothing is lost: lists become tuples, paths text.
 
     Raises: ValueError saying what was expected.
     """
@@ -104,6 +101,8 @@ def convert(value: Any, kind: Any) -> Any:
     if value is None and type(None) in kinds:
         return None
     kind = kinds[0]
+    if isinstance(value, os.PathLike) and kind in (str, tuple[str, ...]):
+        value = os.fspath(value)
     if typing.get_origin(kind) is tuple:
         item, last = typing.get_args(kind)
         if not isinstance(value, list | tuple):

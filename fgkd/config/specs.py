@@ -25,8 +25,8 @@ SCHEDULE_NAMES = ("cosine", "linear", "step", "constant")
 TTA_NAMES = ("none", "flip", "five-crop", "ten-crop")
 EXPORT_NAMES = ("onnx", "torchscript", "pt2")
 
-DEVICE_HELP = "auto, cpu, cuda or cuda:N; auto takes CUDA if present."
-WORKERS_HELP = "Worker processes that load images; 0: the main process loads them."
+DEVICE_HELP = "auto, cpu, cuda or cuda:N."
+WORKERS_HELP = "Processes that load images."
 DATA_HELP = "NAME:PATH where the images are now. Default: where they were."
 
 
@@ -130,15 +130,13 @@ class ModelSpec:
     model_kwargs: tuple[str, ...] = option(
         (), "K=V,K=V passed to the model (Python literals), repeatable."
     )
-    pretrained: bool = option(False, "Start from timm's pretrained weights (needs the hub).")
+    pretrained: bool = option(False, "Start from timm's pretrained weights.")
     initial_checkpoint: str | None = option(
         None,
         "Start from the weights of a .safetensors or .pth file, or of a run folder.",
         free=True,
     )
-    img_size: int | None = option(
-        None, "Side of the square input in pixels. Default: the model's own.", low=8
-    )
+    img_size: int | None = option(None, "Input side in pixels. Default: the model's own.", low=8)
     crop_pct: float | None = option(
         None, "Centre crop of evaluation. Default: the model's own.", above=0.0, high=1.0
     )
@@ -160,9 +158,7 @@ class OptimSpec:
     """Optimizer, schedule, batch and numerics of a training run; names follow timm."""
 
     epochs: int = option(30, "Passes over the training images.", low=1)
-    batch_size: int = option(
-        64, "Images per step, over all GPUs and accumulated micro-batches.", low=1
-    )
+    batch_size: int = option(64, "Images per step, over all GPUs.", low=1)
     grad_accum_steps: int = option(
         1, "Micro-batches per step: the same gradient in less memory.", low=1
     )
@@ -194,14 +190,14 @@ class OptimSpec:
     clip_mode: str = option(
         "norm", "Whether the threshold is on the norm or on each value.", choices=("norm", "value")
     )
-    model_ema: bool = option(
-        False, "Keep an exponential moving average of the weights; the better of both is saved."
-    )
+    model_ema: bool = option(False, "Keep an average of the weights, and save the better of both.")
     model_ema_samples: float = option(20_000.0, "Horizon of the average, in samples.", above=0.0)
-    amp: bool = option(
-        False, "Autocast to amp_dtype. float16 scales the loss and skips steps that overflow."
+    amp: bool = option(False, "Autocast to amp_dtype.")
+    amp_dtype: str = option(
+        "bfloat16",
+        "Autocast type. float16 scales the loss and skips steps that overflow.",
+        choices=("bfloat16", "float16"),
     )
-    amp_dtype: str = option("bfloat16", "Autocast type.", choices=("bfloat16", "float16"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,20 +214,20 @@ class LossSpec:
     smoothing: float = option(0.1, "Label smoothing.", low=0.0, high=0.99)
     distillation: str = option(
         "logits",
-        "none trains the baseline: on labels alone.",
+        "none: labels alone.",
         choices=("logits", "none"),
     )
     kd_loss: str = option(
         "kl",
-        "Distillation loss. dist also compares the images of a micro-batch, over all ranks.",
+        "Distillation loss.",
         choices=LOSS_NAMES,
     )
-    temperature: float = option(1.0, "Softmax temperature of the distillation loss.", above=0.0)
+    temperature: float = option(1.0, "Softmax temperature.", above=0.0)
     logit_standardization: bool = option(
         False, "Standardize each row of logits before the temperature."
     )
-    distill_loss_weight: float = option(1.0, "Weight of the distillation loss.", low=0.0)
-    task_loss_weight: float = option(1.0, "Weight of the loss against the labels.", low=0.0)
+    distill_loss_weight: float = option(1.0, "Weight of that loss.", low=0.0)
+    task_loss_weight: float = option(1.0, "Weight of the labels' loss.", low=0.0)
 
 
 TEACHER_HELP = (
@@ -271,7 +267,7 @@ class RunSpec:
 
     output: str = option("", "Folder of this run (created).", free=True)
     resume: bool = option(False, "Continue the run in the output folder.", free=True)
-    overwrite: bool = option(False, "Rename an existing output folder and start over.", free=True)
+    overwrite: bool = option(False, "Rename an existing output and start over.", free=True)
     device: str = option("auto", DEVICE_HELP, free=True)
     workers: int = option(2, WORKERS_HELP, low=0, free=True)
     seed: int = option(0, "Seed of every random choice.", low=0)
@@ -296,15 +292,13 @@ class RunSpec:
     checkpoint_steps: int = option(
         0, "Also save a checkpoint every N steps; 0: after each epoch only.", low=0, free=True
     )
-    dry_run: bool = option(
-        False, "Estimate GPU memory, FLOPs and hours without weights; write nothing.", free=True
-    )
+    dry_run: bool = option(False, "Estimate memory, FLOPs, hours; write nothing.", free=True)
     json: str | None = option(None, "File to write the estimate of a dry run to.", free=True)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceSpec:
-    """What a model's source does not say itself: a file's architecture, and names of classes."""
+class ArchitectureSpec:
+    """The architecture of a model that comes as a file of weights."""
 
     teacher_model: str = option(
         "", "timm architecture of a teacher or RUN that is a file of weights."
@@ -312,6 +306,12 @@ class SourceSpec:
     teacher_model_kwargs: tuple[str, ...] = option(
         (), "K=V,K=V passed to that architecture, repeatable."
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceSpec(ArchitectureSpec):
+    """What a model's source does not say itself: a file's architecture, and names of classes."""
+
     class_map: str | None = option(
         None,
         "CSV file (teacher,data) for classes of other names; or `order`. Several to one add up.",
@@ -357,14 +357,12 @@ class CacheSpec:
 class CaptureSpec:
     """Where a cache is written, by which machine, and what it runs on."""
 
-    output: str = option("", "Folder of the cache (created, continued or grown).", free=True)
-    overwrite: bool = option(False, "Rename an existing output folder and start over.", free=True)
+    output: str = option("", "Folder of the cache.", free=True)
+    overwrite: bool = option(False, "Rename an existing output and start over.", free=True)
     extend: bool = option(
         False, "Add images that are in the data and not yet in the cache.", free=True
     )
-    shard_range: str | None = option(
-        None, "A:B, write only these blocks (for several machines).", free=True
-    )
+    shard_range: str | None = option(None, "A:B: write only these blocks.", free=True)
     device: str = option("auto", DEVICE_HELP, free=True)
     workers: int = option(2, WORKERS_HELP, low=0, free=True)
     dry_run: bool = option(False, "Estimate bytes, speed and hours; write nothing.", free=True)

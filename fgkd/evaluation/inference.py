@@ -18,6 +18,7 @@ from fgkd import distributed
 from fgkd.loading.batch import to_device
 from fgkd.loading.workers import render
 from fgkd.models import Classifier
+from fgkd.progress import SILENT, Progress
 from fgkd.views.clean import CleanView
 from fgkd.views.rendering import RenderedViews, Request, Unreadable, ViewRenderer
 
@@ -41,7 +42,7 @@ def forward_async(
     """
     model.eval()
     on_gpu = device.type == "cuda"
-    pieces = [torch.zeros(0, len(model.config["label_names"]))]
+    pieces = [torch.zeros(0, len(model.classes) or model.config["num_classes"])]
     for image_u8_NHW3 in image_u8_BVHW3.flatten(0, 1).split(max_batch):
         if len(image_u8_NHW3):
             with (
@@ -74,6 +75,7 @@ def evaluate(
     batch_size: int,
     workers: int,
     device: torch.device,
+    progress: Progress = SILENT,
 ) -> tuple[np.ndarray, Tensor, list[Unreadable]]:
     """(rows, float32 logits [N, K], unreadable images) of every image once, over all ranks.
 
@@ -89,6 +91,8 @@ def evaluate(
         answer, wait = pending.popleft()
         logits_BK = wait().unflatten(0, (len(answer.rows), num_views)).mean(1)
         done.append((answer.rows, logits_BK, answer.unreadable))
+        images = sum(len(part) + len(bad) for part, _, bad in done)
+        progress.advance(images, len(rows))
 
     for answer in render(renderer, clean_requests(rows, batch_size, num_views), workers):
         wait = forward_async(model, answer.images[0], device=device, max_batch=batch_size)

@@ -17,6 +17,7 @@ from fgkd.evaluation import inference, intervals, metrics
 from fgkd.evaluation.intervals import McNemar
 from fgkd.evaluation.metrics import Metrics
 from fgkd.models import Classifier
+from fgkd.progress import SILENT, Progress
 from fgkd.views.clean import TTA, clean_renderer
 from fgkd.views.rendering import Unreadable
 
@@ -105,6 +106,7 @@ def score(
     skip_unreadable: bool = False,
     batch_size: int = 256,
     workers: int = 2,
+    progress: Progress = SILENT,
 ) -> Score:
     """A model's logits of every image of a split, by timm's evaluation transform, in float32.
 
@@ -131,6 +133,7 @@ def score(
         batch_size=batch_size,
         workers=workers,
         device=device,
+        progress=progress,
     )
     return Score(model.architecture, dataset, split, tta, *found)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -16,8 +17,12 @@ from fgkd import config
 from fgkd.config import args_file
 from fgkd.errors import OptionError, UnknownName, UnreadableFile
 from stages import cli
+from stages.help import EVERYDAY, GROUPS, group_of
 
-COMMANDS = ("train-teacher", "cache-logits", "train-student", "evaluate", "inspect")
+COMMANDS = (
+    *("train-teacher", "cache-logits", "train-student", "evaluate"),
+    *("inspect", "predict", "export"),
+)
 HEAVY = ("torch", "timm", "torchvision", "webdataset", "numpy", "h5py", "PIL", "yaml")
 CONFIGS = {
     "train-teacher": config.TrainTeacherConfig,
@@ -25,6 +30,8 @@ CONFIGS = {
     "train-student": config.TrainStudentConfig,
     "evaluate": config.EvaluateConfig,
     "inspect": config.InspectConfig,
+    "predict": config.PredictConfig,
+    "export": config.ExportConfig,
 }
 
 
@@ -32,7 +39,8 @@ CONFIGS = {
 def received(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The configs that commands are called with; no command does its work."""
     calls: list[Any] = []
-    for name, command in cli.fgkd.commands.items():
+    for name in COMMANDS:
+        command = cli.fgkd.commands[name]
         function = name.replace("-", "_")
         module = "inspect_cache" if name == "inspect" else function  # the standard one is `inspect`
         stage = f"stages.{module}.{function}"
@@ -63,20 +71,52 @@ def test_help_shows_an_example_first_and_every_option(
 ) -> None:
     code, out, _ = run_command(capsys, name, "--help")
     assert code == 0
-    lines, options = out.splitlines(), out.index("Options:")
+    lines = out.splitlines()
     assert lines[0].startswith("Usage: ")
     assert lines[4].startswith(f"    fgkd {name} ")  # below one line that says what it does
-    flags = ["--" + f.replace("_", "-") for f in config.leaves(CONFIGS[name])]
-    assert [flag for flag in flags if flag not in out[options:]] == []
-    assert max(map(len, out.splitlines())) <= 100
+    all_of_it = "--help-all" if name in EVERYDAY else "--help"
+    code, out, _ = run_command(capsys, name, all_of_it)
+    assert code == 0
+    flags = re.findall(r"^  (?:-c, )?(--[a-z-]+)", out, re.M)
+    assert set(flags) >= {"--" + f.replace("_", "-") for f in config.leaves(CONFIGS[name])}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_fits_a_screen(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--help, and the page of each group: 60 lines of 80 columns, which show all options."""
+    monkeypatch.setenv("COLUMNS", "80")
+    _, out, _ = run_command(capsys, name, "--help")
+    pages, found = [out], set[str]()
+    if name in EVERYDAY:
+        for group in GROUPS:
+            code, page, err = run_command(capsys, name, "--help-all", group.lower())
+            assert code == 0 or f"{name} has the groups" in err
+            pages += [page] if code == 0 else []
+    for page in pages:
+        assert len(page.splitlines()) <= 60
+        assert max(map(len, re.sub(r"^    .*", "", page, flags=re.M).splitlines())) <= 80
+        found |= set(re.findall(r"^  (--[a-z-]+)", page, re.M))
+    assert found >= {"--" + f.replace("_", "-") for f in config.leaves(CONFIGS[name])}
+    _, again, _ = run_command(capsys, name, "--help")
+    assert again == out
+
+
+def test_everyday_options_are_options() -> None:
+    for name, everyday in EVERYDAY.items():
+        assert everyday <= set(config.leaves(CONFIGS[name])), name
+    for cls in CONFIGS.values():
+        for leaf in config.leaves(cls).values():
+            assert leaf.spec in ("", "architecture") or group_of(leaf), leaf.field.name
 
 
 def test_help_of_all_shows_the_commands_in_order(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run_command(capsys, "--help")
     lines = [line.split()[1] for line in out.splitlines() if line.startswith("    fgkd ")]
     listed = [line.split()[0] for line in out.partition("Commands:\n")[2].splitlines()]
-    assert (code, listed) == (0, list(COMMANDS))
-    assert lines == list(COMMANDS[:-1])  # from data to a table of results; inspect is optional
+    assert (code, listed) == (0, [*COMMANDS, "recipes"])
+    assert lines == list(COMMANDS[:4])  # from data to a table of results
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ from helpers.failures import Fails, make_fails
 from helpers.runs import fgkd
 
 from fgkd import files
+from fgkd.commands import evaluate
 from fgkd.config import EvaluateConfig, args_file
 from fgkd.data import DATASETS, open_dataset, with_boxes
 from fgkd.data.decoding import decode_rgb
@@ -31,7 +32,6 @@ from fgkd.report import page
 from fgkd.training import run_folder
 from fgkd.views import recipes
 from fgkd.views.recipes import ViewRecipe
-from stages import evaluate
 from stages.remedies import explain, remedy
 
 
@@ -131,14 +131,6 @@ def test_hints_on_files_of_data_quote_them(tmp_path: Path) -> None:
         ((*FROM_CACHE, "--shard-buffer", 9), "--shard-buffer has no effect", "--order shard"),
         (("inspect", "c", "--teacher", "t"), "--teacher has no effect", "--verify"),
         (("inspect", "c", "--samples", 3), "--samples has no effect", "--verify"),
-        (("evaluate", "r", "--top", 3), "--top has no effect", "leave --top out"),
-        (
-            ("evaluate", "r", "--export-dir", "x"),
-            "--export-dir has no effect",
-            "leave --export-dir out",
-        ),
-        (("evaluate", "r", "--export", "onnx", "--json", "x"), "--json has no effect", "once"),
-        (("evaluate", "r", "--predict", "x.jpg", "--report", "x"), "--report has no", "once"),
     ],
 )
 def test_an_option_without_effect_is_refused(
@@ -158,23 +150,13 @@ def test_options_of_a_file_may_be_those_of_another_run(fails: Fails, tmp_path: P
         assert str(tmp_path / "no") in said
 
 
-@pytest.mark.parametrize("rest", [(), ("--workers", 0), ("--workers=0",)])
-def test_predict_takes_no_option_for_a_path(
-    capsys: pytest.CaptureFixture[str], rest: tuple[object, ...]
-) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        fgkd("evaluate", "r", "--predict", *rest)
-    assert stopped.value.code == 2
-    assert "'--predict' requires an argument" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("name", ["", "file/results.json"])
 def test_a_json_that_cannot_be_written_is_refused_before_the_work(
     tmp_path: Path, name: str
 ) -> None:
     (tmp_path / "file").touch()
     with expected(OptionError, option="json", value=str(tmp_path / name)):
-        evaluate.check_options(EvaluateConfig(json=str(tmp_path / name)))
+        evaluate.check(EvaluateConfig(json=str(tmp_path / name)), ["r"])
 
 
 def test_a_link_to_a_folder_is_not_replaced_by_a_file(tmp_path: Path) -> None:
@@ -239,5 +221,5 @@ def test_help_begins_with_what_is_a_commands_own(
     capsys: pytest.CaptureFixture[str], command: str, first: str
 ) -> None:
     fgkd(command, "--help")
-    options = capsys.readouterr().out.partition("--config")[2]
+    options = capsys.readouterr().out.partition("  Next:")[2]
     assert options.index(f"  {first} ") < options.index("  --data ")

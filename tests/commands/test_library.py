@@ -169,7 +169,7 @@ def test_from_images_to_predictions(tiny_data: Path, tmp_path: Path) -> None:
     assert scores.results[1].metrics.agreement_pct is not None
     assert scores.report == tmp_path / "page" / "index.html"
     assert scores.to_json()[0]["num_images"] == 32
-    best = fgkd.predict(student, tiny_data / "test", workers=0, top=8)
+    best = fgkd.predict(student, tiny_data / "test", workers=0, top_k=8)
     right = sum(one.top[0][0] == Path(one.image).parent.name for one in best)
     assert 100 * right / len(best) == pytest.approx(scores.results[1].metrics.top1_pct)
     exported = fgkd.export(student, format="pt2", output=tmp_path / "out")
@@ -192,14 +192,15 @@ def test_wrong_calls_raise_typed_errors(
     assert (low.value.option, low.value.value) == ("epochs", 0)
     with pytest.raises(MissingOption):
         fgkd.evaluate([])
-    with pytest.raises(OptionError) as elsewhere:
+    with pytest.raises(UnknownName) as elsewhere:
         fgkd.evaluate(tiny_teacher, predict=["a.jpg"])
     assert elsewhere.value.option == "predict"
     with pytest.raises(OptionError) as split:
         fgkd.evaluate(tiny_teacher, split="val", tta="flip", json=str(tmp_path))
     assert split.value.option == "json"
-    with pytest.raises(UnknownName):
+    with pytest.raises(OptionError) as unwritten:
         fgkd.export(tiny_teacher, format="tflite")
+    assert unwritten.value.option == "format"
     fgkd.export(tiny_teacher, format="pt2", output=tmp_path)
     with pytest.raises(OutputExists) as exists:
         fgkd.export(tiny_teacher, format="pt2", output=tmp_path)

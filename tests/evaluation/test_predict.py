@@ -1,12 +1,13 @@
-"""`evaluate --predict` against timm and Pillow, and what it says of images it cannot read."""
+"""`fgkd predict` against timm and Pillow, and what it says of images it cannot read."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 import timm
 import torch
@@ -17,7 +18,6 @@ from helpers.runs import fgkd
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 
-from fgkd import config
 from stages import cli
 
 ONE_PROCESS = ("--workers", 0)
@@ -59,9 +59,10 @@ def timm_probs(folder: Path, image: Path) -> torch.Tensor:
 def test_probabilities_are_timms(
     run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A file and a folder after one --predict; JSON lines and the table say the same."""
+    """A file and a folder; JSON lines and the table say the same."""
     out = tmp_path / "out.jsonl"
-    fgkd("evaluate", run, "--predict", photos / "b.jpg", photos / "more", "--json", out, "--top", 2)
+    fgkd("predict", run, photos / "b.jpg", photos / "more", "--top-k", 2)
+    fgkd("predict", run, photos / "b.jpg", photos / "more", "--output", out, "--top-k", 2)
     found = lines(out)
     images = [photos / "b.jpg", photos / "more/a.PNG", photos / "more/z.webp"]
     assert [line["image"] for line in found] == list(map(str, images))
@@ -83,30 +84,59 @@ def test_a_folder_is_walked_and_every_class_may_be_asked_for(
     run: Path, photos: Path, tmp_path: Path
 ) -> None:
     """Sorted, at any depth, without hidden files and texts; probabilities sum to one."""
-    fgkd("evaluate", run, *ONE_PROCESS, "--predict", photos, "--json", tmp_path / "out.jsonl")
+    fgkd("predict", run, *ONE_PROCESS, photos, "--output", tmp_path / "out.jsonl")
     found = lines(tmp_path / "out.jsonl")
     assert [Path(line["image"]).name for line in found] == ["b.jpg", "a.PNG", "z.webp"]
     for line in found:
         values = [guess["probability"] for guess in line["top"]]
-        assert sum(values) == pytest.approx(1)  # --top is 5, of 3 classes
+        assert sum(values) == pytest.approx(1)  # --top-k is 5, of 3 classes
         assert values == sorted(values, reverse=True)
 
 
-def test_several_runs_and_a_timm_folder_answer_one_by_one(
-    run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The second is a bare timm folder, here of another model: each has its own answer."""
+def test_a_bare_timm_folder_predicts(run: Path, photos: Path, tmp_path: Path) -> None:
+    """Here of another model: it has its own answer."""
     other = write_run(tmp_path / "other", "folder:none", "convnext_atto") / "model"
-    out = tmp_path / "out.jsonl"
-    fgkd("evaluate", run, other, *ONE_PROCESS, "--predict", photos / "b.jpg", "--json", out)
-    found = lines(out)
-    assert [line["run"] for line in found] == [str(run), str(other)]
-    for line, folder in zip(found, (run / "model", other), strict=True):
-        probs = timm_probs(folder, photos / "b.jpg")
+    for folder, model in ((run, run / "model"), (other, other)):
+        out = tmp_path / f"{folder.name}.jsonl"
+        fgkd("predict", folder, *ONE_PROCESS, photos / "b.jpg", "--output", out)
+        (line,) = lines(out)
+        assert line["run"] == str(folder)
+        probs = timm_probs(model, photos / "b.jpg")
         assert line["top"][0]["class"] == CLASSES[probs.argmax()]
         assert line["top"][0]["probability"] == pytest.approx(probs.max().item(), abs=1e-5)
-    header = next(t for t in capsys.readouterr().out.splitlines() if t.startswith("image"))
-    assert header.split() == ["image", "run", "class", "probability", "%"]
+
+
+def test_patterns_and_a_list_on_standard_input(
+    run: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`**` crosses folders; a file whose name looks like a pattern is itself."""
+    odd = photos / "[b].jpg"
+    odd.write_bytes((photos / "b.jpg").read_bytes())
+    out = tmp_path / "out.jsonl"
+    fgkd("predict", run, *ONE_PROCESS, f"{photos}/**/*.webp", odd, "--output", out)
+    assert [Path(line["image"]).name for line in lines(out)] == ["z.webp", "[b].jpg"]
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{photos / 'b.jpg'}\n\n{photos / 'more'}\r\n"))
+    fgkd("predict", run, *ONE_PROCESS, "-", "--output", out)
+    assert [Path(line["image"]).name for line in lines(out)] == ["b.jpg", "a.PNG", "z.webp"]
+
+
+def test_a_csv_table(run: Path, photos: Path, tmp_path: Path) -> None:
+    """As the csv module reads it, the same as the lines of JSON; an error has its column."""
+    given = (*ONE_PROCESS, photos, "--top-k", 2, "--output")
+    fgkd("predict", run, *given, tmp_path / "out.jsonl")
+    (photos / "cut.jpg").write_bytes((photos / "b.jpg").read_bytes()[:300])
+    with pytest.raises(SystemExit):
+        cli.main(["predict", str(run), *map(str, given), str(tmp_path / "out.csv")])
+    with (tmp_path / "out.csv").open(newline="") as file:
+        rows = {Path(row["image"]).name: row for row in csv.DictReader(file)}
+    assert "cannot decode" in rows.pop("cut.jpg")["error"]
+    for line in lines(tmp_path / "out.jsonl"):
+        row = rows.pop(Path(line["image"]).name)
+        assert (row["run"], row["error"]) == (str(run), "")
+        for k, guess in enumerate(line["top"], 1):
+            assert row[f"class_{k}"] == guess["class"]
+            assert float(row[f"probability_{k}"]) == pytest.approx(guess["probability"], rel=1e-5)
+    assert not rows
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -117,7 +147,7 @@ def test_unreadable_images_are_named_and_the_others_answered(
     (photos / "cut.jpg").write_bytes((photos / "b.jpg").read_bytes()[:300])
     (tmp_path / "empty").mkdir()
     given = [tmp_path / "gone.jpg", photos / "notes.txt", photos, tmp_path / "empty"]
-    said = fails("evaluate", run, "--workers", workers, "--predict", *given, "--json", out)
+    said = fails("predict", run, "--workers", workers, *given, "--output", out)
     assert "4 of 7 images could not be read" in said
     found = {Path(line["image"]).name: line.get("error") for line in lines(out)}
     good = [name for name, error in found.items() if error is None]
@@ -126,7 +156,7 @@ def test_unreadable_images_are_named_and_the_others_answered(
     assert "cannot decode" in found["cut.jpg"]
     assert found["gone.jpg"] == "no such file or folder"
     assert found["empty"] == "no image in this folder"
-    only_bad = fails("evaluate", run, *ONE_PROCESS, "--predict", tmp_path / "gone.jpg")
+    only_bad = fails("predict", run, *ONE_PROCESS, tmp_path / "gone.jpg")
     assert "1 of 1 images could not be read" in only_bad
 
 
@@ -134,40 +164,16 @@ def test_what_cannot_be_predicted_with(
     run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fails = make_fails(capsys)
-    said = fails("evaluate", run, "--predict", photos, "--tta", "flip")
+    said = fails("predict", run, photos, "--tta", "flip")
     assert "tta flip mirrors images" in said
-    assert "no model at" in fails("evaluate", tmp_path / "no", "--predict", photos)
-    assert "RUN is required" in fails("evaluate", "--predict", photos, run)  # runs come first
+    assert "no model at" in fails("predict", tmp_path / "no", photos)
+    assert "RUN is required" in fails("predict")
+    assert "PATH is required" in fails("predict", run)
+    assert "out.txt" in fails("predict", run, photos, "--output", tmp_path / "out.txt")
     path = run / "model" / "config.json"
     kept = path.read_text()
     try:
-        path.write_text(json.dumps({k: v for k, v in json.loads(kept).items() if "label" not in k}))
-        assert "names 0 classes of 3" in fails("evaluate", run, "--predict", photos)
+        path.write_text(json.dumps(json.loads(kept) | {"label_names": ["one", "two"]}))
+        assert "names 2 classes of 3" in fails("predict", run, photos)
     finally:
         path.write_text(kept)
-
-
-@pytest.mark.parametrize(
-    ("words", "runs", "paths"),
-    [
-        ("r --predict a b --split val", ["r"], ["a", "b"]),
-        ("r --predict a --predict b", ["r"], ["a", "b"]),
-        ("r --predict=a b c", ["r"], ["a", "b", "c"]),
-        ("--predict a b -- r s", ["r", "s"], ["a", "b"]),
-        ("--predict a --split val r", ["r"], ["a"]),
-        ("r s --split val", ["r", "s"], []),
-    ],
-)
-def test_predict_takes_the_words_up_to_the_next_option(
-    words: str, runs: list[str], paths: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[tuple[config.EvaluateConfig, list[str]]] = []
-    monkeypatch.setattr("stages.evaluate.evaluate", lambda *args: seen.append(args))
-    cli.fgkd.main(["evaluate", *words.split()], standalone_mode=False)
-    ((options, given),) = seen
-    assert (given, list(options.predict)) == (runs, paths)
-
-
-def test_predict_without_a_path_is_a_usage_error() -> None:
-    with pytest.raises(click.UsageError, match="requires an argument"):
-        cli.fgkd.main(["evaluate", "r", "--predict"], standalone_mode=False)

@@ -20,7 +20,7 @@ from helpers.models import CLASSES, DEIT, build, images, perturb, timm_logits, t
 from helpers.runs import fgkd
 
 from fgkd import models
-from fgkd.errors import ExportError, MissingPackage
+from fgkd.errors import ExportError, MissingOption, MissingPackage
 from fgkd.models import export
 
 Asked = tuple[Callable[[np.ndarray], np.ndarray], dict[str, str]]
@@ -98,7 +98,7 @@ def test_the_metadata_is_the_models_own(format: str, tmp_path: Path) -> None:
     path = run / "model" / "config.json"
     stored = json.loads(path.read_text())
     path.write_text(json.dumps(stored | {"label_names": ["é, ü", "鳥", 'a "b"']}))
-    fgkd("evaluate", run, "--export", format)
+    fgkd("export", run, "--format", format)
     _, metadata = OPEN[format](run / "export" / f"model.{format}")
     net = timm.create_model(f"local-dir:{run / 'model'}", pretrained=False)
     resolved = timm.data.resolve_model_data_config(net)
@@ -113,25 +113,27 @@ def test_the_metadata_is_the_models_own(format: str, tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_there_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Refused, then moved aside; another folder by --export-dir, for one run alone."""
+    """Refused, then moved aside; another folder by --output, for one run alone."""
     fails, run = make_fails(capsys), write_run(tmp_path / "run", "folder:none", "convnext_atto")
     model, out = run / "model", tmp_path / "out"
-    fgkd("evaluate", model, "--export", "pt2", "--export-dir", out)  # a bare timm folder
+    fgkd("export", model, "--format", "pt2", "--output", out)  # a bare timm folder
     assert f"{out / 'model.pt2'}: convnext_atto, 3 classes, " in capsys.readouterr().out
     before = (out / "model.pt2").read_bytes()
-    again = ("evaluate", run, "--export", "pt2", "--export-dir", out)
+    again = ("export", run, "--format", "pt2", "--output", out)
     assert "model.pt2 exists" in fails(*again)
     fgkd(*again, "--overwrite")
     assert (out / "model.pt2.old1").read_bytes() == before
     assert sorted(path.name for path in out.iterdir()) == ["model.pt2", "model.pt2.old1"]
-    assert "--export-dir is for one RUN, not 2" in fails(*again, model)
+    assert "--output is for one RUN, not 2" in fails(*again, model)
     with mock.patch("os.fsync", side_effect=OSError(28, "No space left on device")):
         assert "No space left on device" in fails(*again, "--overwrite")
     assert sorted(path.name for path in out.iterdir()) == ["model.pt2", "model.pt2.old1"]
     (tmp_path / "file").touch()
     assert "file is a file" in fails(*again[:-1], tmp_path / "file")
-    said = fails("evaluate", run, "--export", "onnx", "--predict", "a.jpg")
-    assert "--export and --predict exclude each other" in said
+    for given, option in (((), "RUN"), ((run,), "format")):
+        said = fails("export", *given)
+        assert isinstance(said.error, MissingOption)
+        assert said.error.option == option
 
 
 def test_a_missing_package_is_named(
@@ -142,7 +144,7 @@ def test_a_missing_package_is_named(
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else found(name)
     )
-    said = make_fails(capsys)("evaluate", run, "--export", "onnx")
+    said = make_fails(capsys)("export", run, "--format", "onnx")
     assert isinstance(said.error, MissingPackage)
     assert said.error.package == "onnxruntime"
     assert "Try: pip install onnx onnxscript onnxruntime" in said

@@ -384,7 +384,11 @@ def test_a_run_of_every_form_is_scored_predicted_with_and_exported(
     (found,) = json.loads((tmp_path / "out.json").read_text())
     assert found["top1_pct"] == library.evaluate(tiny_teacher, workers=0).top1[0]
     assert (tmp_path / "page" / "index.html").is_file()
-    fgkd("evaluate", *source, *named, "--export", "pt2")
+    photos = sorted((tiny_data / "test").glob("*/*"))[:3]
+    table = tmp_path / "classes.csv"
+    fgkd("predict", *source, *photos, *named, "--workers", 0, "--output", table)
+    assert len(table.read_text().splitlines()) == 4
+    fgkd("export", *source, *named, "--format", "pt2")
     folder = {"run": run, "local": run / "model", "file": tmp_path}[form]
     assert (folder / "export" / "model.pt2").is_file()
 
@@ -392,7 +396,7 @@ def test_a_run_of_every_form_is_scored_predicted_with_and_exported(
 def test_a_model_that_is_fetched_is_exported_to_a_folder_that_is_named(tmp_path: Path) -> None:
     with pytest.raises(MissingOption) as error:
         library.export("timm:resnet10t", format="pt2")
-    assert error.value.option == "export_dir"
+    assert error.value.option == "output"
 
 
 def test_options_of_a_teacher_that_is_not_there_are_refused(
@@ -405,7 +409,7 @@ def test_options_of_a_teacher_that_is_not_there_are_refused(
         (*student, "--teacher", tiny_teacher, "--teacher-model", "resnet18"),
         (*student, "--teacher", tiny_teacher, "--teacher-model-kwargs", "a=1"),
         ("inspect", tiny_cache, "--class-map", "order"),
-        ("evaluate", tiny_teacher, "--export", "pt2", "--class-map", "order"),
-        ("evaluate", tiny_teacher, "--predict", tmp_path, "--class-map", "order"),
+        ("export", tiny_teacher, "--format", "pt2", "--teacher-model", "resnet18"),
+        ("predict", tiny_teacher, tmp_path, "--teacher-model", "resnet18"),
     ):
         assert isinstance(fails(*command).error, UnusedOption), command
