@@ -1,4 +1,4 @@
-"""The speed table of README, as ratios in one run: python scripts/bench.py [--json FILE].
+"""The speed table of scripts/README.md: python scripts/bench.py [--json FILE].
 
 Every ratio is of measurements taken in turn, and its spread is their quartiles. --quick runs it all
 in seconds and measures nothing worth reading. --device cuda measures what a GPU decides, in

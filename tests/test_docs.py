@@ -1,7 +1,8 @@
-"""README says what is: its commands parse, its files exist, its recipes load."""
+"""The pages say what is: their commands parse, their files exist, their recipes load."""
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -17,7 +18,7 @@ PAGES = {
     for path in sorted([*ROOT.glob("*.md"), *ROOT.glob("*/*.md"), *ROOT.glob("[fs]*/*/*.md")])
 }
 README = PAGES["README.md"]
-BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.S)
+BLOCKS = [b for text in PAGES.values() for b in re.findall(r"```bash\n(.*?)```", text, re.S)]
 SNIPPETS = {
     f"{name}:{number}": code
     for name, text in PAGES.items()
@@ -29,22 +30,24 @@ LINES = [
     for line in block.replace("\\\n", " ").splitlines()
     if line.strip() and not line.startswith("#")
 ]
-COMMANDS = [line for line in LINES if line.startswith("fgkd ") or " -m stages " in line]
+COMMANDS = [line for line in LINES if re.search(r"(^|srun )fgkd | -m stages ", line)]
 RECIPES = sorted((ROOT / "stages" / "recipes").glob("*.yaml"))
 
 
 def parse(line: str) -> None:
     """Let click parse a command line without running it; raises UsageError when it is wrong."""
+    line = line.replace("$((first + 8))", "8").replace("$first", "0")
     words = shlex.split(line, comments=True)
-    start = words.index("fgkd") if words[0] == "fgkd" else words.index("stages")
+    start = words.index("fgkd") if "fgkd" in words[:2] else words.index("stages")
     name, *args = words[start + 1 :]
     command = fgkd.commands[name]
     command.make_context(name, args, parent=click.Context(fgkd))
 
 
 def test_readme_shows_both_scripts_first() -> None:
-    assert BLOCKS[0].startswith("bash scripts/quickstart.sh")
-    assert "bash scripts/test.sh" in BLOCKS[0]
+    first = README.partition("```bash\n")[2]
+    assert first.startswith("bash scripts/quickstart.sh")
+    assert "bash scripts/test.sh" in first.partition("```")[0]
     for line in LINES:
         if line.startswith("bash "):
             assert (ROOT / line.split()[1]).is_file(), line
@@ -58,6 +61,22 @@ def test_readme_has_commands_of_every_kind() -> None:
 @pytest.mark.parametrize("line", COMMANDS)
 def test_readme_command_parses(line: str) -> None:
     parse(line)
+
+
+def test_the_front_page_fits_two_screens() -> None:
+    lines = README.splitlines()
+    assert len(lines) <= 155
+    assert [line for line in lines if len(line) > 120 and not line.startswith("|")] == []
+
+
+def test_the_studys_figures_are_those_of_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import study_figures
+
+    rows = json.loads((ROOT / "scripts" / "study.json").read_text())
+    page = PAGES["scripts/README.md"]
+    quoted = page.partition("<!-- study -->\n")[2].partition("<!-- /study -->")[0]
+    assert quoted.strip() == study_figures.tables(rows).strip()
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)

@@ -17,7 +17,7 @@ import fgkd
 
 FOLDER = Path(__file__).parents[1] / "scripts" / "examples"
 SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py"))
-TRAINING = [name for name in SCRIPTS if not name.startswith("capture_")]
+TRAINING = [name for name in SCRIPTS if not name.startswith(("capture_", "tour"))]
 
 
 def run(name: str, folder: Path, *args: object) -> str:
@@ -50,6 +50,14 @@ def test_what_timm_pieces_saves_is_a_teacher_for_the_next(tiny_cache: Path, tmp_
     run("timm_pieces.py", tmp_path, tiny_cache, 1)
     net = timm.create_model(f"local-dir:{tmp_path / 'student'}", pretrained=True).eval()
     assert net.num_classes == len(fgkd.open_cache(tiny_cache).classes)
+
+
+def test_the_tour_ends_with_a_report(tiny_data: Path, tmp_path: Path) -> None:
+    said = run("tour.py", tmp_path, f"folder:{tiny_data}", tmp_path / "tour", "--quick")
+    assert f"look at {tmp_path}/tour/report/index.html" in said
+    assert (tmp_path / "tour" / "report" / "index.html").is_file()
+    for name in ("teacher", "baseline", "student"):
+        assert f"{tmp_path}/tour/{name} " in said
 
 
 def test_capture_writes_the_models_own_logits(tiny_data: Path, tmp_path: Path) -> None:
