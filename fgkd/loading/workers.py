@@ -146,7 +146,7 @@ class _Pooled(TorchDataset[Any]):
             return error
         if answer.unreadable:  # the others moved together
             for array, image in zip(arrays, answer.images, strict=True):
-                array[: len(image)] = image
+                array[: len(image)] = image.numpy()
         return replace(answer, images=())
 
 
