@@ -114,10 +114,14 @@ class Study:
                 "val_top1_pct": val_top1(run),
                 **score(run, dataset),
                 "minutes": round(run_folder.minutes(run) or 0, 2),
-                "command": (run / "finished").read_text().strip(),
+                "command": self.portable((run / "finished").read_text().strip()),
             }
             for seed, run in zip(seeds, runs, strict=True)
         ]
+
+    def portable(self, program: str) -> str:
+        """A command as it can be pasted elsewhere: with the default output folder."""
+        return "python " + program.replace(str(self.output), "runs/study")
 
     def teacher_row(self, name: str) -> dict[str, Any]:
         """A teacher's row."""

@@ -142,9 +142,9 @@ def _read_resumed(cls: type, ctx: click.Context, param: click.Parameter, value: 
 
 def _add_defaults(cls: type, ctx: click.Context, path: Path, over: bool) -> None:
     """Make a file's options the defaults of the command line; over: in front of earlier files'."""
-    from fgkd.config.args_file import chain
+    from fgkd.config.args_file import Values, chain
 
-    values: dict[str, Any] = {}
+    values: Values = {}
     for file, given in chain(path, recipe_files.FOLDER):
         checked = config.to_dict(build(cls, given, file))
         values |= {key: checked[key] for key in given}

@@ -137,7 +137,8 @@ def test_control_and_student_recipes_differ_in_distillation_alone() -> None:
 
 def test_no_path_of_one_machine() -> None:
     """Neither the writer's home nor the folder of this checkout."""
-    for path in [*ROOT.glob("scripts/*.sh"), ROOT / "README.md", *RECIPES]:
+    pages = [ROOT / name for name in PAGES]
+    for path in [*ROOT.glob("scripts/*.*"), *pages, *RECIPES]:
         text = path.read_text()
         assert f"{Path.home()}/" not in text, path
         assert str(ROOT) not in text, path

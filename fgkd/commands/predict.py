@@ -52,9 +52,10 @@ def run(
     sources.check(models, options.architecture)
     hardware, _ = devices.set_up(options.device)
     loaded = [sources.load(name, options.architecture) for name in models]
-    paths, found = prediction.find_images(images)
-    for name, model in reversed(list(zip(models, loaded, strict=True))):
-        found[:0] = prediction.predict(
+    paths, missing = prediction.find_images(images)
+    found = []
+    for name, model in zip(models, loaded, strict=True):
+        found += prediction.predict(
             model,
             paths,
             name=str(name),
@@ -65,6 +66,7 @@ def run(
             workers=options.workers,
             progress=progress,
         )
+    found += missing
     if options.output and distributed.rank() == 0:
         prediction.write(found, Path(options.output))
     return found

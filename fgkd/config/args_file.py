@@ -11,8 +11,10 @@ from fgkd import files
 from fgkd.config import schema
 from fgkd.errors import MissingFile, UnreadableFile
 
+Values = dict[str, Any]  # plain values of options, by name
 
-def load_yaml(path: Path, folder: Path | None = None) -> dict[str, Any]:
+
+def load_yaml(path: Path, folder: Path | None = None) -> Values:
     """Option names and plain values of a YAML file, with those of the files that it extends.
 
     Dashes in names become underscores. `extends: NAME` takes the options of NAME, or NAME.yaml,
@@ -22,9 +24,9 @@ def load_yaml(path: Path, folder: Path | None = None) -> dict[str, Any]:
     return {name: value for _, values in chain(path, folder) for name, value in values.items()}
 
 
-def chain(path: Path, folder: Path | None = None) -> list[tuple[Path, dict[str, Any]]]:
+def chain(path: Path, folder: Path | None = None) -> list[tuple[Path, Values]]:
     """(file, its own options) of a file and of all that it extends, the innermost first."""
-    found: list[tuple[Path, dict[str, Any]]] = []
+    found: list[tuple[Path, Values]] = []
     following: Path | None = path
     while following:
         if following.resolve() in [there.resolve() for there, _ in found]:
@@ -47,7 +49,7 @@ def _extended(name: Any, path: Path, folder: Path | None) -> Path:
     raise UnreadableFile(f"{path} cannot be used: {reason}", path=path, reason=reason)
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(path: Path) -> Values:
     try:
         value = yaml.safe_load(path.read_text())
     except FileNotFoundError:

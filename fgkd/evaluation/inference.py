@@ -87,12 +87,15 @@ def evaluate(
     pending: deque[tuple[RenderedViews, Callable[[], Tensor]]] = deque()
     done: list[tuple[np.ndarray, Tensor, list[Unreadable]]] = []
 
+    finished = 0
+
     def finish() -> None:
         answer, wait = pending.popleft()
         logits_BK = wait().unflatten(0, (len(answer.rows), num_views)).mean(1)
         done.append((answer.rows, logits_BK, answer.unreadable))
-        images = sum(len(part) + len(bad) for part, _, bad in done)
-        progress.advance(images, len(rows))
+        nonlocal finished
+        finished += len(answer.rows) + len(answer.unreadable)
+        progress.advance(finished, len(rows))
 
     for answer in render(renderer, clean_requests(rows, batch_size, num_views), workers):
         wait = forward_async(model, answer.images[0], device=device, max_batch=batch_size)

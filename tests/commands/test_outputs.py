@@ -12,7 +12,7 @@ from helpers.failures import Fails, copy_data, make_fails
 from helpers.runs import STUDENT, TEACHER, fgkd, tree
 
 import fgkd as library
-from fgkd.commands.cache_logits import TeacherAccuracy
+from fgkd.commands.teacher_accuracy import TeacherAccuracy
 from fgkd.errors import OptionError
 
 ROOT = Path(__file__).parents[2]

@@ -113,7 +113,7 @@ def test_the_metadata_is_the_models_own(format: str, tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_there_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Refused, then moved aside; another folder by --output, for one run alone."""
+    """Refused, then renamed; --output names another folder, for one run alone."""
     fails, run = make_fails(capsys), write_run(tmp_path / "run", "folder:none", "convnext_atto")
     model, out = run / "model", tmp_path / "out"
     fgkd("export", model, "--format", "pt2", "--output", out)  # a bare timm folder
