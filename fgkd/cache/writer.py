@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -224,8 +225,11 @@ class Writer:
         held["identity"] = np.array(self.identity_sha256)
         held["unreadable"] = np.array(sorted(captured.unreadable), str)
         path = self._begun_path(captured.job)
-        with files.replacing(path) as partial, open(partial, "wb") as file:
-            np.savez(file, allow_pickle=False, **held)
+        # As np.savez does it, which in NumPy 2.0 leaves the archive open when the disk is full.
+        with files.replacing(path) as partial, zipfile.ZipFile(partial, "w") as archive:
+            for name, array in held.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, array, allow_pickle=False)
 
     def begun(self, job: ShardJob) -> Captured | None:
         """The part of a shard that an interrupted capture kept; None if there is none to use."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ def trained(data: Path, run: Path, names: str) -> None:
     """Two epochs, and a third after a stop."""
     command = ("train-teacher", "--data", f"folder:{data}", *TEACHER, *SHORT)
     fgkd(*command, "--epochs", 2, "--log-with", names, "--output", run)
+    time.sleep(1)  # wandb names a folder by the second, and a run of one replaces the other's
     fgkd("train-teacher", "--resume", "--output", run, "--epochs", 3)
 
 
