@@ -1,4 +1,4 @@
-"""Promise 1: a student trained from the cache takes the steps of one beside a live teacher.
+"""Promise 1: a student trained from the cache takes the steps of one with a live teacher.
 
 A teacher's outputs move with the batch it runs in, at the end of their precision. It runs in
 float64 here, so that rounding to float32 hides this and the two must be equal in every bit.

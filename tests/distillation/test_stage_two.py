@@ -18,7 +18,7 @@ from fgkd.cache.reader import Reader
 
 NUM_CLASSES, VIEWS = 2000, 4  # one image a class
 MIB = 1 << 20
-SLAB = NUM_CLASSES * NUM_CLASSES * 4 / MIB  # MiB of one view's targets, float32
+VIEW = NUM_CLASSES * NUM_CLASSES * 4 / MIB  # MiB of one view's targets, float32
 SLACK = 15  # MiB: a batch's targets and loss, one shard's part of a view, the manifest
 
 
@@ -108,5 +108,5 @@ def test_stage_two_holds_two_epochs_of_targets_more_than_the_loop_on_labels(
     ]
     assert run_children(calls) == [0, 0, 0]
     used = {n: float((tmp_path / f"{n}.txt").read_text()) for n in ("labels", "cache", "hoard")}
-    assert used["cache"] - used["labels"] <= 2 * SLAB + SLACK, used
-    assert used["hoard"] - used["labels"] > 3 * SLAB + SLACK / 2, used
+    assert used["cache"] - used["labels"] <= 2 * VIEW + SLACK, used
+    assert used["hoard"] - used["labels"] > 3 * VIEW + SLACK / 2, used

@@ -76,7 +76,7 @@ def test_two_processes_evaluate_every_image_once(
 
 
 def _spared(tiny_data: Path, root: Path, *compilation: object) -> None:
-    """Three runs, in this process or in each of several: a frozen trunk, compiled, BatchNorm."""
+    """Three runs, in this process or in each of several: a frozen backbone, compiled, BatchNorm."""
     command = ("train-teacher", "--data", f"folder:{tiny_data}", *RUN, "--epochs", 1)
     small = ("--model", "resnet10t", "--model-kwargs", "stem_width=4,channels=[4,4,4,4]")
     fgkd(*command, *TEACHER, "--freeze", "--output", root / "frozen")

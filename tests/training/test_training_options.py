@@ -1,4 +1,4 @@
-"""What training may spare (a frozen trunk's updates, activations), number types, compilation."""
+"""What training may spare (a frozen backbone's updates, activations), number types, compilation."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
     return make_fails(capsys)
 
 
-# ---- a frozen trunk ------------------------------------------------------------------------
+# ---- a frozen backbone ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
 def test_a_frozen_trunk_is_torchs_training_of_the_head_on_fixed_features(
     name: str, options: dict[str, Any], where: str
 ) -> None:
-    """With stochastic depth and BatchNorm, which a frozen trunk neither applies nor moves."""
+    """With stochastic depth and BatchNorm, which a frozen backbone neither applies nor moves."""
     model = build(name, uses_dist=False, **options)
     before = copy.deepcopy(model.state_dict())
     head = copy.deepcopy(model.net.get_submodule(where))
