@@ -82,7 +82,7 @@ def test_identity(caches: dict[str, Path], tiny_cache: Path) -> None:
 def test_students_are_bit_equal_however_the_images_come(
     caches: dict[str, Path], tiny_teacher: Path, tiny_cache: Path, tmp_path: Path
 ) -> None:
-    """From either format, with the store and without, beside a live teacher, behind a URL."""
+    """From either format, with the store and without, with a live teacher, behind a URL."""
     store, shards = ("--image-store", caches["hdf5"].parent / "store"), ("--order", "shard")
     live = ("--teacher", tiny_teacher, "--views", 2, "--dtype", "float64", *SIDE)
     want = student(tmp_path / "want", "--cache", caches["hdf5"], *store)
