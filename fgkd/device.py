@@ -87,6 +87,16 @@ def give_memory_back() -> None:
         glibc.malloc_trim(0)
 
 
+def memory_in_use(device: torch.device) -> int:
+    """Bytes that this process has reserved: on a GPU by torch, else resident in main memory."""
+    import psutil
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.memory_reserved(device)
+    return int(psutil.Process().memory_info().rss)
+
+
 def _glibc() -> ctypes.CDLL | None:
     try:
         glibc = ctypes.CDLL("libc.so.6")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 
 class Progress:
@@ -14,7 +15,18 @@ class Progress:
     """
 
     def message(self, line: str) -> None:
-        """A line for a person: what was chosen, a finished epoch, a result."""
+        """A line for a person: what was chosen, a result."""
+
+    def milestone(self, line: str, best: bool = False) -> None:
+        """A line that ends a part of the work, as an epoch; best: the best one so far."""
+        self.message(f"{line}  (best)" if best else line)
+
+    def interim(self, line: str) -> None:
+        """A line that the next one replaces, as a step's losses; one every ten seconds or so."""
+        self.message(line)
+
+    def status(self, text: Callable[[], str]) -> None:
+        """How the current work goes: call `text` for a line, at any time, or never."""
 
     def advance(self, done: int, total: int) -> None:
         """`done` of `total` units of the current work are finished; done == total ends it."""
@@ -32,21 +44,41 @@ SILENT = Progress()
 
 
 @dataclass
+class _Window:
+    """Sums since a moment, and the means that they give."""
+
+    since: float = field(default_factory=time.monotonic)
+    images: int = 0
+    units: int = 0
+    wait_s: float = 0.0
+    busy_s: float = 0.0
+
+    def add(self, images: int, units: int, wait_s: float, busy_s: float) -> None:
+        self.images, self.units = self.images + images, self.units + units
+        self.wait_s, self.busy_s = self.wait_s + wait_s, self.busy_s + busy_s
+
+    def rate(self) -> str:
+        busy_s = max(self.busy_s, 1e-9)
+        return f"{self.images / busy_s:,.0f} img/s  data {100 * self.wait_s / busy_s:.0f}%"
+
+    def left_s(self, units: int) -> float:
+        return units * self.busy_s / max(self.units, 1)
+
+
+@dataclass
 class Pace:
     """Images per second, share of time spent waiting for data, and time left.
 
-    Averages run since the line before. interval_s: seconds between lines.
+    Averages run since the line before. interval_s: seconds between lines. now: the rate and the
+    share of the last second or so, for a live line.
     """
 
     total: int
     interval_s: float = 10.0
+    now: str = ""
 
     def __post_init__(self) -> None:
-        self._last = time.monotonic()
-        self._start_line()
-
-    def _start_line(self) -> None:
-        self.images, self.units, self.wait_s, self.busy_s = 0, 0, 0.0, 0.0
+        self._line, self._second = _Window(), _Window()
 
     def add(
         self, done: int, images: int, wait_s: float, step_s: float, units: int = 1
@@ -54,14 +86,12 @@ class Pace:
         """Count a step, of `units` of the total; the text of a line when one is due, else None."""
         from fgkd.files import human_time
 
-        self.images, self.units = self.images + images, self.units + units
-        self.wait_s, self.busy_s = self.wait_s + wait_s, self.busy_s + step_s
-        now = time.monotonic()
-        if now - self._last < self.interval_s and done < self.total:
+        clock, line, second = time.monotonic(), self._line, self._second
+        for window in (line, second):
+            window.add(images, units, wait_s, step_s)
+        if not self.now or clock - second.since >= 1:
+            self.now, self._second = second.rate(), _Window()
+        if clock - line.since < self.interval_s and done < self.total:
             return None
-        busy_s = max(self.busy_s, 1e-9)
-        left_s = (self.total - done) * self.busy_s / max(self.units, 1)
-        rate, wait_pct = self.images / busy_s, 100 * self.wait_s / busy_s
-        self._last = now
-        self._start_line()
-        return f"{rate:,.0f} img/s  data {wait_pct:.0f}%  ETA {human_time(left_s)}"
+        self._line = _Window()
+        return f"{line.rate()}  ETA {human_time(line.left_s(self.total - done))}"

@@ -6,10 +6,10 @@ from fgkd import files
 from fgkd.commands import cache_logits as library
 from fgkd.commands.cache_logits import CapturedCache
 from fgkd.config import CacheLogitsConfig
-from fgkd.errors import quoted
 from fgkd.estimate.capture import CaptureEstimate
 
 from . import console, results
+from .next_step import after_cache
 
 
 def cache_logits(options: CacheLogitsConfig) -> None:
@@ -36,8 +36,7 @@ def cache_logits(options: CacheLogitsConfig) -> None:
             f"done: {found.num_shards} shards, {files.human_bytes(found.num_bytes)}, "
             f"{files.human_time(found.seconds)}; the manifest is written, the cache is complete"
         )
-        folder = quoted(found.path)
-        console.echo(f"next: fgkd train-student --cache {folder} --model NAME --output RUN")
+        console.next_step(after_cache(found.path))
 
 
 def kept_line(found: CapturedCache) -> str:

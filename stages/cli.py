@@ -25,7 +25,7 @@ from fgkd.config import (
 from fgkd.distributed import failures
 from fgkd.errors import FgkdError
 
-from . import recipe_files, remedies
+from . import console, recipe_files, remedies
 from .options import command
 
 TOP = """Train many students from one expensive teacher, whose logits are cached once.
@@ -200,7 +200,8 @@ def show_warnings() -> None:
 
     class Echo(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            click.echo(f"warning: {record.getMessage()}", err=True)
+            start = console.paint("warning: ", "yellow", sys.stderr)
+            click.echo(start + record.getMessage(), err=True)
 
     library = logging.getLogger("fgkd")
     if not library.handlers:
@@ -213,7 +214,8 @@ def _fail(error: Exception) -> None:
     known = known or failures.lost_worker(error) or failures.lost(error)
     is_first = failures.first_to_fail()
     if known and is_first:
-        click.echo(f"error: {remedies.explain(known)}", err=True)
+        start = console.paint("error: ", "bright_red", sys.stderr)
+        click.echo(start + remedies.explain(known), err=True)
     failures.leave(failed=True)
     if not known or os.environ.get("FGKD_DEBUG"):
         raise error

@@ -6,6 +6,7 @@ from fgkd.commands import evaluate as library
 from fgkd.config import EvaluateConfig
 
 from . import console
+from .next_step import after_evaluation
 
 
 def evaluate(options: EvaluateConfig, runs: list[str]) -> None:
@@ -14,9 +15,13 @@ def evaluate(options: EvaluateConfig, runs: list[str]) -> None:
     progress = console.ConsoleProgress()
     found = library.run(options, runs, progress)
     progress.close()
-    for line in found.lines():
-        console.echo(line)
+    columns = console.width()
+    for line in found.lines(columns):
+        console.echo(console.folded(line, columns))
     if options.json:
         console.echo(f"written to {options.json}")
     if found.report:
         console.echo(f"report: {found.report}")
+    last = found.runs[-1]
+    if (last.path / "run.json").is_file():
+        console.next_step(after_evaluation(last.path, last.role))

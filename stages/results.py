@@ -27,7 +27,7 @@ def show_training(
     elif not found.finished:
         raise progress.stop.interrupted("saved")
     else:
-        console.echo(f"next: {next_command(found)}")
+        console.next_step(next_command(found))
 
 
 def show_estimate(found: TrainingEstimate | CaptureEstimate, json: str | None) -> None:

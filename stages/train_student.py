@@ -5,10 +5,10 @@ from __future__ import annotations
 from fgkd.commands import train_student as library
 from fgkd.config import TrainStudentConfig
 from fgkd.download import is_url
-from fgkd.errors import quoted
 from fgkd.training.train import TrainedRun
 
 from . import console, results
+from .next_step import after_student
 
 
 def train_student(options: TrainStudentConfig) -> None:
@@ -22,9 +22,8 @@ def train_student(options: TrainStudentConfig) -> None:
 
 
 def next_command(run: TrainedRun) -> str:
-    """To score the run on the data that it has not seen."""
-    split = next(one for one in ("test", "val", "train") if one in run.splits)
-    return f"fgkd evaluate {quoted(run.path)} --split {split}"
+    """To compare the run with others on data that it has not seen."""
+    return after_student(run.path, run.splits)
 
 
 def check_options(options: TrainStudentConfig) -> None:

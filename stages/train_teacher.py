@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from fgkd.commands import train_teacher as library
 from fgkd.config import TrainTeacherConfig
-from fgkd.errors import quoted
-from fgkd.training.train import TrainedRun
 
 from . import console, results
+from .next_step import after_teacher
 
 
 def train_teacher(options: TrainTeacherConfig) -> None:
@@ -16,9 +15,4 @@ def train_teacher(options: TrainTeacherConfig) -> None:
     console.check_json(options.run)
     progress = console.ConsoleProgress(resume=True)
     found = library.run(options, progress)
-    results.show_training(found, options.run, progress, next_command)
-
-
-def next_command(run: TrainedRun) -> str:
-    """To write the teacher's logits."""
-    return f"fgkd cache-logits --teacher {quoted(run.path)} --views 8 --output CACHE"
+    results.show_training(found, options.run, progress, lambda run: after_teacher(run.path))

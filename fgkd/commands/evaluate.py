@@ -52,11 +52,14 @@ class Evaluation(Sequence[Result]):
     def __len__(self) -> int:
         return len(self.results)
 
-    def lines(self) -> list[str]:
-        """The table of the results, the tests between runs, and the notes."""
+    def lines(self, width: int | None = None) -> list[str]:
+        """The table of the results, the tests between runs, and the notes.
+
+        width: columns into which the table is to fit.
+        """
         found = [
             "",
-            *tables.results_table(self.results).splitlines(),
+            *tables.results_table(self.results, width).splitlines(),
             *tables.mcnemar_lines(self.results),
         ]
         for tta in dict.fromkeys(one.tta for one in self.results if one.tta != "none"):

@@ -61,7 +61,8 @@ class Counter:
     def __call__(self, done: int) -> None:
         now, num = self.clock(), done - self.before
         line = self.pace.add(done, num, 0.0, now - self.last, units=num)
+        self.progress.status(lambda: f"image {done:,}/{self.total:,}  {self.pace.now}")
         self.progress.advance(done, self.total)
         if line and done < self.total:
-            self.progress.message(f"image {done:,}/{self.total:,}  {line}")
+            self.progress.interim(f"image {done:,}/{self.total:,}  {line}")
         self.last, self.before = now, done

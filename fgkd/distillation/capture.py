@@ -11,15 +11,17 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
 
-from fgkd import distributed
+from fgkd import distributed, files
 from fgkd.cache.shards import ShardJob
 from fgkd.cache.writer import Captured, Writer
 from fgkd.data import Dataset
 from fgkd.data.image_store import ImageStore
+from fgkd.device import memory_in_use
 from fgkd.distillation.teachers import Teachers
 from fgkd.errors import FgkdError
 from fgkd.evaluation import inference
@@ -134,17 +136,23 @@ class Capture:
                     kept.popleft().result()
                 num = len(request.rows) * len(request.views)
                 done, now = done + num, time.perf_counter()
-                progress.advance(done, sum(sizes))
                 line = pace.add(done, num, waited, now - clock, units=num)
                 clock = now
+                shard = min(int(np.searchsorted(ends, done, "right")) + 1, len(jobs))
+                place = f"shard {shard}/{len(jobs)}  target {done:,}/{sum(sizes):,}"
+                progress.status(partial(self._status, place, pace))
+                progress.advance(done, sum(sizes))
                 if line:
-                    shard = f"shard {np.searchsorted(ends, done, 'right')}/{len(jobs)}"
-                    progress.message(f"{shard}  target {done:,}/{sum(sizes):,}  {line}")
+                    progress.interim(f"{place}  {line}")
                 if progress.stop_requested():
                     break
             for one in kept:
                 one.result()
         return done == sum(sizes)
+
+    def _status(self, place: str, pace: Pace) -> str:
+        memory = files.human_bytes(memory_in_use(self.teachers.device))
+        return f"{place}  {pace.now}  {memory}"
 
     def keep(
         self,

@@ -95,6 +95,7 @@ def evaluate(
         done.append((answer.rows, logits_BK, answer.unreadable))
         nonlocal finished
         finished += len(answer.rows) + len(answer.unreadable)
+        progress.status(lambda: f"image {finished:,}/{len(rows):,}")
         progress.advance(finished, len(rows))
 
     for answer in render(renderer, clean_requests(rows, batch_size, num_views), workers):

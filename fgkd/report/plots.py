@@ -89,7 +89,7 @@ def curves(
 
     def draw(ax: Any) -> None:
         for i, (name, rows) in enumerate(found.items()):
-            x, y = [r["epoch"] + 1 for r in rows], [r[column] for r in rows]
+            x, y = [r["epoch"] for r in rows], [r[column] for r in rows]
             if rows:
                 ax.plot(x, y, color=colour(i), label=label(name), marker="o", markersize=2.5)
         ax.set(xlabel="epoch", ylabel=unit)

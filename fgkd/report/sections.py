@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fgkd import files, rng
+from fgkd import rng
 from fgkd.data import Samples
 from fgkd.errors import OptionError
 from fgkd.evaluation.metrics import Metrics
@@ -22,6 +22,7 @@ from fgkd.report import findings, image_quality, plots, tables
 from fgkd.report.example_cards import Examples
 from fgkd.report.findings import Answers
 from fgkd.report.page import Cell, Figure, Group, Section, Table, number, text
+from fgkd.training import run_folder
 
 MAX_MEASURED = 3000  # images whose quality is measured
 MAX_PAIRS, MAX_TAUGHT = 6, 12
@@ -161,7 +162,7 @@ def interval(values: Metrics, name: str) -> tuple[float, float, float]:
 
 def training(runs: Sequence[Run]) -> Section:
     """The curves of the runs' metrics.jsonl."""
-    rows = {run.name: files.read_numbers(run.path / "metrics.jsonl") for run in runs}
+    rows = {run.name: run_folder.metrics(run.path) for run in runs}
     figures = [plots.curves(rows, column, *words) for column, *words in CURVES]
     return Section("training", "Training", figures=[f for f in figures if f])
 

@@ -19,8 +19,34 @@ COLUMNS = {
 }
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Columns aligned for a terminal: the first `left` to the left, the others to the right."""
+def table(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    left: int = 1,
+    width: int | None = None,
+) -> str:
+    """Columns aligned for a terminal: the first `left` to the left, the others to the right.
+
+    width: columns of the terminal; a wider table is shown in parts, each with its first column.
+    """
+    if width is not None:
+        first = max(len(row[0]) for row in [header, *rows])
+        if first > width // 2:
+            rows = [[_cut(row[0], width // 2), *row[1:]] for row in rows]
+            first = width // 2
+        parts, used = [[0]], first
+        for i in range(1, len(header)):
+            needed = 2 + max(len(row[i]) for row in [header, *rows])
+            if used + needed > width and len(parts[-1]) > 1:
+                parts.append([0])
+                used = first
+            parts[-1].append(i)
+            used += needed
+        if len(parts) > 1:
+            return "\n\n".join(
+                table([header[i] for i in part], [[row[i] for i in part] for row in rows])
+                for part in parts
+            )
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
 
     def line(row: Sequence[str]) -> str:
@@ -33,6 +59,13 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -
     return "\n".join([line(header), "  ".join("-" * w for w in widths), *map(line, rows)])
 
 
+def _cut(name: str, length: int) -> str:
+    """A name with its middle left out: both ends of a path tell it from others."""
+    return (
+        name if len(name) <= length else f"{name[: length // 3]}…{name[1 + length // 3 - length :]}"
+    )
+
+
 def known_columns(results: Sequence[Result]) -> dict[str, str]:
     """Of `COLUMNS`, those that some result has."""
     return {
@@ -42,8 +75,8 @@ def known_columns(results: Sequence[Result]) -> dict[str, str]:
     }
 
 
-def results_table(results: Sequence[Result]) -> str:
-    """One row a run, and below it one a domain where a run has several.
+def results_table(results: Sequence[Result], width: int | None = None) -> str:
+    """One row a run, and below it one a domain where a run has several; see `table` for width.
 
     An accuracy is followed by half the width of its 95 % interval, where there is one.
     """
@@ -59,7 +92,7 @@ def results_table(results: Sequence[Result]) -> str:
             for name, part in domains.items():
                 blank = [""] if timed else []
                 rows.append([f"  {name}", *_cells(part, list(shown)), *blank])
-    return table(header, rows)
+    return table(header, rows, width=width)
 
 
 def _cells(values: Metrics, names: Sequence[str]) -> list[str]:

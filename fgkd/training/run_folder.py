@@ -13,10 +13,12 @@ import contextlib
 import csv
 import dataclasses
 import io
+import json
 import platform
 import subprocess
+import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -161,7 +163,7 @@ class RunFolder:
 
     def __init__(self, path: Path, progress: Progress = SILENT) -> None:
         self.path = path
-        self._progress = progress
+        self.progress = progress
         self.is_writer = distributed.rank() == 0
         self.last, self.best = path / "checkpoints" / "last.pt", path / "checkpoints" / "best.pt"
         self.model_dir = path / "model"
@@ -192,7 +194,7 @@ class RunFolder:
                 args_file.save_args(args, config.replaced(begun_with, **new))
         elif self.is_writer:
             if spec.resume:
-                self._progress.message(f"nothing to resume in {self.path}: a new run begins")
+                self.progress.message(f"nothing to resume in {self.path}: a new run begins")
             described = dataclasses.replace(facts, versions=library_versions(), git=git_commit())
             files.write_json(self.path / "run.json", described.to_json())
             # Last: its presence means that the run has begun.
@@ -230,14 +232,14 @@ class RunFolder:
             raise RunMismatch(message, differences=changed, path=self.path, stage=begun.stage)
         return begun_with
 
-    def log(self, line: str) -> None:
-        """Report a line and append it to log.txt."""
+    def log(self, line: str, show: Callable[[str], None] | None = None) -> None:
+        """Report a line, by `show` or as a message, and append it to log.txt with the time."""
         if self.is_writer:
-            self._progress.message(line)
-            path = self.path / "log.txt"
+            (show or self.progress.message)(line)
+            path, now = self.path / "log.txt", time.strftime("%Y-%m-%d %H:%M:%S")
             try:
                 with open(path, "a", encoding="utf-8") as file:
-                    file.write(line + "\n")
+                    file.write("".join(f"{now}  {part}\n" for part in line.split("\n")))
             except OSError as error:
                 raise files.write_error(path, error) from error
 
@@ -271,7 +273,12 @@ class RunFolder:
         """Drop the rows written after the checkpoint that a resumed run continues from."""
         if self.is_writer:
             for name in ("metrics.jsonl", "timings.jsonl"):
-                files.trim_lines(self.path / name, lambda row: row.get("step") in range(step + 1))
+                path = self.path / name
+                files.trim_lines(path, lambda row: row.get("step") in range(step + 1))
+                rows = files.read_lines(path)
+                if rows and rows[0].get("epoch") == 0:
+                    text = "".join(json.dumps(row) + "\n" for row in numbered_from_1(rows))
+                    files.write_text(path, text)
 
     def save(self, path: Path, state: Mapping[str, object]) -> None:
         """Write a checkpoint (rank 0)."""
@@ -333,6 +340,17 @@ def read(path: Path) -> RunFacts:
         message = f"run description {path}/run.json is damaged, or another program's"
         raise UnreadableFile(message, path=path / "run.json", reason="not a run description")
     return RunFacts.from_json(found)
+
+
+def metrics(path: Path) -> list[dict[str, float]]:
+    """The rows of a run's metrics.jsonl, one an epoch."""
+    return numbered_from_1(files.read_numbers(path / "metrics.jsonl"))
+
+
+def numbered_from_1(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of epochs from 1; runs of earlier versions count them from 0."""
+    first = 0 if rows and rows[0].get("epoch") == 0 else 1
+    return [r | {"epoch": r["epoch"] + 1 - first} if "epoch" in r else r for r in rows]
 
 
 def minutes(folder: Path) -> float | None:

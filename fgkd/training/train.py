@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ import torch
 from fgkd import distributed, files, models
 from fgkd.config import RunSpec
 from fgkd.data import Dataset
+from fgkd.device import memory_in_use
 from fgkd.evaluation import inference, metrics
 from fgkd.loading.train_loader import TrainLoader
 from fgkd.progress import Pace, Progress
@@ -74,7 +76,7 @@ class Validation:
 class TrainedRun:
     """A training run on disk.
 
-    finished: False if it was asked to stop before its last step. best_epoch: from 0; -1: none
+    finished: False if it was asked to stop before its last step. best_epoch: from 1; 0: none
     yet. best: validation metrics of that epoch, as `val_top1_pct`; {} without a val split. splits:
     of the data.
     """
@@ -82,7 +84,7 @@ class TrainedRun:
     path: Path
     finished: bool
     splits: tuple[str, ...]
-    best_epoch: int = -1
+    best_epoch: int = 0
     best: dict[str, float] | None = None
 
     @property
@@ -96,7 +98,7 @@ class TrainedRun:
     ) -> TrainedRun:
         """From what a checkpoint holds of the best epoch."""
         scores = {name: value for name, value in best.items() if name.startswith("val_")}
-        return cls(path, finished, tuple(dataset.splits), int(best.get("epoch", -1)), scores)
+        return cls(path, finished, tuple(dataset.splits), int(best.get("epoch", -1)) + 1, scores)
 
 
 def train(
@@ -142,15 +144,17 @@ def train(
             should_stop=progress.stop_requested,
         ):
             run.add_unreadable(report.unreadable)
-            progress.advance(report.step, schedule.total_steps)
             due = pace.add(
                 report.step, report.num_images, report.times["wait_s"], report.times["step_s"]
             )
+            progress.status(functools.partial(_status, report, optim.epochs, pace, device))
+            progress.advance(report.step, schedule.total_steps)
             if due:
-                run.log(_step_line(report, optim.epochs, schedule.total_steps, due))
+                line = _step_line(report, optim.epochs, schedule.total_steps, due)
+                run.log(line, progress.interim)
             if report.epoch_ends:
                 train_s = time.monotonic() - epoch_start
-                row = _end_epoch(run, state, report, validation, train_s)
+                row = _end_epoch(run, state, report, validation, train_s, optim.epochs)
                 for log in logs:
                     log.add(row)
                 epoch_start = time.monotonic()
@@ -182,15 +186,27 @@ def _step_line(report: loop.Report, epochs: int, total_steps: int, pace: str) ->
     )
 
 
+def _status(report: loop.Report, epochs: int, pace: Pace, device: torch.device) -> str:
+    """A live line's text."""
+    loss, memory = report.losses["loss"], files.human_bytes(memory_in_use(device))
+    return f"epoch {report.epoch + 1}/{epochs}  loss {loss:.4f}  {pace.now}  {memory}"
+
+
 def _end_epoch(
-    run: RunFolder, state: loop.State, report: loop.Report, validate: Validation, train_s: float
+    run: RunFolder,
+    state: loop.State,
+    report: loop.Report,
+    validate: Validation,
+    train_s: float,
+    epochs: int,
 ) -> dict[str, float]:
     """Evaluate, keep the best model, write and return the epoch's row; a tie keeps the earlier."""
     started = time.monotonic()
     images = state.sums.pop("images", 0.0)
     means = {name: total / max(images, 1.0) for name, total in state.sums.items()}
     state.sums = {}
-    row: dict[str, float] = {"epoch": report.epoch, "step": report.step, **means, "lr": report.lr}
+    when = {"epoch": report.epoch + 1, "step": report.step}
+    row: dict[str, float] = {**when, **means, "lr": report.lr}
     found, chosen = validate(state.model), state.model
     run.add_unreadable(validate.unreadable)
     row |= found
@@ -206,17 +222,19 @@ def _end_epoch(
         if run.is_writer:
             models.save(chosen, run.model_dir)
     eval_s = time.monotonic() - started
-    timing = {"epoch": report.epoch, "step": report.step, "train_s": train_s, "eval_s": eval_s}
+    timing = {"epoch": report.epoch + 1, "step": report.step, "train_s": train_s, "eval_s": eval_s}
     run.add_row(row, {**timing, "img_per_s": images / max(train_s, 1e-9)})
+    parts = [f"epoch {report.epoch + 1}/{epochs}"]
     if found:
-        best = " (best)" if better else ""
-        agrees = found.get("val_agreement_pct")
-        agreement = "" if agrees is None else f"  agreement {agrees:.2f} %"
-        run.log(
-            f"epoch {report.epoch + 1} done  loss {means.get('loss', math.nan):.4f}  "
-            f"val top-1 {found['val_top1_pct']:.2f} %  top-5 {found['val_top5_pct']:.2f} %"
-            f"{agreement}{best}"
-        )
+        parts += [
+            f"val top-1 {found['val_top1_pct']:.2f} %",
+            f"top-5 {found['val_top5_pct']:.2f} %",
+        ]
+    if "val_agreement_pct" in found:
+        parts.append(f"agreement {found['val_agreement_pct']:.2f} %")
+    parts.append(f"loss {means.get('loss', math.nan):.4f}")
+    line, mark = "  ".join(parts), "  (best)" if found and better else ""
+    run.log(line + mark, lambda _: run.progress.milestone(line, bool(mark)))
     return row
 
 

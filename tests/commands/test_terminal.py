@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pty
+import re
+import shlex
 import signal
 import sys
 import termios
@@ -17,6 +19,7 @@ from helpers.runs import TEACHER, assert_same_run, fgkd, rows, saved, start
 from fgkd import losses
 from fgkd.errors import FgkdError
 from fgkd.training import optim
+from stages import console, next_step
 
 
 @pytest.fixture
@@ -74,8 +77,10 @@ def test_tensorboard_that_is_not_installed(
     assert not (tmp_path / "run").exists()
 
 
-def _at_terminal(name: str, args: tuple[object, ...]) -> None:
-    """Run a command whose output is a terminal."""
+def _at_terminal(name: str, no_color: str, args: tuple[object, ...]) -> None:
+    """Run a command whose output is a terminal, in a process of its own."""
+    console.REDRAW_S = 0.0
+    os.environ["NO_COLOR"] = no_color
     terminal = os.open(name, os.O_RDWR)
     os.dup2(terminal, 1)
     os.dup2(terminal, 2)
@@ -83,12 +88,11 @@ def _at_terminal(name: str, args: tuple[object, ...]) -> None:
     fgkd(*args)
 
 
-def test_a_progress_bar_on_a_terminal_alone(
-    command: tuple[object, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def shown_at_terminal(columns: int, *args: object, no_color: str = "") -> str:
+    """What a command writes to a terminal of so many columns, escape sequences and all."""
     ours, theirs = pty.openpty()
-    termios.tcsetwinsize(ours, (24, 100))
-    child = start(_at_terminal, os.ttyname(theirs), (*command, "--log-interval", 0.01))
+    termios.tcsetwinsize(ours, (24, columns))
+    child = start(_at_terminal, os.ttyname(theirs), no_color, args)
     os.set_blocking(ours, False)
     said = b""
     while child.is_alive() or said == b"":
@@ -100,14 +104,80 @@ def test_a_progress_bar_on_a_terminal_alone(
     child.join(60)
     os.close(theirs)
     assert child.exitcode == 0
-    text = said.decode()
-    assert "/12 [" in text  # tqdm's: steps of steps
-    assert "\r" in text
-    assert "epoch 1/3  step " in text
-    assert "/12 [" not in (tmp_path / "run/log.txt").read_text()
-    fgkd(*command[:-1], tmp_path / "plain")
-    captured = capsys.readouterr()
-    assert "\r" not in captured.out + captured.err
+    return said.decode()
+
+
+ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+COLOUR = re.compile(r"\x1b\[(?:[0-9]+;)*(?:3[0-7]|9[0-7])m")
+
+
+@pytest.mark.parametrize("no_color", ["", "1"])
+def test_one_live_line_on_a_terminal_alone(
+    command: tuple[object, ...], tmp_path: Path, no_color: str
+) -> None:
+    args = (*command, "--log-interval", 0.01)
+    said = shown_at_terminal(80, *args, no_color=no_color)
+    assert bool(COLOUR.search(said)) == (not no_color)
+    lines = [line.rstrip() for line in re.split(r"[\r\n]+", ESCAPE.sub("", said))]
+    live = [line for line in lines if re.search(r"img/s  data +\d+%  [\d.]+ [KMG]iB .*%", line)]
+    assert {line.split("  loss")[0] for line in live} == {f"epoch {n}/3" for n in (1, 2, 3)}
+    rules = [line for line in lines if "val top-1" in line and line.startswith("epoch")]
+    assert [line[:9] for line in rules] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
+    assert "best" in rules[0]
+    commands = [line for line in lines if line.startswith("next: ")]
+    assert all(len(line) <= 80 for line in lines if line not in commands and "/" not in line)
+    assert len(commands) == 1  # whole, to be pasted
+    log = (tmp_path / "run/log.txt").read_text()
+    assert "\x1b" not in log
+    assert len(re.findall(r"  step \d+/12  ", log)) > 3  # which the live line stands for
+    assert "  step " not in ESCAPE.sub("", said)
+
+
+def test_plain_lines_in_a_pipe(
+    command: tuple[object, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fgkd(*command, "--log-interval", 1e-9)
+    said = capsys.readouterr()
+    assert not {"\r", "\x1b"} & set(said.out + said.err)
+    assert len(re.findall(r"^epoch ./3  step \d+/12  ", said.out, re.MULTILINE)) == 12
+
+
+def test_the_table_of_results_fits_the_terminal(
+    tiny_runs: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In parts, each with its names; in a pipe it is one."""
+    runs = list(tiny_runs.values())
+    said = ESCAPE.sub("", shown_at_terminal(80, "evaluate", *runs, "--workers", 0))
+    lines = [line.rstrip() for line in re.split(r"[\r\n]+", said)]
+    heads = [line for line in lines if re.match(r"run  ", line)]
+    assert len(heads) > 1
+    for line in lines[lines.index(heads[0]) :]:
+        assert len(line) <= 80 or line.startswith(("next:", "cache ", "agree"))
+    fgkd("evaluate", *runs, "--workers", 0)
+    whole = re.findall(r"^run  .*$", capsys.readouterr().out, re.MULTILINE)
+    assert len(whole) == 1
+    assert whole[0].split() == ["run", *(w for head in heads for w in head.split()[1:])]
+
+
+def test_the_next_command_names_teacher_baseline_and_student(
+    tiny_runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever of the two is trained last; from elsewhere and from the folder they are in."""
+    teacher, baseline, student = (tiny_runs[name] for name in ("teacher", "baseline", "student"))
+    report = student.with_name("report")
+    expected = f"fgkd evaluate {teacher} {baseline} {student} --split test --report {report}"
+    for last in (student, baseline):
+        said = next_step.after_student(last, ("train", "val", "test"))
+        assert sorted(said.split()[2:5]) == sorted(expected.split()[2:5])
+        assert said.split()[5:] == expected.split()[5:]
+    assert next_step.after_student(student, ("train", "test")) == expected
+    monkeypatch.chdir(student.parent)
+    near = next_step.after_student(student, ("test",))
+    assert near == f"fgkd evaluate {teacher} baseline student --split test --report report"
+    cache = tmp_path / "a cache"
+    (tmp_path / "student").mkdir()
+    assert shlex.split(next_step.after_cache(cache))[-1] == str(tmp_path / "student-2")
+    assert shlex.split(next_step.after_cache(cache))[3] == str(cache)
 
 
 @pytest.mark.parametrize("signals", [1, 2])

@@ -158,7 +158,7 @@ def test_the_same_command_writes_the_same_page_and_prints_its_path(
     runs = map(str, tiny_runs.values())
     code, out, _ = command(capsys, "evaluate", *runs, "--report", str(tmp_path), "--workers", "0")
     assert code == 0
-    assert out.splitlines()[-1] == f"report: {tmp_path / 'index.html'}"
+    assert out.splitlines()[-2] == f"report: {tmp_path / 'index.html'}"
     assert (tmp_path / "index.html").read_bytes() == tiny_report.read_bytes()
 
 

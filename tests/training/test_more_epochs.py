@@ -33,7 +33,7 @@ def test_more_epochs_are_those_of_a_run_that_was_as_long_at_once(
     fgkd("train-teacher", "--resume", "--output", tmp_path / "a", "--epochs", 4)
     warmup = () if "--warmup-epochs" in schedule else ("--warmup-epochs", 0.5)
     fgkd(*command, "--epochs", 4, *warmup, "--output", tmp_path / "b")
-    assert [row["epoch"] for row in rows(tmp_path / "a")] == [0, 1, 2, 3]
+    assert [row["epoch"] for row in rows(tmp_path / "a")] == [1, 2, 3, 4]
     assert_same_run(tmp_path / "a", tmp_path / "b")
     fgkd("train-teacher", "--resume", "--output", tmp_path / "a")  # it is a run of 4 epochs now
     assert len(rows(tmp_path / "a")) == 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import datetime
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -171,9 +172,9 @@ def test_resume_is_true_once_there_is_a_checkpoint(tmp_path: Path) -> None:
 
 def test_metrics_are_cut_back_and_the_summary_is_derived(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
-    for epoch in range(3):
-        extra = {"ema_val_nll": 0.5} if epoch else {}
-        row = {"epoch": epoch, "step": 10 * (epoch + 1), "lr": 0.1, "task_loss": 1.0, **extra}
+    for epoch in (1, 2, 3):
+        extra = {"ema_val_nll": 0.5} if epoch > 1 else {}
+        row = {"epoch": epoch, "step": 10 * epoch, "lr": 0.1, "task_loss": 1.0, **extra}
         run.add_row(row, {"epoch": epoch, "step": row["step"], "train_s": 1.5})
     whole = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     assert sorted(whole) == ["metrics.jsonl", "summary.csv", "timings.jsonl"]
@@ -185,9 +186,25 @@ def test_metrics_are_cut_back_and_the_summary_is_derived(tmp_path: Path) -> None
 
     run.cut_back(20)  # the checkpoint is of step 20: the third epoch is run again
     assert [row["step"] for row in files.read_lines(tmp_path / "metrics.jsonl")] == [10, 20]
-    run.add_row(json.loads(whole["metrics.jsonl"].splitlines()[2]), {"epoch": 2, "step": 30})
+    run.add_row(json.loads(whole["metrics.jsonl"].splitlines()[2]), {"epoch": 3, "step": 30})
     assert (tmp_path / "metrics.jsonl").read_bytes() == whole["metrics.jsonl"]
     assert (tmp_path / "summary.csv").read_bytes() == whole["summary.csv"]
+
+
+def test_rows_of_a_run_that_counted_epochs_from_0_are_read_and_continued_from_1(
+    tmp_path: Path,
+) -> None:
+    """As earlier versions did."""
+    for epoch in range(3):
+        files.append_line(tmp_path / "metrics.jsonl", {"epoch": epoch, "step": 10 * (epoch + 1)})
+        files.append_line(tmp_path / "timings.jsonl", {"epoch": epoch, "step": 10 * (epoch + 1)})
+    assert [row["epoch"] for row in run_folder.metrics(tmp_path)] == [1, 2, 3]
+    run = RunFolder(tmp_path)
+    run.cut_back(20)
+    run.add_row({"epoch": 3, "step": 30}, {"epoch": 3, "step": 30})
+    for name in ("metrics.jsonl", "timings.jsonl"):
+        assert [row["epoch"] for row in files.read_lines(tmp_path / name)] == [1, 2, 3]
+    assert [row["epoch"] for row in run_folder.metrics(tmp_path)] == [1, 2, 3]
 
 
 def test_bad_images_are_listed_once(tmp_path: Path) -> None:
@@ -213,13 +230,18 @@ def test_only_rank_0_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert shown.lines == []
 
 
-def test_the_log_is_what_was_shown(tmp_path: Path) -> None:
+def test_the_log_is_what_was_shown_with_the_time_of_day(tmp_path: Path) -> None:
     shown = Lines()
     run = RunFolder(tmp_path, shown)
-    run.log("one")
+    before = datetime.datetime.now().replace(microsecond=0)
+    run.log("one\n  more")
     run.log("zwö")
-    assert (tmp_path / "log.txt").read_text() == "one\nzwö\n"
-    assert shown.lines == ["one", "zwö"]
+    lines = (tmp_path / "log.txt").read_text().splitlines()
+    assert [line[21:] for line in lines] == ["one", "  more", "zwö"]
+    for line in lines:
+        at = datetime.datetime.fromisoformat(line[:19])
+        assert before <= at <= datetime.datetime.now()
+    assert shown.lines == ["one\n  more", "zwö"]
 
 
 def test_reading_what_is_not_a_run(tmp_path: Path) -> None:

@@ -50,7 +50,10 @@ def test_one_image_a_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     cache = ("--views", 1, "--workers", 0, "--output", tmp_path / "c")
     fgkd("cache-logits", "--teacher", tmp_path / "t", *cache)
     fgkd("train-student", "--cache", tmp_path / "c", *STUDENT, *SHORT, "--output", tmp_path / "s")
-    assert capsys.readouterr().out.endswith(f"next: fgkd evaluate {tmp_path / 's'} --split train\n")
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        f"next: fgkd evaluate {tmp_path / 't'} {tmp_path / 's'} --split train "
+        f"--report {tmp_path / 'report'}"
+    )
     assert not [name for name in rows(tmp_path / "s")[0] if name.startswith("val_")]
     scores = library.evaluate([tmp_path / "s"], split="train", workers=0)
     assert scores[0].metrics.num_images == 4
