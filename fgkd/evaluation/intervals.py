@@ -74,6 +74,19 @@ def accuracy_ci95(
     }
 
 
+def difference_ci95(*, hit_N: np.ndarray, other_hit_N: np.ndarray) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of a difference of two accuracies, in points.
+
+    The two are of the same images, which are resampled together. Of no image, nan.
+    """
+    if not len(hit_N):
+        return math.nan, math.nan
+    counts_R4 = resampled_counts(2 * hit_N.astype(np.int64) + other_hit_N, 4)
+    gain_R = 100 * (counts_R4[:, 2] - counts_R4[:, 1]) / len(hit_N)
+    low, high = np.percentile(gain_R, (2.5, 97.5))
+    return float(low), float(high)
+
+
 @dataclass(frozen=True)
 class McNemar:
     """McNemar's test of two models on the same images.

@@ -20,6 +20,9 @@ from fgkd.loading.workers import render
 from fgkd.report import page
 from fgkd.report.page import Card, Group, Line, Section, Table, number, text
 from fgkd.report.thumbnails import Thumbs
+from fgkd.views import augmentations
+from fgkd.views.rendering import KeyedView
+from fgkd.views.transforms import ViewParams
 
 NUM_IMAGES, NUM_VIEWS, TOP = 8, 8, 5
 
@@ -40,13 +43,13 @@ def write(
         views = Section(f"views{mark}", f"{prefix}Views")
         labels = Section(f"labels{mark}", f"{prefix}Doubtful labels")
         sections += [
-            Section(f"cache{mark}", f"{prefix}Cache", notes=[as_note(x) for x in lines]),
-            with_views(views, reader, samples, seed, thumbs),
             with_suspects(labels, described.suspects, samples, thumbs),
+            with_views(views, reader, samples, seed, thumbs),
+            Section(f"cache{mark}", f"{prefix}Cache", notes=[as_note(x) for x in lines]),
         ]
         reader.close()
     lead = "Training views and the teacher's stored answers: what a student learns from."
-    return page.write(folder, page.render("Cache gallery", lead, sections))
+    return page.write(folder, page.render("Cache gallery", lead, sections, page.made_now()))
 
 
 def as_note(line: str) -> str:
@@ -68,6 +71,7 @@ def with_views(
     answer = next(render(renderer, [request], 0))
     temperature = shown_temperature(reader.codec)
     cards: list[list[Card]] = [[original(samples, row, reader, thumbs)] for row in rows.tolist()]
+    sizes = [size_of(cached.view, row) for row in rows.tolist()]
     same = 0
     for j, view in enumerate(views):
         held = reader.arrays_of_view(view)
@@ -81,14 +85,17 @@ def with_views(
             labels = {int(samples.labels[row]), int(samples.labels[partner])}
             lines += top_answers(reader, np.exp(log_p_BK[i]), labels)
             picture = thumbs.of_pixels(answer.images[0][i, j].numpy(), f"view {view}")
-            cards[i].append(Card(f"view {view}", picture, lines))
+            params = cached.view.params(row, view, sizes[i])
+            details = describe(params, cached.size, lam, answer.boxes_BV4[i, j])
+            cards[i].append(Card(f"view {view}", picture, lines, details))
     said = (
         f"{len(rows)} images in {len(views)} of {reader.views} views, with the teacher's first "
         f"predictions (softmax at T = {temperature:g}; ✓: the label). The pixels of {same} of "
-        f"{len(rows) * len(views)} views are those the teacher saw, by their digests."
+        f"{len(rows) * len(views)} views are those the teacher saw, by their digests. "
+        "How a view was made is shown when the mouse rests on it."
     )
     keys = [samples.keys[row] for row in rows.tolist()]
-    groups = [Group(key, "", row) for key, row in zip(keys, cards, strict=True)]
+    groups = [Group(key, "", row, in_row=True) for key, row in zip(keys, cards, strict=True)]
     return dataclasses.replace(section, text=said, groups=groups)
 
 
@@ -110,12 +117,33 @@ def label_of(samples: Samples, row: int, reader: Reader) -> str:
 
 
 def mixed(reader: Reader, samples: Samples, row: int, partner: int, lam: float) -> list[Line]:
-    """What a mixed view is made of."""
+    """What a mixed view is made of: both labels with their shares."""
     shares = ((row, lam), (partner, 1 - lam))
-    return [
-        Line("of", f"{label_of(samples, r, reader)} ({100 * share:.0f}\u00a0%)")
-        for r, share in shares
-    ]
+    parts = [f"{100 * share:.0f}\u00a0% {label_of(samples, r, reader)}" for r, share in shares]
+    return [Line("mixed:", " + ".join(parts))]
+
+
+def size_of(view: KeyedView, row: int) -> tuple[int, int]:
+    """(width, height) of what the views of an image are cropped from."""
+    image_HWC = view.decode(view.samples.read(row), view.samples.keys[row])
+    return image_HWC.shape[1], image_HWC.shape[0]
+
+
+def describe(params: ViewParams, size: int, lam: float, pasted_4: np.ndarray) -> str:
+    """How a view was made, step by step."""
+    x, y, width, height = params.box
+    steps = [f"crop of {width} x {height} px at ({x}, {y}), resized to {size} px"]
+    steps += ["mirrored"] if params.flip else []
+    steps += [f"{name} {value:.3g}" if value else name for name, value in params.ops]
+    if params.erase is not None:
+        left, top, wide, high = augmentations.erase_box(params.erase, size)
+        steps.append(f"erased {wide} x {high} px at ({left}, {top})")
+    if pasted_4[2:].any():
+        left, top, wide, high = pasted_4.tolist()
+        steps.append(f"cutmix: {wide} x {high} px at ({left}, {top}) of the other image")
+    elif lam < 1:
+        steps.append(f"mixup: {100 * lam:.0f} % of this image")
+    return "; ".join(steps)
 
 
 def top_answers(reader: Reader, p_K: np.ndarray, labels: set[int]) -> list[Line]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import importlib.metadata
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,10 +50,14 @@ class Figure:
 
 @dataclass(frozen=True)
 class Cell:
-    """What a table shows in a place, and what the column is sorted by (None: always last)."""
+    """What a table shows in a place, and what the column is sorted by (None: always last).
+
+    heat: -1 (all red) to 1 (all green), the shade behind it.
+    """
 
     text: str
     key: str | float | None = None
+    heat: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -83,20 +89,43 @@ class Line:
 
 @dataclass(frozen=True)
 class Card:
-    """An image and what is said of it; without a picture where the page's budget was spent."""
+    """An image and what is said of it; without a picture where the page's budget was spent.
+
+    details: shown when the mouse rests on it.
+    """
 
     name: str
     picture: Picture | None
     lines: Sequence[Line] = ()
+    details: str = ""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Cards under one heading."""
+    """Cards under one heading; in_row: in one row that scrolls."""
 
     title: str
     text: str
     cards: Sequence[Card]
+    in_row: bool = False
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A figure that stands out. mark: `right` (good), `wrong` (bad) or none."""
+
+    title: str
+    value: str
+    text: str = ""
+    mark: str = ""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command line with a button that copies it."""
+
+    title: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -110,6 +139,8 @@ class Section:
     figures: Sequence[Figure] = ()
     tables: Sequence[Table] = ()
     groups: Sequence[Group] = ()
+    tiles: Sequence[Tile] = ()
+    commands: Sequence[Command] = ()
 
 
 def text(value: object) -> Cell:
@@ -122,6 +153,12 @@ def number(value: float | None, pattern: str = "{:,}") -> Cell:
     if value is None or not math.isfinite(value):
         return Cell("" if value is None else str(value))
     return Cell(pattern.format(value), float(value))
+
+
+def made_now() -> str:
+    """`Made on 2026-11-28 with fgkd 1.2.0`."""
+    version = importlib.metadata.version("fgkd")
+    return f"Made on {time.strftime('%Y-%m-%d')} with fgkd {version}"
 
 
 def claim(folder: Path, option: str) -> None:
@@ -144,8 +181,8 @@ def claim(folder: Path, option: str) -> None:
         raise files.write_error(index, error) from error
 
 
-def render(title: str, lead: str, sections: Sequence[Section]) -> str:
-    """The page as HTML; with no date, host or path of its own: equal parts, equal page."""
+def render(title: str, lead: str, sections: Sequence[Section], made: str = "") -> str:
+    """The page as HTML, equal for equal parts. made: when and with what, for its foot."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -160,6 +197,7 @@ def render(title: str, lead: str, sections: Sequence[Section]) -> str:
     return environment.get_template("page.html").render(
         title=title,
         lead=lead,
+        made=made,
         sections=sections,
         script=script,
         script_sha256=digest,

@@ -49,7 +49,7 @@ def plot(title: str, caption: str, draw: Draw, height: float = 2.9, columns: int
     import matplotlib
     from matplotlib.figure import Figure as Canvas
 
-    width = 4.2
+    width = 4.8
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE}), warnings.catch_warnings():
         # A browser finds the glyphs that the font used for measuring lacks.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
@@ -78,9 +78,17 @@ def _whole_numbers(ax: Any) -> None:
 
 
 def curves(
-    runs: Mapping[str, Sequence[Row]], column: str, title: str, unit: str, caption: str
+    runs: Mapping[str, Sequence[Row]],
+    best: Mapping[str, int],
+    column: str,
+    title: str,
+    unit: str,
+    caption: str,
 ) -> Figure | None:
-    """A column of each run's metrics by epoch; None where no run has it."""
+    """A column of each run's metrics by epoch; None where no run has it.
+
+    best: the epoch of each run whose weights were kept, which is marked.
+    """
     found = {
         name: [r for r in rows if {column, "epoch"} <= r.keys()] for name, rows in runs.items()
     }
@@ -92,11 +100,13 @@ def curves(
             x, y = [r["epoch"] for r in rows], [r[column] for r in rows]
             if rows:
                 ax.plot(x, y, color=colour(i), label=label(name), marker="o", markersize=2.5)
+                for at in [j for j, epoch in enumerate(x) if epoch == best.get(name)]:
+                    ax.plot(x[at], y[at], color=colour(i), marker="*", markersize=11)
         ax.set(xlabel="epoch", ylabel=unit)
         _whole_numbers(ax)
         _legend(ax)
 
-    return plot(title, caption, draw)
+    return plot(title, f"{caption} Star: the epoch that was kept." if best else caption, draw)
 
 
 def shares(

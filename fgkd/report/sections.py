@@ -6,7 +6,7 @@ Shape legend: N labelled images, K classes.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,12 +26,18 @@ from fgkd.training import run_folder
 
 MAX_MEASURED = 3000  # images whose quality is measured
 MAX_PAIRS, MAX_TAUGHT = 6, 12
+MAX_CHANGED, MAX_CHANGED_IMAGES = 3, 6  # classes gained and lost, and images of each
+FULL_HEAT = 30.0  # points at which a cell's shade is full
 CONFUSED_CLASSES = 10  # in the matrix
 INTERVALS = "bars are 95 % intervals (bootstrap)."
 CURVES = (  # column of metrics.jsonl, title, axis, caption
     (
-        *("loss", "Training loss", "nats"),
-        "Mean training loss of each epoch. Losses of different equations are not comparable.",
+        *("task_loss", "Training loss of the labels", "nats"),
+        "Mean of each epoch. Comparable between runs with the same smoothing and mixing.",
+    ),
+    (
+        *("distill_loss", "Training loss of the teacher's targets", "nats"),
+        "Mean of each epoch, before its weight.",
     ),
     (
         *("val_top1_pct", "Top-1 on validation", "top-1, %"),
@@ -163,11 +169,25 @@ def interval(values: Metrics, name: str) -> tuple[float, float, float]:
 def training(runs: Sequence[Run]) -> Section:
     """The curves of the runs' metrics.jsonl."""
     rows = {run.name: run_folder.metrics(run.path) for run in runs}
-    figures = [plots.curves(rows, column, *words) for column, *words in CURVES]
+    for found in rows.values():
+        for row in found:  # without a teacher the whole loss is that of the labels
+            if "loss" in row and "distill_loss" not in row:
+                row["task_loss"] = row["loss"]
+    best = {name: best_epoch(found) for name, found in rows.items()}
+    figures = [plots.curves(rows, best, *described) for described in CURVES]
     return Section("training", "Training", figures=[f for f in figures if f])
 
 
-def by_class(focus: Run, peers: Sequence[Run]) -> Section:
+def best_epoch(rows: Sequence[Mapping[str, float]]) -> int:
+    """The epoch whose weights were kept: the first of the highest top-1 on val, else the last."""
+    names = ("val_top1_pct", "ema_val_top1_pct")
+    scores = [max((row[name] for name in names if name in row), default=-1.0) for row in rows]
+    if not scores or max(scores) < 0:
+        return int(rows[-1].get("epoch", 0)) if rows else 0
+    return int(rows[int(np.argmax(scores))].get("epoch", 0))
+
+
+def by_class(focus: Run, peers: Sequence[Run], baseline: Run | None, examples: Examples) -> Section:
     """Accuracy of every class, and of every domain, as tables; and as a curve."""
     names, labels_N = focus.score.dataset.classes, focus.labels_N
     classes = np.unique(labels_N)
@@ -181,11 +201,39 @@ def by_class(focus: Run, peers: Sequence[Run]) -> Section:
         wrong = focus.answers.answers_N[(labels_N == k) & ~focus.answers.hit_N]
         other = names[np.bincount(wrong).argmax()] if len(wrong) else ""
         cells = [number(run_pct[i], "{:.1f}") for run_pct in pct.values()]
+        if baseline is not None:
+            gain = pct[focus.name][i] - pct[baseline.name][i]
+            cells.append(Cell(f"{gain:+.1f}", gain, float(np.clip(gain / FULL_HEAT, -1, 1))))
         rows.append([text(names[k]), number(int(images_K[i])), *cells, text(other)])
     top1 = [f"{name} top-1 %" for name in pct]
-    columns = ["class", "images", *top1, f"{focus.name} most often takes it for"]
+    gains = [f"{focus.name} - {baseline.name}"] if baseline else []
+    columns = ["class", "images", *top1, *gains, f"{focus.name} most often takes it for"]
     shown = [*domain_table(focus, peers), Table("Top-1 by class.", columns, rows)]
-    return Section("classes", "Classes", tables=shown, figures=[plots.class_curve(pct)])
+    figures = [plots.class_curve(pct)]
+    groups = changed_classes(focus, baseline, examples) if baseline else []
+    return Section("classes", "Classes", tables=shown, figures=figures, groups=groups)
+
+
+def changed_classes(focus: Run, baseline: Run, examples: Examples) -> list[Group]:
+    """The classes in which a student gains and loses most against its baseline, with images."""
+    names, labels_N = focus.score.dataset.classes, focus.labels_N
+    won_N = focus.answers.hit_N & ~baseline.answers.hit_N
+    lost_N = baseline.answers.hit_N & ~focus.answers.hit_N
+    won_K, lost_K = (np.bincount(labels_N[x_N], minlength=len(names)) for x_N in (won_N, lost_N))
+    images_K = np.maximum(np.bincount(labels_N, minlength=len(names)), 1)
+    groups = []
+    for sign, changed_N, word in ((1, won_N, "gains"), (-1, lost_N, "loses")):
+        gain_K = sign * (won_K - lost_K)
+        order = np.lexsort((np.arange(len(names)), -100 * gain_K / images_K))
+        for k in [k for k in order[:MAX_CHANGED].tolist() if gain_K[k] > 0]:
+            rows = np.flatnonzero(changed_N & (labels_N == k))[:MAX_CHANGED_IMAGES]
+            said = (
+                f"Of {images_K[k]} images {focus.name} alone has {won_K[k]} right, "
+                f"{baseline.name} alone {lost_K[k]}."
+            )
+            title = f"{focus.name} {word} in {names[k]}"
+            groups.append(Group(title, said, examples.cards(rows), in_row=True))
+    return groups
 
 
 def domain_table(focus: Run, peers: Sequence[Run]) -> list[Table]:
@@ -267,19 +315,17 @@ def by_quality(focus: Run, peers: Sequence[Run]) -> Section:
     return Section("quality", "Image quality", said, figures=[f for f in figures if f])
 
 
-def taught(focus: Run, peers: Sequence[Run], examples: Examples) -> Section:
+def taught(focus: Run, baseline: Run | None, examples: Examples) -> Section:
     """Where the student is right with its teacher, and the baseline without one is wrong."""
     teacher = focus.teacher_answers
     if teacher is None or focus.role == "teacher":
         return Section("taught", "What the teacher taught")
     others = {"teacher": teacher, focus.role: focus.answers}
-    baseline = next((run for run in peers if run.role == "baseline" and run is not focus), None)
     if baseline is not None:
         others["baseline"] = baseline.answers
     figures = [plots.outcomes(who_is_right({name: a.hit_N for name, a in others.items()}))]
     if baseline is None:
         return Section("taught", "Teacher and student", figures=figures)
-    examples.add("baseline", baseline.answers)
     gained_N = teacher.hit_N & focus.answers.hit_N & ~baseline.answers.hit_N
     lost_N = ~focus.answers.hit_N & baseline.answers.hit_N
     gained = np.flatnonzero(gained_N)

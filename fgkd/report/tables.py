@@ -111,17 +111,21 @@ def formatted(name: str, values: Metrics) -> str:
     return f"{text} ±{(high - low) / 2:.1f}"
 
 
+def p_value(p: float) -> str:
+    """`p = 0.023`, or `p < 0.001`."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
 def mcnemar_lines(results: Sequence[Result]) -> list[str]:
     """One line a pair of runs: images that one alone has right, and the p-value."""
     lines = []
     for one in results:
         for against, test in one.mcnemar:
-            p = test.p_value
             lines.append(
                 f"{one.run} against {against}: "
                 f"{test.only_this:,} images only the first gets right, "
                 f"{test.only_other:,} only the second; "
-                + ("p < 0.001" if p < 0.001 else f"p = {p:.3f}")
+                + p_value(test.p_value)
                 + (" (exact McNemar)" if test.test == "exact" else " (McNemar)")
             )
     return lines

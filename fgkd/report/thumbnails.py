@@ -17,7 +17,7 @@ LOSSLESS_SIDE = 64  # images up to this side are kept as they are: there is noth
 class Thumbs:
     """Makes pictures of at most `side` pixels; None once `budget_bytes` of them are in the page."""
 
-    def __init__(self, budget_bytes: int = 5_000_000, side: int = 192) -> None:
+    def __init__(self, budget_bytes: int = 2_500_000, side: int = 192) -> None:
         self.left_bytes, self.side = budget_bytes, side
 
     def of_file(self, data: bytes, name: str) -> Picture | None:

@@ -108,10 +108,13 @@ class KeyedView:
         """One view before mixing, uint8 [size, size, 3]."""
         image_HWC = image_of(row)
         height, width = image_HWC.shape[:2]
+        return transforms.render(image_HWC, self.params(row, view, (width, height)), size)
+
+    def params(self, row: int, view: int, source_size: tuple[int, int]) -> transforms.ViewParams:
+        """What is drawn for a view of an image of this (width, height)."""
         key, boxes_N4 = self.samples.keys[row], self.samples.boxes
         bbox = in_pixels(boxes_N4[row]) if self.recipe.bbox_crop and boxes_N4 is not None else None
-        drawn = transforms.params(self.recipe, self.seed, key, view, (width, height), bbox)
-        return transforms.render(image_HWC, drawn, size)
+        return transforms.params(self.recipe, self.seed, key, view, source_size, bbox)
 
     def __call__(
         self, image_of: ImageOf, row: int, view: int, size: int, partner: int, mix: Any

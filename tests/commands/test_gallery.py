@@ -65,8 +65,8 @@ def assert_digests(page: Outline, cache: Path, num_views: int) -> None:
 
 
 def said(page: Outline) -> list[tuple[str, float]]:
-    """(class, percent) of every answer that has a bar, in the order of the page."""
-    words = re.split(r"\s*\n\s*", page.text)
+    """(class, percent) of every answer on a view that has a bar, in the order of the page."""
+    words = re.split(r"\s*\n\s*", page.text[page.text.index("views, with the teacher's") :])
     return [
         (words[i - 1].removeprefix("✓ "), float(word.removesuffix(" %")))
         for i, word in enumerate(words)
@@ -95,6 +95,29 @@ def test_dense_views_and_answers(tiny_gallery: Path, tiny_cache: Path) -> None:
                 at += 1
 
 
+def test_how_a_view_was_made_is_shown_on_hover(tiny_gallery: Path, tiny_cache: Path) -> None:
+    """The crop and the flip are those of the view's own parameters."""
+    found = re.findall(r'<figure class="card" title="([^"]*)">', tiny_gallery.read_text())
+    reader, at = Reader(tiny_cache), iter(found)
+    recipe, seed = reader.identity.views.recipe, reader.identity.views.seed
+    reader.close()
+    for key in shown_keys(outline(tiny_gallery)):
+        for view in (0, 1):
+            drawn = transforms.params(recipe, seed, key, view, (32, 32))
+            x, y, width, height = drawn.box
+            said = next(at)
+            assert said.startswith(f"crop of {width} x {height} px at ({x}, {y}), resized to 32 px")
+            assert ("mirrored" in said) == drawn.flip
+            assert all(name in said for name, _ in drawn.ops)
+    assert list(at) == []
+
+
+def test_the_most_doubtful_labels_come_first(tiny_gallery: Path) -> None:
+    text = tiny_gallery.read_text()
+    order = [text.index(f">{title}</h2>") for title in ("Doubtful labels", "Views", "Cache")]
+    assert order == sorted(order)
+
+
 def test_mixed_views_of_tars_are_shown_mixed_and_need_no_dataset(
     mixed_tars: Path, tmp_path: Path
 ) -> None:
@@ -107,11 +130,11 @@ def test_mixed_views_of_tars_are_shown_mixed_and_need_no_dataset(
     assert_stands_alone(page)
     assert_digests(page, mixed_tars, 3)
     assert "softmax at T = 2" in page.text
-    pairs = re.findall(r"of\s+\S+ \((\d+)\s%\)", page.text)
+    pairs = re.findall(r"mixed:\s+(\d+)\s% (\S+) \+ (\d+)\s% (\S+)", page.text)
     assert pairs
-    assert all(
-        int(a) + int(b) in (99, 100, 101) for a, b in zip(pairs[::2], pairs[1::2], strict=True)
-    )
+    assert all(int(a) + int(b) in (99, 100, 101) for a, _, b, _ in pairs)
+    names = {key.split("/")[1] for key in Reader(mixed_tars).samples["train"].keys}
+    assert {name for _, first, _, second in pairs for name in (first, second)} <= names
     reader = Reader(mixed_tars)
     classes, answers, keys = reader.classes, said(page), shown_keys(page)
     held = reader.arrays_of_view(0)

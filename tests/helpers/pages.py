@@ -110,7 +110,7 @@ def hostile_page() -> str:
         picture = Thumbs().of_pixels(np.zeros((8, 8, 3), np.uint8), name)
         card = Card(name, picture, [Line(name, name, "wrong", 0.5)])
         table = Table(name, [name], [[page.text(name)]])
-        curve = plots.curves({name: [{"epoch": 0, "x": 1.0}]}, "x", name, "nats", name)
+        curve = plots.curves({name: [{"epoch": 1, "x": 1.0}]}, {name: 1}, "x", name, "nats", name)
         assert curve
         sections.append(
             Section(f"s{i}", name, name, [name], [curve], [table], [Group(name, name, [card])])

@@ -113,6 +113,64 @@ def test_a_key_press_sorts(tiny_report: Path) -> None:
     assert seen.value == "ascending"
 
 
+def test_a_press_on_a_plot_enlarges_it(tiny_report: Path) -> None:
+    """And another one closes it."""
+    script = """(() => {
+      const seen = [], dialog = document.querySelector("dialog");
+      const plot = document.querySelector(".plot .zoom");
+      seen.push(dialog.open);
+      plot.click();
+      seen.push(dialog.open);
+      const [small, large] = [plot, dialog].map((e) => e.querySelector("img"));
+      seen.push(large.currentSrc === small.currentSrc || large.src === small.src);
+      seen.push(large.getBoundingClientRect().width > small.getBoundingClientRect().width * 1.5);
+      dialog.click();
+      seen.push(dialog.open);
+      return seen;
+    })()"""
+    seen = browser.visit(tiny_report, script=script)
+    assert_quiet(seen, tiny_report)
+    assert seen.value == [False, True, True, True, False]
+
+
+def test_a_button_copies_the_command(tiny_report: Path) -> None:
+    script = """(async () => {
+      const copied = [];
+      navigator.clipboard.writeText = async (text) => { copied.push(text); };
+      const said = [];
+      for (const button of document.querySelectorAll(".copy")) {
+        button.click();
+        await new Promise((done) => setTimeout(done, 10));
+        said.push([button.textContent, button.parentElement.querySelector("pre").textContent]);
+      }
+      return [copied, said];
+    })()"""
+    seen = browser.visit(tiny_report, script=script)
+    assert_quiet(seen, tiny_report)
+    copied, said = seen.value
+    assert len(copied) == 4  # three runs and a cache
+    assert said == [["Copied", text] for text in copied]
+    assert all(text.startswith("fgkd ") for text in copied)
+
+
+def test_small_images_are_enlarged_by_a_whole_number(path: Path) -> None:
+    """So that every pixel of a 32 px icon is as large as the next; nothing is smoothed."""
+    script = """[...document.querySelectorAll("img.small")].map((image) =>
+      [image.getBoundingClientRect().width / image.naturalWidth,
+       getComputedStyle(image).imageRendering])"""
+    seen = browser.visit(path, script=script)
+    assert seen.value
+    assert {(float(scale).is_integer(), how) for scale, how in seen.value} == {(True, "pixelated")}
+
+
+def test_on_paper_nothing_scrolls(path: Path) -> None:
+    script = """[...document.styleSheets[0].cssRules].filter((r) => r.conditionText === "print")
+      .flatMap((rule) => [...rule.cssRules].map((inner) => inner.cssText)).join(" ")"""
+    seen = browser.visit(path, script=script)
+    assert "max-height: none" in seen.value
+    assert ".copy, nav { display: none; }" in seen.value
+
+
 def test_hostile_names_do_nothing(tmp_path: Path) -> None:
     path = page.write(tmp_path, hostile_page())
     seen = browser.visit(path, script=LOOK)

@@ -66,7 +66,7 @@ def test_plots_of_one_image(hit: bool) -> None:
     for figure in figures:
         ET.fromstring(bytes_of(figure.picture.src))
     assert plots.by_value("pixels", np.array([3.0]), {"run": one}) is None
-    assert plots.curves({"run": []}, "loss", "Loss", "nats", "") is None
+    assert plots.curves({"run": []}, {}, "loss", "Loss", "nats", "") is None
 
 
 def test_numbers_sort_as_numbers_and_unknown_ones_have_no_key() -> None:

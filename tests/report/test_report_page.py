@@ -89,9 +89,14 @@ def test_the_table_of_classes(
         here = labels == k
         pct = [f"{100 * (answer[here] == k).mean():.1f}" for answer in answers.values()]
         assert row[1:5] == [str(here.sum()), *pct]
+        gain = (
+            100 * (answers["student"][here] == k).mean()
+            - 100 * (answers["baseline"][here] == k).mean()
+        )
+        assert row[5] == f"{gain:+.1f}"
         wrong = [rows[a][0] for a in answers["student"][here] if a != k]
-        assert row[5] in wrong if wrong else row[5] == ""
-        assert all(wrong.count(row[5]) >= wrong.count(other) for other in wrong)
+        assert row[6] in wrong if wrong else row[6] == ""
+        assert all(wrong.count(row[6]) >= wrong.count(other) for other in wrong)
 
 
 def test_the_table_of_confusions(
@@ -121,6 +126,22 @@ def test_examples_show_files_with_everybodys_answer(page: Outline, files: list[P
         expected = Thumbs().of_image(Image.open(by_key[key]).convert("RGB"), key)
         assert expected
         assert src == expected.src
+
+
+def test_classes_gained_and_lost_show_the_images_that_changed(
+    page: Outline,
+    files: list[Path],
+    labels: np.ndarray,
+    answers: dict[str, np.ndarray],
+) -> None:
+    names = sorted({path.parent.name for path in files})
+    own, other = answers["student"] == labels, answers["baseline"] == labels
+    for sign, word in ((1, "gains"), (-1, "loses")):
+        gain_K = [sign * int((own[labels == k] * 1 - other[labels == k]).sum()) for k in range(8)]
+        shown = re.findall(rf"student {word} in (.*)", page.text)
+        assert len(shown) == min(3, sum(gain > 0 for gain in gain_K))
+        for name in shown:
+            assert gain_K[names.index(name.strip())] > 0
 
 
 def test_what_the_teacher_taught(

@@ -22,3 +22,30 @@ for (const table of document.querySelectorAll("table")) {
     head.querySelector("button").addEventListener("click", () => sort(head, column));
   });
 }
+
+// A press on an image shows it as large as the window allows; Escape or a press closes it.
+const dialog = document.querySelector("dialog");
+const shown = dialog.querySelector("div");
+for (const button of document.querySelectorAll("button.zoom")) {
+  button.addEventListener("click", () => {
+    const picture = button.querySelector("picture").cloneNode(true);
+    shown.replaceChildren(picture);
+    dialog.showModal();
+  });
+}
+dialog.addEventListener("click", () => dialog.close());
+
+// A command is copied by its button; where a browser forbids it, it is selected instead.
+for (const button of document.querySelectorAll("button.copy")) {
+  button.addEventListener("click", async () => {
+    const line = button.parentElement.querySelector("pre");
+    try {
+      await navigator.clipboard.writeText(line.textContent);
+      button.textContent = "Copied";
+    } catch {
+      getSelection().selectAllChildren(line);
+      button.textContent = document.execCommand("copy") ? "Copied" : "Selected";
+    }
+    setTimeout(() => { button.textContent = "Copy"; }, 2000);
+  });
+}
