@@ -77,14 +77,16 @@ def rows(plan: Plan) -> list[Row]:
     samples = samples_of(plan.folder / "photos/tiny", num, 4, 48, 48)
     cache = write_cache(plan.folder / "dense", samples, VIEWS, CLASSES, 32, digests=False)
     reader = Reader(cache)
+    held_views = [reader.arrays_of_view(0), reader.empty_arrays()]
     order = np.random.default_rng(0).permutation(num)
 
     def ours() -> float:
-        """An epoch's targets: batches of float32 tensors, their rows read from the shards."""
+        """An epoch's targets: read from the shards, then batches of float32 tensors."""
         clock = time.perf_counter()
+        held = reader.arrays_of_view(1, held_views[1])
         for start in range(0, num, BATCH):
-            held = reader.stored(order[start : start + BATCH], 1, ["logits", "digests"])
-            logits_BK = reader.codec.decode({"logits": held["logits"]})
+            rows_B = order[start : start + BATCH]
+            logits_BK = reader.codec.decode({"logits": held["logits"][rows_B]})
             torch.from_numpy(logits_BK)
         return (time.perf_counter() - clock) / num
 

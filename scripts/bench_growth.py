@@ -27,7 +27,7 @@ from fgkd.views.rendering import KeyedView, Request, ViewRenderer
 from fgkd.views.view_set import ViewSet
 
 CLASSES, VIEWS, SIZE, BATCH = 100, 2, 32, 256
-SLACK = 16  # MiB: HDF5 itself, the manifest, the open shards, batches of targets
+SLACK = 18  # MiB: HDF5 itself, one shard's part of a view, the manifest, a batch of targets
 
 
 def loader_of(samples: Samples, cache: Reader | None, epochs: int, workers: int) -> TrainLoader:
@@ -102,19 +102,20 @@ def memory(plan: Plan, caches: dict[int, Path], sizes: list[int]) -> list[Row]:
         n: {how: plan.child(peak_memory, how, caches[n], n) for how in ("labels", "cache")}
         for n in sizes[1:]
     }
+    held_views = {n: 2 * n * (2 * CLASSES + 8) / 2**20 for n in sizes}
     many, few = sizes[-1], sizes[-2]
     more = used[many]["cache"] - used[many]["labels"]
-    more_samples = used[many]["cache"] - used[few]["cache"]
+    rest = used[many]["cache"] - used[few]["cache"] - (held_views[many] - held_views[few])
     columns = used[many]["labels"] - used[few]["labels"]
     return [
         Row(
             *("memory of stage two, MiB more", "the labels-only loop", more),
-            *(SLACK, True),
-            note=f"a view is {many * (2 * CLASSES + 8) / 2**20:.1f} MiB; {many:,} samples",
+            *(held_views[many] + SLACK, True),
+            note=f"2 views are {held_views[many]:.1f} MiB; {many:,} samples, {CLASSES} classes",
         ),
         Row(
-            *("memory of 10x samples, MiB more", f"{few:,} samples"),
-            *(more_samples, SLACK + columns, True),
+            *("memory of 10x samples but for the targets, MiB more", f"{few:,} samples"),
+            *(rest, SLACK, True),
             note=f"of which the labels-only loop grows by {columns:.1f}: keys and labels",
         ),
     ]

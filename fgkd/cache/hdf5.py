@@ -114,11 +114,6 @@ def place(group: h5py.Group, name: str, num_bytes: int) -> Place:
     return Place(found.dtype, found.shape, found.id.get_offset() or 0)  # None: it is empty
 
 
-def _bytes_of(array: np.ndarray) -> memoryview:
-    """The memory of a contiguous array."""
-    return memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
-
-
 class Reader:
     """One open shard.
 
@@ -153,11 +148,12 @@ class Reader:
                 raise ValueError(f"{name} of shape {shape} has no view {index}")
             shape = shape[1:]
         out = np.empty(shape, found.dtype)
-        self._read_into(_bytes_of(out), found.offset + (index or 0) * out.nbytes, name)
+        self._read_into(out, found.offset + (index or 0) * out.nbytes, name)
         return out
 
-    def _read_into(self, data: memoryview, offset: int, name: str) -> None:
-        """Fill memory from `offset` on: without the file's position, which forks share."""
+    def _read_into(self, out: np.ndarray, offset: int, name: str) -> None:
+        """Fill an array from `offset` on: without the file's position, which forks share."""
+        data = memoryview(out.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
         while len(data):  # the system reads 2 GiB at most
             count = os.preadv(self._file.fileno(), [data], offset)
             if not count:
@@ -180,42 +176,25 @@ class Reader:
         except Exception as error:
             raise unreadable(self.path, error) from None
 
-    def rows_into(
-        self, index: int, places: np.ndarray, out: dict[str, np.ndarray], at: np.ndarray
-    ) -> None:
-        """Copy rows of the shard's view number `index`, of the samples at these places.
-
-        They become the rows `at` of the arrays [B, ...] in `out`, which are contiguous.
-        """
+    def rows(self, index: int, places: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
+        """Arrays [B, ...] of the shard's view number `index`: of the samples at these places."""
         try:
-            for name, array in out.items():
-                self._read_rows(name, index, places, array, at)
+            return {name: self._read_rows(name, index, places) for name in names}
         except Exception as error:
             raise unreadable(self.path, error) from None
 
-    def _read_rows(
-        self, name: str, index: int, places: np.ndarray, out: np.ndarray, at: np.ndarray
-    ) -> None:
+    def _read_rows(self, name: str, index: int, places: np.ndarray) -> np.ndarray:
         if name not in self._places:
             raise ValueError(f"{name} is missing")
         found = self._places[name]
         num_views, num_samples, *shape = found.shape
-        if tuple(shape) != out.shape[1:] or found.dtype != out.dtype:
-            raise ValueError(f"{name} is {found.dtype} of shape {found.shape}")
         if not (0 <= index < num_views and 0 <= places.min() <= places.max() < num_samples):
             raise ValueError(f"{name} of shape {found.shape} has no such rows of view {index}")
-        data, size = _bytes_of(out), out.itemsize * math.prod(shape)
-        start = found.offset + index * num_samples * size
-        for i, place in zip(at.tolist(), places.tolist(), strict=True):
-            self._read_into(data[i * size : (i + 1) * size], start + place * size, name)
-
-    def will_need(self, index: int, names: list[str]) -> None:
-        """Ask the system to read the shard's view number `index` soon."""
-        for name in names:
-            found = self._places[name]
-            size = math.prod(found.shape[1:]) * found.dtype.itemsize
-            start = found.offset + index * size
-            os.posix_fadvise(self._file.fileno(), start, size, os.POSIX_FADV_WILLNEED)
+        out = np.empty((len(places), *shape), found.dtype)
+        for i, place in enumerate(places.tolist()):
+            at = index * num_samples + place
+            self._read_into(out[i : i + 1], found.offset + at * out[i : i + 1].nbytes, name)
+        return out
 
     def close(self) -> None:
         """Close the file."""

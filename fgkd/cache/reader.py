@@ -6,7 +6,6 @@ Shape legend: N training samples, B some of them, C classes.
 from __future__ import annotations
 
 import functools
-import resource
 from collections.abc import MutableSet
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,7 +26,7 @@ from fgkd.errors import DamagedCache, DamagedShard
 from fgkd.views import orders
 
 HASHERS = 4  # threads
-MAX_OPEN = 100_000  # shards, but no more than half of the file descriptors a process may have
+MAX_OPEN = 512  # shards: each holds a file descriptor, of which a process may have 1,024
 
 
 class Reader:
@@ -127,48 +126,53 @@ class Reader:
             raise IndexError(f"rows are from 0 to {self._num - 1}")
         shapes = stored_arrays(self.codec)
         out = {n: np.empty((len(rows), *shapes[n][1]), shapes[n][0]) for n in names}
-        if not len(rows):
-            return out
-        block_of, place_of = (of_rows[rows] for of_rows in self._places_of_rows)
-        order = np.argsort(block_of, kind="stable")
-        blocks, starts = np.unique(block_of[order], return_index=True)
-        shards = [self.shard_of(block, view) for block in blocks.tolist()]
-        self._hash_ahead([row.name for row in shards])
-        for row, at in zip(shards, np.split(order, starts[1:]), strict=True):
+        block_of, place_of = self._places_of_rows
+        for block in np.unique(block_of[rows]).tolist():
+            at = np.flatnonzero(block_of[rows] == block)
+            row = self.shard_of(block, view)
+            places = place_of[rows[at]]
             try:
-                self._shard(row)[0].rows_into(view - row.start, place_of[at], out, at)
+                found = self._shard(row)[0].rows(view - row.start, places, names)
             except DamagedShard as error:
                 raise self._damaged(row, error.reason) from None
+            self._check_arrays(row, found, len(at))
+            for name, array in found.items():
+                out[name][at] = array
         return out
-
-    def will_need(self, view: int) -> None:
-        """Ask the system to read a view's targets soon, of the shards that are open."""
-        for row in self.manifest.shards:
-            if row.start <= view < row.stop and row.name in self._open:
-                self._open[row.name][0].will_need(view - row.start, list(self.codec.arrays()))
 
     def decode(self, arrays: Arrays, temperature: float | None = None) -> np.ndarray:
         """float32 logits [..., C] of stored arrays, as of `arrays_of_view`: `Codec.decode`."""
         return self.codec.decode(arrays, temperature)
 
-    def arrays_of_view(self, view: int) -> Arrays:
+    def arrays_of_view(self, view: int, out: Arrays | None = None) -> Arrays:
         """One view of the full training split: the encoding's arrays and `digests`, [N, ...].
 
-        Row i is training sample i. Raises: DamagedShard, DamagedCache.
+        Row i is training sample i. out: the result of an earlier call, to be overwritten instead
+        of allocating another. Raises: DamagedShard, DamagedCache.
         """
-        n, shapes = self._num, self.codec.arrays() | {"digests": ("uint64", ())}
-        out = {name: np.empty((n, *shape), dtype) for name, (dtype, shape) in shapes.items()}
+        out = out or self.empty_arrays()
         absent = np.ones(self._num, bool)
         rows = [row for row in self.manifest.shards if row.start <= view < row.stop]
         self._hash_ahead([row.name for row in rows])
         for row in rows:
-            rows_of_shard = self._shard(row)[1]
-            for name, array in self._arrays(row, view, list(out)).items():
-                out[name][rows_of_shard] = array
-            absent[rows_of_shard] = False
+            absent[self.read_into(out, row, view)] = False
         if absent.any():
             raise self._no_shard(f"view {view} of {absent.sum()} images")
         return out
+
+    def empty_arrays(self) -> Arrays:
+        """Uninitialised arrays for one view of the training split."""
+        n = self._num
+        shapes = self.codec.arrays().items()
+        out = {name: np.empty((n, *shape), dtype) for name, (dtype, shape) in shapes}
+        return out | {"digests": np.empty(n, np.uint64)}
+
+    def read_into(self, out: Arrays, row: ShardRow, view: int) -> np.ndarray:
+        """Copy one shard's part of a view to its samples' rows of `out`; returns those rows."""
+        rows = self._shard(row)[1]
+        for name, array in self._arrays(row, view, list(out)).items():
+            out[name][rows] = array
+        return rows
 
     def shard_of(self, block: int, view: int) -> ShardRow:
         """The shard that holds a view of a block. Raises: DamagedCache if there is none."""
@@ -287,25 +291,19 @@ class Reader:
         """Hash shards that are not checked yet in a few threads; at first that is all of them."""
         paths = {name: self.folder / name for name in names if name not in self.checked_names}
         todo = {name: path for name, path in paths.items() if path.is_file()}
-        if not todo:
-            return
         with ThreadPoolExecutor(HASHERS) as pool:
             self._hashes |= dict(zip(todo, pool.map(files.sha256, todo.values()), strict=True))
 
     def _shard(self, row: ShardRow) -> tuple[Any, np.ndarray]:
         """An open shard, and which rows of the split its samples are."""
         if row.name not in self._open:
-            if len(self._open) >= min(MAX_OPEN, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2):
+            if len(self._open) >= MAX_OPEN:
                 self._open.pop(next(iter(self._open)))[0].close()  # the one opened first
             self._open[row.name] = self._checked(row, self._local(row.name))
         return self._open[row.name]
 
     def _local(self, name: str) -> Path:
         return self.folder / name
-
-    def fetch(self, row: ShardRow) -> None:
-        """Open a shard, after its download if the cache is remote. Raises: DamagedShard."""
-        self._shard(row)
 
     def drop(self, name: str) -> None:
         """Close a shard that is not needed for now."""

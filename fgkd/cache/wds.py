@@ -116,25 +116,10 @@ class Reader:
 
     def arrays_of_view(self, index: int, names: list[str]) -> dict[str, np.ndarray]:
         """Arrays [S, ...] of the shard's view number `index`."""
-        return self._rows(index, np.arange(len(self._names)), names)
+        return self.rows(index, np.arange(len(self._names)), names)
 
-    def rows_into(
-        self, index: int, places: np.ndarray, out: dict[str, np.ndarray], at: np.ndarray
-    ) -> None:
-        """Copy rows of the shard's view number `index`, of the samples at these places.
-
-        They become the rows `at` of the arrays [B, ...] in `out`.
-        """
-        for name, array in self._rows(index, places, list(out)).items():
-            if array.shape[1:] != out[name].shape[1:] or array.dtype != out[name].dtype:
-                what = f"{name} is {array.dtype} of shape {array.shape}"
-                raise unreadable(self.path, ValueError(what))
-            out[name][at] = array
-
-    def will_need(self, index: int, names: list[str]) -> None:
-        """Nothing: a view's targets are scattered over a tar."""
-
-    def _rows(self, index: int, places: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
+    def rows(self, index: int, places: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
+        """Arrays [B, ...] of the shard's view number `index`: of the samples at these places."""
         try:
             samples = [self._names[place] for place in places.tolist()]
             return {name: self._column(index, name, samples) for name in names}

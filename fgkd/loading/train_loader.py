@@ -1,11 +1,13 @@
 """The training loader: batches of augmented views with the teacher's logits, in keyed order.
 
-Workers render whole batches; a thread of the main process reads their targets from the shards.
+Workers render whole batches; the main process adds the targets of the epoch's view, and a thread
+of it reads the next epoch's.
 Shape legend: B batch, V views, H, W pixels, 3 channels, K classes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections import deque
 from collections.abc import Iterator
@@ -15,7 +17,6 @@ import numpy as np
 import torch
 
 from fgkd import distributed, rng
-from fgkd.cache.encodings import Arrays
 from fgkd.cache.reader import Reader
 from fgkd.cache.remote import Stream
 from fgkd.data.image_store import ImageStore
@@ -77,9 +78,8 @@ class TrainLoader:
 
     def batches(self, first_step: int) -> Iterator[Batch]:
         """This rank's batches from step `first_step` to the end of the run."""
-        # Not yet answered by the workers: a step, the number of its own rows, the targets of the
-        # rows that were asked for, and the blocks it is the last to use.
-        sent: deque[tuple[BatchSpec, int, Future[Arrays] | None, list[int]]] = deque()
+        # Not yet answered by the workers: a step, its rows, and the blocks it is the last to use.
+        sent: deque[tuple[BatchSpec, np.ndarray, list[int]]] = deque()
 
         def requests() -> Iterator[Request]:
             epoch, step = divmod(first_step, self.schedule.steps_per_epoch)
@@ -94,33 +94,19 @@ class TrainLoader:
                         self.stream.need(e, spec.view, needs[i])
                         coming = itertools.chain.from_iterable(needs[i + 1 :])
                         self.stream.announce(e, spec.view, coming, 2 * self.shard_buffer)
-                    sent.append((spec, len(rows), self._read(reader, spec, asked[i]), spent[i]))
+                    sent.append((spec, rows, spent[i]))
                     yield self._request(spec, asked[i], e == epoch)
 
-        reader = ThreadPoolExecutor(1)
-        try:
+        with contextlib.closing(EpochArrays(self.cache, self.schedule)) as targets:
             for answer in render(self.renderer, requests(), self.workers):
-                spec, num_rows, coming, spent_blocks = sent.popleft()
-                held = coming.result() if coming else {}
-                yield self._join(spec, answer, held, num_rows)
+                spec, rows, spent_blocks = sent.popleft()
                 if self.stream:
+                    yield self._join(
+                        spec, answer, self.stream.arrays_of_epoch(spec.epoch), len(rows)
+                    )
                     self.stream.done(spec.epoch, spent_blocks)
-        finally:  # wait for what is being read: the shards may be closed next
-            reader.shutdown(cancel_futures=True)
-
-    def _read(
-        self, reader: ThreadPoolExecutor, spec: BatchSpec, rows: np.ndarray
-    ) -> Future[Arrays] | None:
-        """Begin to read the targets of a batch; at an epoch's start, advise the next epoch's."""
-        if self.cache is None:
-            return None
-        names = [*self.cache.codec.arrays(), "digests"]
-        coming = reader.submit(self.cache.stored, rows, spec.view, names)
-        if self.stream:
-            coming.exception()  # wait: the shards of a stream are opened and dropped meanwhile
-        elif spec.step % self.schedule.steps_per_epoch == 0:
-            reader.submit(self.cache.will_need, (spec.epoch + 1) % self.schedule.views)
-        return coming
+                else:
+                    yield self._join(spec, answer, targets.of(spec), len(rows))
 
     def _order(self, epoch: int) -> np.ndarray:
         """The rows of an epoch: all mixed, or shard by shard."""
@@ -170,14 +156,15 @@ class TrainLoader:
         partner = self.views.partners(view)
         return rows if partner is None else np.union1d(rows, partner[rows])
 
-    def _join(self, spec: BatchSpec, answer: RenderedViews, held: Arrays, num_rows: int) -> Batch:
+    def _join(
+        self, spec: BatchSpec, answer: RenderedViews, held: dict[str, np.ndarray], num_rows: int
+    ) -> Batch:
         if distributed.world() > 1 and not len(answer.rows):
             return self._blank(spec, answer)
         rows, teacher_BK = answer.rows, None
         if self.cache:
             self._check_digests(spec, answer, held)
-            names = self.cache.codec.arrays()
-            arrays = {name: held[name][answer.at] for name in names}
+            arrays = {name: array[rows] for name, array in held.items() if name != "digests"}
             teacher_BK = torch.from_numpy(self.cache.codec.decode(arrays, self.temperature))
         partner = self.views.partners(spec.view)
         labels = self.samples.labels
@@ -202,13 +189,45 @@ class TrainLoader:
             spec, 0, self.row_ids[:1], image, label, teacher, None, None, answer.unreadable
         )
 
-    def _check_digests(self, spec: BatchSpec, answer: RenderedViews, held: Arrays) -> None:
+    def _check_digests(
+        self, spec: BatchSpec, answer: RenderedViews, held: dict[str, np.ndarray]
+    ) -> None:
         digests_B = answer.digests_BV[:, 0]
-        wrong = (digests_B != 0) & (digests_B != held["digests"][answer.at])
+        wrong = (digests_B != 0) & (digests_B != held["digests"][answer.rows])
         if self.check_pixels and wrong.any():
             key = self.samples.keys[answer.rows[wrong][0]]
             assert self.cache is not None
             raise pixel_mismatch(self.cache, key, spec.view)
+
+
+class EpochArrays:
+    """The targets of the current epoch's view; those of the next are read in the background.
+
+    Two views' targets are in memory, never three: their buffers take turns. Empty without a cache.
+    """
+
+    def __init__(self, cache: Reader | None, schedule: Schedule) -> None:
+        self.cache, self.schedule = cache, schedule
+        self._pool = ThreadPoolExecutor(1)
+        self._view = -1
+        self._arrays_held: dict[str, np.ndarray] = {}
+        self._coming: Future[dict[str, np.ndarray]] | None = None
+
+    def of(self, spec: BatchSpec) -> dict[str, np.ndarray]:
+        """The arrays of a batch's view. Raises: FgkdError for a damaged shard."""
+        if self.cache is not None and spec.view != self._view:
+            spare = self._arrays_held
+            coming = self._coming or self._pool.submit(self.cache.arrays_of_view, spec.view)
+            self._arrays_held, self._view = coming.result(), spec.view
+            following = (spec.epoch + 1) % self.schedule.views
+            more = spec.epoch + 1 < self.schedule.epochs and following != spec.view
+            args = (following, spare) if spare else (following,)
+            self._coming = self._pool.submit(self.cache.arrays_of_view, *args) if more else None
+        return self._arrays_held
+
+    def close(self) -> None:
+        """Wait for what is being read: the shards may be closed next."""
+        self._pool.shutdown(cancel_futures=True)
 
 
 def _last_uses(needs: list[list[int]]) -> list[list[int]]:
