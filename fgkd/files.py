@@ -241,7 +241,11 @@ def append_line(path: Path, row: Mapping[str, object]) -> None:
         raise write_error(path, error) from error
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+Row = dict[str, Any]  # of a journal
+Rows = list[Row]
+
+
+def read_lines(path: Path) -> Rows:
     """The journal's rows, without a last line that a crash cut short; none if there is no file."""
     try:
         data = path.read_bytes()
@@ -267,10 +271,12 @@ def read_numbers(path: Path) -> list[dict[str, float]]:
     ]
 
 
-def trim_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
-    """Rewrite a journal with only the rows to keep, in their order."""
+def trim_lines(
+    path: Path, keep: Callable[[Row], bool], change: Callable[[Rows], Rows] = list
+) -> None:
+    """Rewrite a journal with only the rows to keep, in their order; change: what to make of it."""
     if path.exists():
-        rows = [row for row in read_lines(path) if keep(row)]
+        rows = [row for row in change(read_lines(path)) if keep(row)]
         write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
@@ -281,6 +287,12 @@ def sha256(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise read_error(path, error) from error
+
+
+def as_typed(path: Path) -> Path:
+    """The path as one would type it here: relative where it lies below the current folder."""
+    whole = path.absolute()
+    return whole.relative_to(Path.cwd()) if whole.is_relative_to(Path.cwd()) else path
 
 
 def human_bytes(n: float) -> str:

@@ -94,13 +94,13 @@ class ConsoleProgress(Progress):
             return
         from rich.console import Console
         from rich.rule import Rule
+        from rich.text import Text
 
         self.close()
         parts = f"{line}  best".split("  ") if best else line.split("  ")
         while len("  ".join(parts)) > columns - 4 and len(parts) > 2:  # the mark stays
             parts.pop(-2 if best else -1)
-        style = "bold green" if best else "default"
-        title = f"[{style}]{'  '.join(parts)}[/]"
+        title = Text("  ".join(parts), "bold green" if best else "default")
         Console(width=columns, highlight=False).print(Rule(title, align="left", style="dim"))
 
     def status(self, text: Callable[[], str]) -> None:
@@ -114,7 +114,10 @@ class ConsoleProgress(Progress):
             self.close()
             self._live = None
         elif now - self._drawn >= REDRAW_S:
-            self._drawn, self._live = now, self._live or _live_line(total)
+            self._drawn = now
+            if self._live is None or self._live.tasks[0].total != total:  # another work
+                self.close()
+                self._live = _live_line(total)
             self._live.update(0, completed=done, description=self._text())
             if not self._shown:
                 self._live.start()

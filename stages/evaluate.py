@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fgkd.commands import evaluate as library
 from fgkd.config import EvaluateConfig
+from fgkd.report.results_page import pick_focus
 
 from . import console
 from .next_step import after_evaluation
@@ -22,6 +23,6 @@ def evaluate(options: EvaluateConfig, runs: list[str]) -> None:
         console.echo(f"written to {options.json}")
     if found.report:
         console.echo(f"report: {found.report}")
-    last = found.runs[-1]
-    if (last.path / "run.json").is_file():
-        console.next_step(after_evaluation(last.path, last.role))
+    chosen = pick_focus(found.runs)
+    if (chosen.path / "run.json").is_file():
+        console.next_step(after_evaluation(chosen.path, chosen.role))

@@ -7,6 +7,7 @@ from pathlib import Path
 from fgkd.commands.evaluate import role_of
 from fgkd.config import args_file
 from fgkd.errors import FgkdError, quoted
+from fgkd.files import as_typed
 from fgkd.training import run_folder
 
 STUDENT_MODEL = "deit_tiny_distilled_patch16_224"
@@ -14,27 +15,26 @@ STUDENT_MODEL = "deit_tiny_distilled_patch16_224"
 
 def after_teacher(run: Path) -> str:
     """To write the teacher's logits."""
-    cache = unused(run.with_name(f"{run.name}-cache"))
-    return f"fgkd cache-logits --teacher {quoted(run)} --views 8 --output {quoted(cache)}"
+    cache = quoted(unused(beside(run, f"{run.absolute().name}-cache")))
+    return f"fgkd cache-logits --teacher {quoted(run)} --views 8 --output {cache}"
 
 
 def after_cache(cache: Path) -> str:
     """To train a student."""
-    run = unused(cache.with_name("student"))
-    return (
-        f"fgkd train-student --cache {quoted(cache)} --model {STUDENT_MODEL} --output {quoted(run)}"
-    )
+    run = quoted(unused(beside(cache, "student")))
+    return f"fgkd train-student --cache {quoted(cache)} --model {STUDENT_MODEL} --output {run}"
 
 
 def after_student(run: Path, splits: tuple[str, ...]) -> str:
     """To compare the run with its teacher, and with the baseline (or student) beside it."""
     split = next(one for one in ("test", "val", "train") if one in splits)
-    runs = [*teachers(run), *partners(run), run]
-    if role_of(run, "train-student") == "baseline":
-        runs = [*(one for other in partners(run) for one in teachers(other)), run, *partners(run)]
-    names = " ".join(quoted(shown(one)) for one in dict.fromkeys(runs))
-    report = quoted(shown(run.with_name("report")))
-    return f"fgkd evaluate {names} --split {split} --report {report}"
+    other = partner(run)
+    pair = [run] if other is None else [other, run]
+    if other is not None and role_of(run, "train-student") == "baseline":
+        pair.reverse()  # the baseline comes first
+    names = [*(one for student in pair for one in teachers(student)), *pair]
+    runs = " ".join(quoted(as_typed(one)) for one in dict.fromkeys(names))
+    return f"fgkd evaluate {runs} --split {split} --report {quoted(beside(run, 'report'))}"
 
 
 def after_evaluation(run: Path, role: str) -> str:
@@ -50,28 +50,35 @@ def teachers(run: Path) -> list[Path]:
     found = [parents.teacher] if parents.teacher else []
     args = Path(parents.cache or "") / "args.yaml"
     if parents.cache and args.is_file():
-        found = args_file.load_yaml(args).get("teacher", [])
+        try:
+            held = args_file.load_yaml(args).get("teacher")
+        except FgkdError:  # it says what would be convenient, no more
+            held = None
+        found = [one for one in held if isinstance(one, str)] if isinstance(held, list) else []
     return [Path(one) for one in found if (Path(one) / "run.json").is_file()]
 
 
-def partners(run: Path) -> list[Path]:
-    """Of a student, the baseline in the folder beside it; of a baseline, the student."""
+def partner(run: Path) -> Path | None:
+    """Of a student, the first baseline in a folder beside it; of a baseline, the first student."""
     facts, role = run_folder.read(run), role_of(run, "train-student")
-    for path in sorted(one for one in run.parent.iterdir() if (one / "model").is_dir()):
+    try:
+        folders = sorted(one for one in run.absolute().parent.iterdir() if (one / "model").is_dir())
+    except OSError:
+        return None
+    for path in folders:
         try:
             other = run_folder.read(path)
-        except FgkdError:
+            alike = other.stage == facts.stage and other.data == facts.data
+            if alike and {role, role_of(path, other.stage)} == {"student", "baseline"}:
+                return path
+        except FgkdError:  # another's folder, or a damaged one
             continue
-        alike = other.stage == facts.stage and other.data == facts.data
-        if alike and {role, role_of(path, other.stage)} == {"student", "baseline"}:
-            return [path]
-    return []
+    return None
 
 
-def shown(path: Path) -> Path:
-    """The path as one would type it here: relative where it lies below the current folder."""
-    whole = path.absolute()
-    return whole.relative_to(Path.cwd()) if whole.is_relative_to(Path.cwd()) else path
+def beside(path: Path, name: str) -> Path:
+    """A path of this name in the same folder as another."""
+    return as_typed(path.absolute().parent / name)
 
 
 def unused(path: Path) -> Path:

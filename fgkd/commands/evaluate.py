@@ -246,15 +246,10 @@ def footnotes(
             reader = Reader(Path(cache))
             took = run_folder.minutes(Path(cache))
             lines.append(
-                f"cache {_shown(Path(cache))}: {reader.views} views x "
+                f"cache {files.as_typed(Path(cache))}: {reader.views} views x "
                 f"{len(reader.samples['train']):,} images, {files.human_bytes(reader.num_bytes)}"
                 + ("" if took is None else f", {took:.1f} minutes")
             )
     distinct = {(*one.specs, one.score.dataset.val_fraction): one.score.dataset for one in scored}
     notes = [note for data in distinct.values() for note in duplicates.with_warnings(data).notes]
     return lines + [banner.note_line(note) for note in dict.fromkeys(notes)]
-
-
-def _shown(path: Path) -> Path:
-    """The path as one would type it here: relative where it lies below the current folder."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

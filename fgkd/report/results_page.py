@@ -30,7 +30,7 @@ def write(folder: Path, runs: Sequence[Run], notes: Sequence[str]) -> Path:
     if baseline is not None:
         examples.add("baseline", baseline.answers)
     every = [
-        verdict.summary(focus, peers),
+        verdict.summary(focus, peers, baseline),
         sections.overview(runs, notes),
         sections.training(runs),
         sections.by_class(focus, peers, baseline, examples),

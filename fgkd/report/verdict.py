@@ -5,7 +5,6 @@ Shape legend: N labelled images.
 
 from __future__ import annotations
 
-import contextlib
 import re
 import shlex
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from fgkd import files
-from fgkd.cache.reader import Reader
+from fgkd.cache import manifest
 from fgkd.evaluation import intervals
 from fgkd.report import tables
 from fgkd.report.page import Command, Section, Tile
@@ -26,11 +25,10 @@ CLEAR_P = 0.05
 MIN_LEAD_PCT = 1.0  # of which a kept share is worth a number
 
 
-def summary(focus: Run, peers: Sequence[Run]) -> Section:
+def summary(focus: Run, peers: Sequence[Run], baseline: Run | None) -> Section:
     """The verdict in a sentence, and tiles: accuracies, the gain, and the cost."""
     teacher = focus.teacher_answers if focus.role != "teacher" else None
     teacher_N = None if teacher is None else teacher.hit_N
-    baseline = next((r for r in peers if r.role == "baseline" and r is not focus), None)
     rival = baseline or next((r for r in peers if r is not focus), None)
     said, tiles = [], [_accuracy(focus)]
     if rival is None:
@@ -87,9 +85,15 @@ def _kept(run: Run, baseline: Run, teacher_N: np.ndarray) -> tuple[str, Tile]:
     if lead < MIN_LEAD_PCT:
         said = f"The teacher ({teacher:.1f} %) has no lead over the baseline to pass on."
         return said, Tile(title, "no lead", text)
+    p = intervals.mcnemar(hit_N=run.answers.hit_N, other_hit_N=baseline.answers.hit_N).p_value
+    if own <= base or p >= CLEAR_P:  # a share of noise
+        said = f"Of the teacher's lead of {lead:.1f} points none is kept for certain."
+        return said, Tile(title, "not clear", text)
     share = 100 * (own - base) / lead
-    passes = f" It passes its teacher by {own - teacher:.1f} points." if own > teacher else ""
-    said = f"It keeps {share:.0f} % of the teacher's lead of {lead:.1f} points.{passes}"
+    said = f"It keeps {share:.0f} % of the teacher's lead of {lead:.1f} points."
+    if own > teacher:
+        p = intervals.mcnemar(hit_N=run.answers.hit_N, other_hit_N=teacher_N).p_value
+        said += f" It is {own - teacher:.1f} points above its teacher ({tables.p_value(p)})."
     return said, Tile(title, f"{share:.0f} %", text)
 
 
@@ -102,11 +106,10 @@ def cost(focus: Run, peers: Sequence[Run]) -> list[Tile]:
             tiles.append(Tile(title, duration(run.result.minutes), _device(run.path)))
     cache = cache_of(focus)
     if cache is not None:
-        with contextlib.closing(Reader(cache)) as reader:
-            images, size = len(reader.samples["train"]), files.human_bytes(reader.num_bytes)
-            views = reader.views
-        minutes = run_folder.minutes(cache)
-        text = f"{views} views of {images:,} images, {size}"
+        held, minutes = manifest.load(cache), run_folder.minutes(cache)
+        images = sum(row.samples for row in held.shards if row.start == 0)
+        size = files.human_bytes(sum(row.num_bytes for row in held.shards))
+        views, text = held.views, f"{held.views} views of {images:,} images, {size}"
         tiles.append(Tile("The cache", "" if minutes is None else duration(minutes), text))
         epochs = len(run_folder.metrics(focus.path))
         if minutes is not None and epochs:

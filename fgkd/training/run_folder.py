@@ -13,7 +13,6 @@ import contextlib
 import csv
 import dataclasses
 import io
-import json
 import platform
 import subprocess
 import time
@@ -274,11 +273,9 @@ class RunFolder:
         if self.is_writer:
             for name in ("metrics.jsonl", "timings.jsonl"):
                 path = self.path / name
-                files.trim_lines(path, lambda row: row.get("step") in range(step + 1))
-                rows = files.read_lines(path)
-                if rows and rows[0].get("epoch") == 0:
-                    text = "".join(json.dumps(row) + "\n" for row in numbered_from_1(rows))
-                    files.write_text(path, text)
+                files.trim_lines(
+                    path, lambda row: row.get("step") in range(step + 1), numbered_from_1
+                )
 
     def save(self, path: Path, state: Mapping[str, object]) -> None:
         """Write a checkpoint (rank 0)."""
@@ -342,15 +339,16 @@ def read(path: Path) -> RunFacts:
     return RunFacts.from_json(found)
 
 
-def metrics(path: Path) -> list[dict[str, float]]:
+def metrics(path: Path) -> files.Rows:
     """The rows of a run's metrics.jsonl, one an epoch."""
     return numbered_from_1(files.read_numbers(path / "metrics.jsonl"))
 
 
-def numbered_from_1(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def numbered_from_1(rows: files.Rows) -> files.Rows:
     """Rows of epochs from 1; runs of earlier versions count them from 0."""
-    first = 0 if rows and rows[0].get("epoch") == 0 else 1
-    return [r | {"epoch": r["epoch"] + 1 - first} if "epoch" in r else r for r in rows]
+    if not rows or rows[0].get("epoch") != 0:
+        return rows
+    return [row | {"epoch": row["epoch"] + 1} if "epoch" in row else row for row in rows]
 
 
 def minutes(folder: Path) -> float | None:

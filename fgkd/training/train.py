@@ -222,7 +222,7 @@ def _end_epoch(
         if run.is_writer:
             models.save(chosen, run.model_dir)
     eval_s = time.monotonic() - started
-    timing = {"epoch": report.epoch + 1, "step": report.step, "train_s": train_s, "eval_s": eval_s}
+    timing = {**when, "train_s": train_s, "eval_s": eval_s}
     run.add_row(row, {**timing, "img_per_s": images / max(train_s, 1e-9)})
     parts = [f"epoch {report.epoch + 1}/{epochs}"]
     if found:

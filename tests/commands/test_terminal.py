@@ -174,6 +174,12 @@ def test_the_next_command_names_teacher_baseline_and_student(
     monkeypatch.chdir(student.parent)
     near = next_step.after_student(student, ("test",))
     assert near == f"fgkd evaluate {teacher} baseline student --split test --report report"
+    teacher_args = student.with_name("args")  # no run: a folder that is not readable as one
+    (teacher_args / "model").mkdir(parents=True)
+    (teacher_args / "run.json").write_text("{")
+    assert next_step.after_student(student, ("test",)) == near
+    monkeypatch.chdir(teacher)
+    assert shlex.split(next_step.after_teacher(Path()))[-1] == f"{teacher}-cache"
     cache = tmp_path / "a cache"
     (tmp_path / "student").mkdir()
     assert shlex.split(next_step.after_cache(cache))[-1] == str(tmp_path / "student-2")

@@ -53,7 +53,9 @@ def texts(folder: Path, *hits: tuple[str, int, int]) -> tuple[str, dict[str, str
     for role, count, shift in hits:
         teacher = runs[0] if runs and runs[0].role == "teacher" else None
         runs.append(run_of(folder, role, count, shift, teacher))
-    found = verdict.summary(results_page.pick_focus(runs), runs)
+    focus = results_page.pick_focus(runs)
+    baseline = next((run for run in runs if run.role == "baseline" and run is not focus), None)
+    found = verdict.summary(focus, runs, baseline)
     return found.text, {tile.title: tile.value for tile in found.tiles}
 
 
@@ -74,6 +76,9 @@ def test_no_clear_difference_is_said_so(folder: Path) -> None:
     said, tiles = texts(folder, ("teacher", 160, 0), ("baseline", 100, 0), ("student", 102, 30))
     assert "cannot be told apart: +1.0 points" in said
     assert tiles["Against the baseline"] == "+1.00 points"
+    assert tiles["Of the teacher's lead kept"] == "not clear"
+    said, tiles = texts(folder, ("teacher", 160, 0), ("baseline", 100, 0), ("student", 60, 0))
+    assert tiles["Of the teacher's lead kept"] == "not clear"  # of a student that lost
 
 
 def test_a_loss_a_teacher_without_a_lead_and_a_student_that_passes_it(folder: Path) -> None:
@@ -81,7 +86,7 @@ def test_a_loss_a_teacher_without_a_lead_and_a_student_that_passes_it(folder: Pa
     assert "20.0 points fewer right" in said
     assert tiles["Of the teacher's lead kept"] == "no lead"
     said, _ = texts(folder, ("teacher", 110, 0), ("baseline", 100, 0), ("student", 130, 0))
-    assert "passes its teacher by 10.0 points" in said
+    assert "10.0 points above its teacher (p < 0.001)" in said
 
 
 def test_without_a_baseline_or_alone(folder: Path) -> None:
