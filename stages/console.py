@@ -78,13 +78,14 @@ class ConsoleProgress(Progress):
         self._shown = False
         self._text: Callable[[], str] = str
         self._drawn = 0.0
+        self._has_live = sys.stderr.isatty() and distributed.rank() == 0
 
     def message(self, line: str) -> None:
         self.close()
         echo("\n".join(folded(part, width()) for part in line.split("\n")))
 
     def interim(self, line: str) -> None:
-        if not (sys.stdout.isatty() and sys.stderr.isatty()):  # else the live line has it
+        if not (self._has_live and sys.stdout.isatty()):  # else the live line has it
             self.message(line)
 
     def milestone(self, line: str, best: bool = False) -> None:
@@ -107,7 +108,7 @@ class ConsoleProgress(Progress):
         self._text = text
 
     def advance(self, done: int, total: int) -> None:
-        if not sys.stderr.isatty() or distributed.rank():
+        if not self._has_live:
             return
         now = time.monotonic()
         if done >= total:
