@@ -31,12 +31,13 @@ def cache_logits(options: CacheLogitsConfig) -> None:
         console.echo(f"left out {found.num_unreadable} unreadable {images}: {where}")
     if not found.complete:
         console.echo(f"this part is done; {found.left} shards of other ranges are still to come")
-    elif found.seconds:
+        return
+    if found.seconds:
         console.echo(
             f"done: {found.num_shards} shards, {files.human_bytes(found.num_bytes)}, "
             f"{files.human_time(found.seconds)}; the manifest is written, the cache is complete"
         )
-        console.next_step(after_cache(found.path))
+    console.next_step(after_cache(found.path))
 
 
 def kept_line(found: CapturedCache) -> str:

@@ -159,6 +159,16 @@ def test_the_table_of_results_fits_the_terminal(
     assert whole[0].split() == ["run", *(w for head in heads for w in head.split()[1:])]
 
 
+def test_a_complete_cache_has_a_next_command_too(
+    tiny_runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ("cache-logits", "--teacher", tiny_runs["teacher"], "--views", 1, "--workers", 0)
+    for _ in range(2):
+        fgkd(*command, "--output", tmp_path / "cache")
+        last = capsys.readouterr().out.splitlines()[-1]
+        assert last == f"next: {next_step.after_cache(tmp_path / 'cache')}"
+
+
 def test_the_next_command_names_teacher_baseline_and_student(
     tiny_runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
