@@ -75,7 +75,7 @@ class TooFewViews(OptionError):
 
 @dataclass(eq=False, kw_only=True)
 class UnstoredTemperature(OptionError):
-    """A topk cache has no tail for a temperature. stored: the temperatures that it has."""
+    """A `topk` or `topk8` cache has no tail for a temperature. stored: those that it has."""
 
     stored: Sequence[float]
     option: str = "temperature"

@@ -133,6 +133,36 @@ def ce(
     return loss.to(student_logits.dtype)
 
 
+def bkd(
+    *,
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    temperature: float = 1.0,
+    labels: Tensor | None = None,
+    class_weights: Tensor | None = None,
+) -> Tensor:
+    """`kl` for data with rare classes: the softened teacher times class weights, made to sum to 1.
+
+    class_weights: positive [K], as `class_balanced_weights` gives them; None: `kl`. `labels` is not
+    read. Zhang et al., "Balanced Knowledge Distillation for Long-tailed Learning", 2021.
+    """
+    student_BK, teacher_BK = _softened(student_logits, teacher_logits, temperature)
+    if class_weights is not None:
+        teacher_BK = teacher_BK + class_weights.log().to(teacher_BK)
+    return (temperature**2 * _kl(student_BK, teacher_BK)).to(student_logits.dtype)
+
+
+def class_balanced_weights(counts: Tensor, beta: float = 0.9999) -> Tensor:
+    """Float64 weights [K] of classes by their numbers of images [K], with mean 1.
+
+    (1 - beta) / (1 - beta^n): about 1 / n where n is far below 1 / (1 - beta), and flat above. A
+    class without images counts as one with one. Cui et al., "Class-Balanced Loss Based on Effective
+    Number of Samples", CVPR 2019.
+    """
+    weights = 1 / (1 - torch.pow(beta, counts.clamp(min=1).double()))
+    return weights / weights.mean()
+
+
 def dkd(
     *,
     student_logits: Tensor,
@@ -200,17 +230,20 @@ def dist(
 
 
 Loss = Callable[..., Tensor]  # (*, student_logits, teacher_logits, labels, temperature) -> scalar
-LOSSES: dict[str, Loss] = {"kl": kl, "hard": hard, "ce": ce, "dkd": dkd, "dist": dist}
+LOSSES: dict[str, Loss] = {"kl": kl, "hard": hard, "ce": ce, "bkd": bkd, "dkd": dkd, "dist": dist}
 FORMULAS: dict[str, str] = {  # as `equation` prints them
     "kl": "T^2 KL(teacher || {head}; T={T:g})",
     "hard": "CE({head}, argmax of teacher)",
     "ce": "T^2 CE({head}, teacher; T={T:g})",
+    "bkd": "T^2 KL(class-weighted teacher || {head}; T={T:g})",
     "dkd": "T^2 (TCKD + 8 NCKD)(teacher || {head}; T={T:g})",
     "dist": "T^2 DIST({head}, teacher; T={T:g})",
 }
 # These compare rows with each other, so they are given the rows of all ranks.
 ACROSS_ROWS: frozenset[str] = frozenset({"dist"})
-# These need the logit of every class: a truncated target (`topk`) cannot feed them.
+# These weigh classes by how many training images they have.
+BY_CLASS: frozenset[str] = frozenset({"bkd"})
+# These need the logit of every class: a truncated target (`topk`, `topk8`) cannot feed them.
 NEEDS_ALL_LOGITS: frozenset[str] = frozenset({"dkd", "dist"})
 
 
@@ -232,11 +265,12 @@ def distill_loss(
     labels: Tensor | None = None,
     standardize: bool = False,
     gather: Gather | None = None,
+    class_weights: Tensor | None = None,
 ) -> Tensor:
     """Mean over the batch of the distillation loss `name`, unlabelled rows included.
 
     standardize: compare the z-scores of both sides. gather: from the rows of one rank, gives those
-    of all (used by `ACROSS_ROWS`). Raises: UnknownName.
+    of all (used by `ACROSS_ROWS`). class_weights: [K], used by `BY_CLASS`. Raises: UnknownName.
     """
     if name not in LOSSES:
         message = f"unknown distillation loss {name!r}{near(name, list(LOSSES))}"
@@ -247,7 +281,8 @@ def distill_loss(
     if standardize:
         student_BK, teacher_BK = z_scores(student_BK), z_scores(teacher_BK)
     batch = {"student_logits": student_BK, "teacher_logits": teacher_BK, "labels": labels}
-    more = {"gather": gather} if name in ACROSS_ROWS else {}
+    more: dict[str, object] = {"gather": gather} if name in ACROSS_ROWS else {}
+    more |= {"class_weights": class_weights} if name in BY_CLASS else {}
     return LOSSES[name](**batch, temperature=temperature, **more)
 
 

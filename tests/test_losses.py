@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from helpers.losses import by_hand
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.special import log_softmax
+from scipy.special import log_softmax, softmax
+from scipy.stats import entropy
 from torch import Tensor
 
 from fgkd import losses
@@ -93,6 +94,25 @@ def test_classes_nobody_believes_in_change_nothing(name: str) -> None:
     padded = {k: F.pad(v, (0, 40), value=-1e4) for k, v in BATCH.items() if k != "labels"}
     a, b = (distill_loss(name=name, temperature=2.0, **(BATCH | x)) for x in ({}, padded))
     torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_bkd_is_kl_to_the_reweighted_teacher(temperature: float) -> None:
+    """Value and gradient, against the weights and targets written out in numpy."""
+    counts_K = np.array([1000, 100, 10, 1, 0, 5, 5])
+    effective_K = (1 - 0.9999 ** np.maximum(counts_K, 1)) / (1 - 0.9999)
+    weights_K = losses.class_balanced_weights(torch.from_numpy(counts_K))
+    np.testing.assert_allclose(weights_K, (1 / effective_K) / (1 / effective_K).mean())
+    s, t = (BATCH[key].numpy() / temperature for key in ("student_logits", "teacher_logits"))
+    target_BK = softmax(t, axis=1) / effective_K
+    target_BK /= target_BK.sum(1, keepdims=True)
+    expected = temperature**2 * entropy(target_BK, softmax(s, axis=1), axis=1).mean()
+    x = BATCH["student_logits"].clone().requires_grad_()
+    batch = BATCH | {"student_logits": x, "class_weights": weights_K}
+    loss = distill_loss(name="bkd", temperature=temperature, **batch)
+    assert loss.item() == pytest.approx(expected)
+    (grad,) = torch.autograd.grad(loss, x)
+    np.testing.assert_allclose(grad, temperature * (softmax(s, axis=1) - target_BK) / B)
 
 
 @settings(max_examples=25, deadline=None)

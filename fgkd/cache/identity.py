@@ -50,7 +50,7 @@ TEMPLATE = {
 class EncodingIdentity:
     """How logits are stored: a name of `encodings.ENCODINGS`.
 
-    top_k, temperatures: only `topk` has them; 0 and () otherwise.
+    top_k, temperatures: only `topk` and `topk8` have them; 0 and () otherwise.
     """
 
     name: str

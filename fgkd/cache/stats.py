@@ -106,7 +106,7 @@ def encoding_kl(
     logits: np.ndarray, codec: Codec, arrays: dict[str, np.ndarray], t: float
 ) -> np.ndarray:
     """KL(teacher || stored) at temperature t, in nats, [...]; nan where the encoding has no t."""
-    if codec.name == "topk" and t not in codec.temperatures:
+    if codec.truncated and t not in codec.temperatures:
         return np.full(logits.shape[:-1], np.nan)
     log_p = log_softmax(logits / t)
     log_q = log_softmax(codec.decode(arrays, t) / t)

@@ -11,11 +11,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from fgkd import config, device, losses
 from fgkd.commands import banner, image_stores, sources
-from fgkd.config import TrainStudentConfig
+from fgkd.config import LossSpec, TrainStudentConfig
+from fgkd.data import Dataset
 from fgkd.distillation.step import distils, student_step
 from fgkd.distillation.targets import (
     TargetSource,
@@ -117,7 +119,13 @@ def _train_from(
     lines = _banner(source, options, model, notes, loader, lr, device_line)
     teacher = _ready(source.teacher, targets.dtype, hardware) if learns else None
     gather = not spec.dry_run
-    step = student_step(options.loss, teacher, dtype=targets.dtype, gather=gather)
+    step = student_step(
+        options.loss,
+        teacher,
+        dtype=targets.dtype,
+        gather=gather,
+        class_weights_K=class_weights(options.loss, dataset, hardware),
+    )
     if spec.dry_run:
         can_run = teacher is not None or source.cache is not None or not learns
         planned = PlannedTraining(
@@ -186,6 +194,15 @@ def _ready(teacher: Classifier | None, dtype: str, hardware: torch.device) -> Cl
         teacher.to(hardware, torch.float64 if dtype == "float64" else torch.float32).eval()
         teacher.to(memory_format=torch.channels_last)
     return teacher
+
+
+def class_weights(spec: LossSpec, dataset: Dataset, hardware: torch.device) -> torch.Tensor | None:
+    """Float32 weights [K] by the classes' labelled training images; None for other losses."""
+    if spec.kd_loss not in losses.BY_CLASS:
+        return None
+    labels_N = dataset.train.labels
+    counts_K = np.bincount(labels_N[labels_N >= 0], minlength=len(dataset.classes))
+    return losses.class_balanced_weights(torch.from_numpy(counts_K)).float().to(hardware)
 
 
 def _banner(

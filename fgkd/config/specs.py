@@ -17,9 +17,9 @@ DATASET_NAMES = (
     *("nabirds", "aircraft", "cars", "pets", "flowers", "food101"),
 )
 RECIPE_NAMES = ("none", "light", "randaug")
-LOSS_NAMES = ("kl", "hard", "ce", "dkd", "dist")
+LOSS_NAMES = ("kl", "hard", "ce", "bkd", "dkd", "dist")
 FORMAT_NAMES = ("hdf5", "webdataset")
-ENCODING_NAMES = ("dense", "dense32", "int8", "topk")
+ENCODING_NAMES = ("dense", "dense32", "int8", "topk", "topk8")
 DTYPE_NAMES = ("float32", "bfloat16", "float64")
 SCHEDULE_NAMES = ("cosine", "linear", "step", "constant")
 TTA_NAMES = ("none", "flip", "five-crop", "ten-crop")
@@ -343,12 +343,12 @@ class CacheSpec:
     encoding: str = option(
         "dense",
         "dense: float16 logits; dense32: float32; int8: 1 byte per class; topk: the largest "
-        "logits and the mass of the rest.",
+        "logits and the mass of the rest; topk8: the same with 1 byte per logit.",
         choices=ENCODING_NAMES,
     )
-    top_k: int = option(50, "Classes that topk keeps, besides the label.", low=1)
+    top_k: int = option(50, "Classes that topk and topk8 keep, besides the label.", low=1)
     temperatures: tuple[float, ...] = option(
-        (1.0, 2.0, 4.0), "Temperatures at which topk is exact, as 1,2,4.", above=0.0
+        (1.0, 2.0, 4.0), "Temperatures at which topk and topk8 know the rest, as 1,2,4.", above=0.0
     )
     shard_size: int = option(1024, "Training images per shard.", low=1)
 

@@ -22,6 +22,7 @@ def student_step(
     *,
     dtype: str = "float32",
     gather: bool = True,
+    class_weights_K: torch.Tensor | None = None,
 ) -> loop.Step:
     """The step function: class head to the labels, distillation head (or the same) to the teacher.
 
@@ -29,6 +30,7 @@ def student_step(
 
     teacher: a live teacher in eval mode on the device, which runs in `dtype`; None takes the
     batch's stored logits. gather: let losses that compare rows see the rows of all ranks.
+    class_weights_K: for losses that weigh classes, on the device.
     """
 
     def teacher_logits(images: torch.Tensor) -> torch.Tensor:
@@ -62,6 +64,7 @@ def student_step(
             temperature=spec.temperature,
             standardize=spec.logit_standardization,
             gather=gather_rows if gather and distributed.world() > 1 else None,
+            class_weights=class_weights_K,
         )
         distill = distill * batch.image_share
         loss = spec.task_loss_weight * task + spec.distill_loss_weight * distill

@@ -184,7 +184,7 @@ class _Opener:
     def _check_losses(self, reader: Reader) -> None:
         """Refuse losses that need what a truncated target lacks: all logits, or a temperature."""
         spec, codec = self.loss, reader.codec
-        if codec.name != "topk" or spec.distillation == "none":
+        if not codec.truncated or spec.distillation == "none":
             return
         kept = f"cache {reader.name} keeps the top {codec.top_k} of {codec.num_classes}"
         if spec.kd_loss in losses.NEEDS_ALL_LOGITS:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from fgkd import comparison, rng
+from fgkd.cache import encodings
 from fgkd.cache.encodings import Arrays, Codec
 from fgkd.cache.reader import Reader
 from fgkd.data import Dataset, Samples
@@ -125,15 +126,18 @@ class _Verifier:
         single = [
             teachers.logits(tuple(size[i : i + 1] for size in images)) for i in range(len(together))
         ]
-        now, then = _kept(codec, codec.encode(together, labels_NL)), _kept(codec, arrays)
-        if codec.name == "topk":  # the kept values must belong to the classes they are stored for
-            at = arrays["indices"].astype(np.int64)
-            now["logits"] = np.take_along_axis(together, at, -1)
-            then["logits"] = then["values"]
-            rounding = furthest(now["logits"], now["logits"].astype(np.float16))
+        if codec.name == "topk8":
+            worst, rounding = _furthest_gap(codec, together, arrays), 0.5 / encodings.CELLS
         else:
-            rounding = furthest(together, now["logits"])
-        worst = max(furthest(now[name], then[name]) for name in then)
+            now, then = _kept(codec, codec.encode(together, labels_NL)), _kept(codec, arrays)
+            if codec.name == "topk":  # the kept values must belong to their classes
+                at = arrays["indices"].astype(np.int64)
+                now["logits"] = np.take_along_axis(together, at, -1)
+                then["logits"] = then["values"]
+                rounding = furthest(now["logits"], now["logits"].astype(np.float16))
+            else:
+                rounding = furthest(together, now["logits"])
+            worst = max(furthest(now[name], then[name]) for name in then)
         self._judge("targets", worst, furthest(together, np.concatenate(single)), rounding)
 
     def _compare_val(self, teachers: Teachers, dataset: Dataset) -> None:
@@ -209,6 +213,19 @@ def _kept(codec: Codec, arrays: Arrays) -> Arrays:
     if codec.name != "topk":
         return {"logits": logits}
     return {"values": arrays["values"].astype(np.float32), "log_tail": arrays["log_tail"]}
+
+
+def _furthest_gap(codec: Codec, logits_NC: np.ndarray, arrays: Arrays) -> float:
+    """How far the gaps that `topk8` stores are from those of logits, in log(1 + gap)."""
+    codec.decode(arrays)  # refuses classes that do not exist
+    kept_NK = arrays["indices"].astype(np.int64)
+    wide_NC = logits_NC.astype(np.float64)
+    each_NT = encodings.tail_logits(codec, encodings.log_tails(codec, wide_NC, kept_NK))
+    values_NK = np.take_along_axis(wide_NC, kept_NK, -1)
+    now = values_NK[..., :1] - np.concatenate([values_NK[..., 1:], each_NT], axis=-1)
+    then = encodings.gaps_of(np.concatenate([arrays["gaps"], arrays["tail_gaps"]], axis=-1))
+    now = np.minimum(now, encodings.gaps_of(np.full(1, 255)))  # all that a code can say
+    return furthest(np.sign(now) * np.log1p(np.abs(now)), np.log1p(then))
 
 
 def furthest(a: np.ndarray, b: np.ndarray) -> float:

@@ -80,8 +80,8 @@ class CachedViews(TorchDataset[Item]):
     as items are needed, and kept until this object is gone. data: a `Dataset` of `open_dataset`,
     or its spec (`folder:PATH`); by default the images are found where the cache was made from.
     size: side of the images in pixels, by default those that the teacher saw; another size shows
-    the same crops. temperature: needed by a `topk` cache, whose logits are then such that
-    softmax(teacher_logits / temperature) has exactly the stored tail.
+    the same crops. temperature: needed by a `topk` or `topk8` cache, whose logits are then such
+    that softmax(teacher_logits / temperature) has exactly the stored tail.
 
     Each image file is compared with its content hash when it is first read. At the cache's own size
     the pixels of each batch's first view, and of one view in `CHECK_EVERY`, are compared with the
@@ -232,10 +232,10 @@ class CachedViews(TorchDataset[Item]):
 
 def _checked_temperature(reader: Reader, temperature: float | None) -> float | None:
     codec = reader.codec
-    if codec.name == "topk":
+    if codec.truncated:
         if temperature is None:
             raise OptionError(
-                "a topk cache needs the temperature that its targets are used at",
+                f"a {codec.name} cache needs the temperature that its targets are used at",
                 option="temperature",
                 suggestion=codec.temperatures[-1],
             )

@@ -101,7 +101,7 @@ def with_views(
 
 def shown_temperature(codec: Codec) -> float:
     """1 where the encoding gives it, else the lowest it is exact at."""
-    return 1.0 if codec.name != "topk" or 1.0 in codec.temperatures else codec.temperatures[0]
+    return 1.0 if not codec.truncated or 1.0 in codec.temperatures else codec.temperatures[0]
 
 
 def original(samples: Samples, row: int, reader: Reader, thumbs: Thumbs) -> Card:
@@ -147,9 +147,9 @@ def describe(params: ViewParams, size: int, lam: float, pasted_4: np.ndarray) ->
 
 
 def top_answers(reader: Reader, p_K: np.ndarray, labels: set[int]) -> list[Line]:
-    """The classes of highest probability; of `topk`, those that are known for certain."""
+    """The classes of highest probability; of truncated targets, those known for certain."""
     classes, codec = reader.identity.dataset.classes, reader.codec
-    most = min(TOP, codec.top_k if codec.name == "topk" else codec.num_classes)
+    most = min(TOP, codec.top_k if codec.truncated else codec.num_classes)
     best = np.argsort(-p_K, kind="stable")[:most].tolist()
     return [Line("", classes[k], "right" if k in labels else "", float(p_K[k])) for k in best]
 

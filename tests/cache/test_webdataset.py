@@ -23,6 +23,7 @@ NUM_CLASSES, PER_CLASS, VIEWS = 6, 4, 2
 ENCODINGS: dict[str, tuple[object, ...]] = {
     "dense": (),
     "topk": ("--encoding", "topk", "--top-k", 2, "--temperatures", "1,2"),
+    "topk8": ("--encoding", "topk8", "--top-k", 2, "--temperatures", "1,2"),
 }
 Caches = dict[tuple[str, str], Path]
 
@@ -55,7 +56,7 @@ def capture(teacher: Path, cache: Path, format: str, *more: object, views: int =
 
 @pytest.fixture(scope="module")
 def caches(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Caches:
-    """The same answers of one teacher in both formats and two encodings."""
+    """The same answers of one teacher in both formats and three encodings."""
     root = tmp_path_factory.mktemp("caches")
     return {
         (format, name): capture(teacher, root / f"{format}-{name}", format, *more)

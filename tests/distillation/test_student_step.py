@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers.loops import make_batches
 from helpers.losses import by_hand
 from helpers.models import CLASSES, DEIT, build
+from helpers.runs import STUDENT, fgkd, rows
 
+from fgkd import losses
+from fgkd.commands.train_student import class_weights
 from fgkd.config import LossSpec
 from fgkd.config.specs import LOSS_NAMES
+from fgkd.data import Dataset, Samples
 from fgkd.distillation.step import student_step
 
 TEACHER_BK = 3 * torch.randn(8, len(CLASSES), generator=torch.Generator().manual_seed(5))
@@ -69,3 +75,36 @@ def test_the_baseline_learns_labels_alone(name: str) -> None:
     task = F.cross_entropy(model(batch.image_u8_BHW3).head_BK, batch.labels_B)
     assert list(found) == ["loss"]
     torch.testing.assert_close(found["loss"], 0.5 * task)
+
+
+def test_bkd_weighs_classes_by_their_labelled_images() -> None:
+    labels_N = np.array([0, 0, 0, 1, -1, -1, 2, 2])
+    blank = np.zeros(8, np.int64)
+    samples = Samples([f"{i}.jpg" for i in range(8)], labels_N, blank, [""] * 8)
+    dataset = Dataset("made", list(CLASSES), ["made"], {"train": samples})
+    spec, cpu = LossSpec(kd_loss="bkd", temperature=2.0), torch.device("cpu")
+    weights_K = class_weights(spec, dataset, cpu)
+    counts_K = torch.tensor([3, 1, 2, *[0] * (len(CLASSES) - 3)])
+    assert weights_K is not None
+    torch.testing.assert_close(weights_K.double(), losses.class_balanced_weights(counts_K))
+    assert class_weights(LossSpec(kd_loss="kl"), dataset, cpu) is None
+    batch = dataclasses.replace(make_batches()[0], teacher_BK=TEACHER_BK)
+    model = build("convnext_atto", uses_dist=True).eval()
+    found = student_step(spec, class_weights_K=weights_K)(model, batch)["distill_loss"]
+    want = losses.bkd(
+        student_logits=model(batch.image_u8_BHW3).head_BK,
+        teacher_logits=TEACHER_BK,
+        temperature=2.0,
+        class_weights=weights_K,
+    )
+    assert found.item() == pytest.approx(want.item(), rel=1e-5)
+
+
+def test_train_student_counts_the_classes(tiny_cache: Path, tmp_path: Path) -> None:
+    """The tiny data's classes differ in size, so both losses differ from the first step on."""
+    for name in ("kl", "bkd"):
+        command = ("train-student", "--cache", tiny_cache, *STUDENT, "--kd-loss", name)
+        fgkd(*command, "--epochs", 1, "--workers", 0, "--output", tmp_path / name)
+    kl, bkd = (rows(tmp_path / name)[0]["distill_loss"] for name in ("kl", "bkd"))
+    assert kl != bkd
+    assert kl == pytest.approx(bkd, rel=0.5)

@@ -16,7 +16,7 @@ from helpers.runs import fgkd, tree
 
 from fgkd import files
 
-ENCODINGS = ("dense", "dense32", "int8", "topk")
+ENCODINGS = ("dense", "dense32", "int8", "topk", "topk8")
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +146,9 @@ FORGERIES: list[tuple[str, Callable[[h5py.File], None]]] = [
     ("topk", add("log_tail", 0.5)),
     ("topk", other_classes),
     ("topk", no_number),
+    ("topk8", add("gaps", 8)),
+    ("topk8", add("tail_gaps", -8)),
+    ("topk8", other_classes),
 ]
 
 

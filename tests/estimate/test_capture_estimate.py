@@ -48,7 +48,7 @@ def test_bytes_of_every_encoding(
         assert report["encodings"][encoding]["bytes"] == pytest.approx(
             shard_bytes(output), rel=0.02
         )
-    assert plan(tmp_path, *command, "--encoding", "topk")["encodings"] == report["encodings"]
+    assert plan(tmp_path, *command, "--encoding", encoding)["encodings"] == report["encodings"]
 
 
 def test_the_report(tiny_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

