@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import torch
 from bench_common import Plan, Row, interleave, ratio, samples_of, write_cache
 
 from fgkd.cache.reader import Reader
+from fgkd.loading.epoch_targets import EpochTargets, Need
 
 CLASSES, VIEWS, BATCH, TOP = 320, 8, 256, 100  # cache-logits' own default is 8 views
 
@@ -77,17 +79,17 @@ def rows(plan: Plan) -> list[Row]:
     samples = samples_of(plan.folder / "photos/tiny", num, 4, 48, 48)
     cache = write_cache(plan.folder / "dense", samples, VIEWS, CLASSES, 32, digests=False)
     reader = Reader(cache)
-    held_views = [reader.arrays_of_view(0), reader.empty_arrays()]
     order = np.random.default_rng(0).permutation(num)
 
     def ours() -> float:
         """An epoch's targets: read from the shards, then batches of float32 tensors."""
         clock = time.perf_counter()
-        held = reader.arrays_of_view(1, held_views[1])
-        for start in range(0, num, BATCH):
-            rows_B = order[start : start + BATCH]
-            logits_BK = reader.codec.decode({"logits": held["logits"][rows_B]})
-            torch.from_numpy(logits_BK)
+        batches = [order[start : start + BATCH] for start in range(0, num, BATCH)]
+        with contextlib.closing(EpochTargets(reader)) as targets:
+            targets.plan(Need(step, 1, rows_B) for step, rows_B in enumerate(batches))
+            for step, rows_B in enumerate(batches):
+                logits_BK = reader.codec.decode({"logits": targets.of(step, rows_B)["logits"]})
+                torch.from_numpy(logits_BK)
         return (time.perf_counter() - clock) / num
 
     def timed(read: Callable[[np.ndarray], None]) -> Callable[[], float]:

@@ -5,11 +5,12 @@ Shape legend: V views and S samples of a shard.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
 import os
-import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from fgkd.cache.shards import Shard, ShardHeader, unreadable
+from fgkd.cache.shards import Shard, ShardHeader, damaged, unreadable
 
 SUFFIX = ".h5"
 HOLDS_IMAGES = False
@@ -85,6 +86,12 @@ class Place:
     shape: tuple[int, ...]
     offset: int
 
+    def of(self, data: np.ndarray) -> np.ndarray:
+        """The array in a file's bytes, not copied. Raises: ValueError if the file is too short."""
+        if self.offset + math.prod(self.shape) * self.dtype.itemsize > len(data):
+            raise ValueError("the file is truncated")
+        return np.ndarray(self.shape, self.dtype, data.data, self.offset)
+
     def read(self, path: Path) -> np.ndarray:
         """The array. Raises: ValueError if the file is too short."""
         found = np.fromfile(path, self.dtype, math.prod(self.shape), offset=self.offset)
@@ -115,10 +122,10 @@ def place(group: h5py.Group, name: str, num_bytes: int) -> Place:
 
 
 class Reader:
-    """One open shard.
+    """One open shard, memory-mapped.
 
     The h5py library only tells where each array lies and is then closed: an open h5py file costs
-    0.6 MiB. Arrays are read as plain bytes, without a lock, so that many threads can read at once.
+    0.6 MiB. The arrays are read-only, and those of the file itself: nothing is copied.
     """
 
     def __init__(self, path: Path) -> None:
@@ -129,73 +136,85 @@ class Reader:
                 if h5py.h5a.open(file.id, b"header").get_storage_size() > MAX_HEADER:
                     raise ValueError("its header is too long")
                 self.header = ShardHeader.from_json(json.loads(file.attrs["header"]))
-                self._places = {name: place(file, name, num_bytes) for name in file}
-            self._file = io.FileIO(path)
-            weakref.finalize(self, self._file.close)
+                places = {name: place(file, name, num_bytes) for name in file}
+            mapped = map_file(path, num_bytes)
+            self._arrays = {name: found.of(mapped) for name, found in places.items()}
+            self._offsets = {name: found.offset for name, found in places.items()}
             if len(self.labels) != len(self.sample_keys()):
                 raise ValueError("its columns are not of one length")
         except Exception as error:  # h5py raises many kinds for a damaged file
             raise unreadable(path, error, "it cannot be read: ") from None
 
-    def _read(self, name: str, index: int | None = None) -> np.ndarray:
-        """A full array, or its part `[index]`."""
-        if name not in self._places:
+    def _array(self, name: str) -> np.ndarray:
+        if name not in self._arrays:
             raise ValueError(f"{name} is missing")
-        found = self._places[name]
-        shape = found.shape
-        if index is not None:
-            if not 0 <= index < shape[0]:
-                raise ValueError(f"{name} of shape {shape} has no view {index}")
-            shape = shape[1:]
-        out = np.empty(shape, found.dtype)
-        self._read_into(out, found.offset + (index or 0) * out.nbytes, name)
-        return out
-
-    def _read_into(self, out: np.ndarray, offset: int, name: str) -> None:
-        """Fill an array from `offset` on: without the file's position, which forks share."""
-        data = memoryview(out.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
-        while len(data):  # the system reads 2 GiB at most
-            count = os.preadv(self._file.fileno(), [data], offset)
-            if not count:
-                raise ValueError(f"{name} is truncated")
-            data, offset = data[count:], offset + count
+        return self._arrays[name]
 
     @property
     def labels(self) -> np.ndarray:
         """int64 [S], in shard order."""
-        return self._read("labels")
+        return self._array("labels")
 
     def sample_keys(self) -> list[str]:
         """The block's sample keys, in shard order."""
-        return [key.decode() for key in self._read("keys").tolist()]
+        return [key.decode() for key in self._array("keys").tolist()]
 
     def arrays_of_view(self, index: int, names: list[str]) -> dict[str, np.ndarray]:
-        """Arrays [S, ...] of the shard's view number `index`: one contiguous read each."""
+        """Arrays [S, ...] of the shard's view number `index`."""
         try:
-            return {name: self._read(name, index) for name in names}
+            return {name: self._view(name, index) for name in names}
         except Exception as error:
             raise unreadable(self.path, error) from None
 
-    def rows(self, index: int, places: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
-        """Arrays [B, ...] of the shard's view number `index`: of the samples at these places."""
-        try:
-            return {name: self._read_rows(name, index, places) for name in names}
-        except Exception as error:
-            raise unreadable(self.path, error) from None
+    def check(self, shapes: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
+        """Raise DamagedShard unless the arrays of these names are of these types and shapes."""
+        for name, (dtype, shape) in shapes.items():
+            found = self._arrays.get(name)
+            if found is None:
+                raise damaged(self.path, f"{name} is missing")
+            if found.dtype != dtype or found.shape != shape:
+                said = f"{name} is of type {found.dtype} and of shape {found.shape}"
+                raise damaged(self.path, f"{said}, expected {dtype} and {shape}")
 
-    def _read_rows(self, name: str, index: int, places: np.ndarray) -> np.ndarray:
-        if name not in self._places:
-            raise ValueError(f"{name} is missing")
-        found = self._places[name]
-        num_views, num_samples, *shape = found.shape
-        if not (0 <= index < num_views and 0 <= places.min() <= places.max() < num_samples):
-            raise ValueError(f"{name} of shape {found.shape} has no such rows of view {index}")
-        out = np.empty((len(places), *shape), found.dtype)
-        for i, place in enumerate(places.tolist()):
-            at = index * num_samples + place
-            self._read_into(out[i : i + 1], found.offset + at * out[i : i + 1].nbytes, name)
-        return out
+    def rows_into(self, out: dict[str, np.ndarray], index: int, places: np.ndarray) -> None:
+        """Fill arrays [B, ...] with those of the samples at these places, of a view.
+
+        What is asked for must have been found right by `check`.
+        """
+        for name, array in out.items():
+            # By bytes, since an array that is not aligned would be copied first; and not with mode
+            # "raise", which writes to a copy of `out`.
+            _bytes(self._arrays[name][index]).take(places, axis=0, out=_bytes(array), mode="clip")
+
+    def read_ahead(self, index: int) -> None:
+        """Ask the system to read a view into the page cache."""
+        with contextlib.suppress(OSError), open(self.path, "rb") as file:
+            for name, array in self._arrays.items():
+                if array.ndim > 1:
+                    start = self._offsets[name] + index * array[0].nbytes
+                    os.posix_fadvise(file.fileno(), start, array[0].nbytes, os.POSIX_FADV_WILLNEED)
+
+    def _view(self, name: str, index: int) -> np.ndarray:
+        array = self._array(name)
+        if not 0 <= index < array.shape[0]:
+            raise ValueError(f"{name} of shape {array.shape} has no view {index}")
+        view: np.ndarray = array[index]
+        return view
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Forget the file, which stays mapped as long as an array of it is used."""
+        self._arrays = {}
+
+
+def _bytes(array: np.ndarray) -> np.ndarray:
+    """A contiguous array as uint8 [S, bytes of a row]."""
+    return np.ndarray((len(array), array.itemsize * math.prod(array.shape[1:])), np.uint8, array)
+
+
+def map_file(path: Path, num_bytes: int) -> np.ndarray:
+    """A file's bytes, uint8 and read-only: memory-mapped, without keeping a file descriptor."""
+    import torch
+
+    mapped = torch.from_file(str(path), shared=False, size=num_bytes, dtype=torch.uint8).numpy()
+    mapped.flags.writeable = False
+    return mapped

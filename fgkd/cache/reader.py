@@ -6,6 +6,7 @@ Shape legend: N training samples, B some of them, C classes.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import MutableSet
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,7 +27,7 @@ from fgkd.errors import DamagedCache, DamagedShard
 from fgkd.views import orders
 
 HASHERS = 4  # threads
-MAX_OPEN = 512  # shards: each holds a file descriptor, of which a process may have 1,024
+MAX_OPEN = 30_000  # shards: each is mapped, of which Linux gives a process 65,530 by default
 
 
 class Reader:
@@ -119,60 +120,60 @@ class Reader:
     def stored(self, rows: np.ndarray, view: int, names: list[str]) -> Arrays:
         """Arrays [B, ...] as they are stored, such as `digests`, of a view of training samples.
 
-        Only these rows are read. Raises: IndexError; DamagedShard, DamagedCache.
+        Only these rows are read; with a copy less if they are in the order of their blocks.
+        Raises: IndexError; DamagedShard, DamagedCache.
         """
         rows = np.asarray(rows, np.int64)
         if len(rows) and not 0 <= rows.min() <= rows.max() < self._num:
             raise IndexError(f"rows are from 0 to {self._num - 1}")
         shapes = stored_arrays(self.codec)
-        out = {n: np.empty((len(rows), *shapes[n][1]), shapes[n][0]) for n in names}
-        block_of, place_of = self._places_of_rows
-        for block in np.unique(block_of[rows]).tolist():
-            at = np.flatnonzero(block_of[rows] == block)
-            row = self.shard_of(block, view)
-            places = place_of[rows[at]]
+        by_block = {n: np.empty((len(rows), *shapes[n][1]), shapes[n][0]) for n in names}
+        blocks_B, places_B = (of_all[rows] for of_all in self.places_of_rows)
+        order = np.argsort(blocks_B, kind="stable")
+        is_ordered = bool((blocks_B[1:] >= blocks_B[:-1]).all())
+        blocks_B, places_B = blocks_B[order], places_B[order]
+        cuts = [0, *(np.flatnonzero(np.diff(blocks_B)) + 1).tolist(), len(rows)]
+        parts = [
+            (self.shard_of(int(blocks_B[start]), view), start, stop)
+            for start, stop in itertools.pairwise(cuts)
+            if start < stop
+        ]
+        self._hash_ahead([row.name for row, _, _ in parts])
+        for row, start, stop in parts:
+            part = {name: array[start:stop] for name, array in by_block.items()}
             try:
-                found = self._shard(row)[0].rows(view - row.start, places, names)
+                self._shard(row)[0].rows_into(part, view - row.start, places_B[start:stop])
             except DamagedShard as error:
                 raise self._damaged(row, error.reason) from None
-            self._check_arrays(row, found, len(at))
-            for name, array in found.items():
-                out[name][at] = array
+        if is_ordered:
+            return by_block
+        out = {name: np.empty_like(array) for name, array in by_block.items()}
+        for name, array in by_block.items():
+            out[name][order] = array
         return out
 
     def decode(self, arrays: Arrays, temperature: float | None = None) -> np.ndarray:
         """float32 logits [..., C] of stored arrays, as of `arrays_of_view`: `Codec.decode`."""
         return self.codec.decode(arrays, temperature)
 
-    def arrays_of_view(self, view: int, out: Arrays | None = None) -> Arrays:
+    def arrays_of_view(self, view: int) -> Arrays:
         """One view of the full training split: the encoding's arrays and `digests`, [N, ...].
 
-        Row i is training sample i. out: the result of an earlier call, to be overwritten instead
-        of allocating another. Raises: DamagedShard, DamagedCache.
+        Row i is training sample i. Raises: DamagedShard, DamagedCache.
         """
-        out = out or self.empty_arrays()
-        absent = np.ones(self._num, bool)
-        rows = [row for row in self.manifest.shards if row.start <= view < row.stop]
-        self._hash_ahead([row.name for row in rows])
-        for row in rows:
-            absent[self.read_into(out, row, view)] = False
-        if absent.any():
-            raise self._no_shard(f"view {view} of {absent.sum()} images")
-        return out
+        return self.stored(np.arange(self._num), view, [*self.codec.arrays(), "digests"])
 
-    def empty_arrays(self) -> Arrays:
-        """Uninitialised arrays for one view of the training split."""
-        n = self._num
-        shapes = self.codec.arrays().items()
-        out = {name: np.empty((n, *shape), dtype) for name, (dtype, shape) in shapes}
-        return out | {"digests": np.empty(n, np.uint64)}
+    def read_ahead(self, view: int) -> None:
+        """Ask the system to read a view's arrays of the open shards into the page cache."""
+        for row in self.manifest.shards:
+            if row.start <= view < row.stop and (found := self._open.get(row.name)):
+                found[0].read_ahead(view - row.start)
 
-    def read_into(self, out: Arrays, row: ShardRow, view: int) -> np.ndarray:
-        """Copy one shard's part of a view to its samples' rows of `out`; returns those rows."""
-        rows = self._shard(row)[1]
-        for name, array in self._arrays(row, view, list(out)).items():
-            out[name][rows] = array
-        return rows
+    def open_block(self, block: int, view: int) -> str:
+        """Open and check the shard that has a view of a block; returns its name."""
+        row = self.shard_of(block, view)
+        self._shard(row)
+        return row.name
 
     def shard_of(self, block: int, view: int) -> ShardRow:
         """The shard that holds a view of a block. Raises: DamagedCache if there is none."""
@@ -189,9 +190,9 @@ class Reader:
         return found
 
     @functools.cached_property
-    def _places_of_rows(self) -> tuple[np.ndarray, np.ndarray]:
-        """int64 [N] each: the block of a training sample, and its place in the block."""
-        block_of, place_of = np.empty(self._num, np.int64), np.empty(self._num, np.int64)
+    def places_of_rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """int32 [N] each: the block of a training sample, and its place in the block."""
+        block_of, place_of = np.empty(self._num, np.int32), np.empty(self._num, np.int32)
         for block, rows in enumerate(self._blocks):
             block_of[rows], place_of[rows] = block, np.arange(len(rows))
         return block_of, place_of
@@ -209,21 +210,6 @@ class Reader:
         shape = (len(self.samples["val"]), self.codec.num_classes)
         self._check_array(row, "logits", arrays["logits"], shape)
         return codec.decode(arrays)
-
-    def _arrays(self, row: ShardRow, view: int, names: list[str]) -> Arrays:
-        """A view's arrays of a shard, of the right type and shape."""
-        arrays = self._shard_arrays(row, view - row.start, names)
-        self._check_arrays(row, arrays, len(self._shard(row)[1]))
-        return arrays
-
-    def _check_arrays(self, row: ShardRow, arrays: Arrays, num_rows: int) -> None:
-        """Raise DamagedShard unless the arrays are of the encoding's types and shapes."""
-        shapes = stored_arrays(self.codec)
-        for name, array in arrays.items():
-            dtype, shape = shapes[name]
-            self._check_array(row, name, array, (num_rows, *shape))
-            if array.dtype != dtype:
-                raise self._damaged(row, f"{name} is of type {array.dtype}")
 
     # Images
 
@@ -291,6 +277,8 @@ class Reader:
         """Hash shards that are not checked yet in a few threads; at first that is all of them."""
         paths = {name: self.folder / name for name in names if name not in self.checked_names}
         todo = {name: path for name, path in paths.items() if path.is_file()}
+        if not todo:
+            return
         with ThreadPoolExecutor(HASHERS) as pool:
             self._hashes |= dict(zip(todo, pool.map(files.sha256, todo.values()), strict=True))
 
@@ -343,6 +331,11 @@ class Reader:
         rows, known = self._blocks[row.block], self.samples["train"].keys
         if keys != [known[i] for i in rows]:
             raise self._damaged(row, f"its samples are not those of block {row.block}")
+        shapes, lead = stored_arrays(self.codec), (row.stop - row.start, len(rows))
+        try:
+            shard.check({n: (dtype, (*lead, *shape)) for n, (dtype, shape) in shapes.items()})
+        except DamagedShard as error:
+            raise self._damaged(row, error.reason) from None
         return shard, rows
 
     def _check_array(

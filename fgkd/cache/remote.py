@@ -17,7 +17,6 @@ import psutil
 
 from fgkd import files
 from fgkd.cache import samples_file
-from fgkd.cache.encodings import Arrays
 from fgkd.cache.reader import Reader
 from fgkd.cache.samples import SampleTables
 from fgkd.data import Samples
@@ -131,9 +130,9 @@ def open_cache(where: str | Path) -> Reader:
 
 
 class Stream:
-    """Shard-by-shard reading for one run: blocks are held in memory while steps use them.
+    """Shard-by-shard reading for one run: shards are open while steps use them.
 
-    `need` loads a step's blocks, `announce` begins to download the next ones, and `done` drops
+    `need` opens a step's shards, `announce` begins to download the next ones, and `done` drops
     those whose last step is over: about two buffers of shards are held at a time.
     """
 
@@ -142,7 +141,6 @@ class Stream:
         self.block_of = np.empty(sum(map(len, block_rows)), np.int64)
         for block, rows in enumerate(block_rows):
             self.block_of[rows] = block
-        self._arrays_of_epochs: dict[int, Arrays] = {}
         self._held: dict[tuple[int, int], str] = {}  # (epoch, block) -> shard
         self._places: dict[int, Place] = {}
 
@@ -159,15 +157,11 @@ class Stream:
         self.reader.want([self.reader.shard_of(block, view).name for block in ahead])
 
     def need(self, epoch: int, view: int, blocks: list[int]) -> None:
-        """Load these blocks' targets into the epoch's arrays, and their images into local files."""
-        if epoch not in self._arrays_of_epochs:
-            self._arrays_of_epochs[epoch] = self.reader.empty_arrays()
-        held = self._arrays_of_epochs[epoch]
+        """Have these blocks' shards open, in local files."""
         for block in blocks:
             if (epoch, block) not in self._held:
                 row = self.reader.shard_of(block, view)
-                self.reader.read_into(held, row, view)
-                self._held[epoch, block] = row.name
+                self._held[epoch, block] = self.reader.open_block(block, view)
                 if self.reader.holds_images:
                     self._places |= self.reader.places(row)
 
@@ -176,12 +170,6 @@ class Stream:
         if not self.reader.holds_images:
             return None
         return {row: self._places[row] for row in rows.tolist()}
-
-    def arrays_of_epoch(self, epoch: int) -> Arrays:
-        """The epoch's targets; the rows of the blocks that were needed so far are filled."""
-        for old in [e for e in self._arrays_of_epochs if e < epoch]:
-            del self._arrays_of_epochs[old]
-        return self._arrays_of_epochs[epoch]
 
     def done(self, epoch: int, blocks: list[int]) -> None:
         """Drop blocks that no later step of the epoch needs."""

@@ -14,6 +14,7 @@ import math
 import mmap
 import re
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -116,17 +117,41 @@ class Reader:
 
     def arrays_of_view(self, index: int, names: list[str]) -> dict[str, np.ndarray]:
         """Arrays [S, ...] of the shard's view number `index`."""
-        return self.rows(index, np.arange(len(self._names)), names)
+        try:
+            return {name: self._column(index, name, self._names) for name in names}
+        except Exception as error:
+            raise unreadable(self.path, error) from None
 
-    def rows(self, index: int, places: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
-        """Arrays [B, ...] of the shard's view number `index`: of the samples at these places."""
+    def check(self, shapes: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
+        """Raise DamagedShard unless the arrays of these names are of these types and shapes.
+
+        Of the first sample: `_column` compares the others with the first that is read.
+        """
+        for name, (dtype, (num_views, _, *shape)) in shapes.items():
+            try:
+                found = self._column(num_views - 1, name, self._names[:1])
+                if found.dtype != dtype or found.shape != (1, *shape):
+                    raise ValueError(f"{name}.npy is of type {found.dtype} and of another shape")
+            except Exception as error:
+                raise unreadable(self.path, error) from None
+
+    def read_ahead(self, index: int) -> None:
+        """Nothing: the views of a tar lie among its images."""
+
+    def rows_into(self, out: dict[str, np.ndarray], index: int, places: np.ndarray) -> None:
+        """Fill arrays [B, ...] with those of the samples at these places, of a view."""
         try:
             samples = [self._names[place] for place in places.tolist()]
-            return {name: self._column(index, name, samples) for name in names}
+            for name, array in out.items():
+                found = self._column(index, name, samples)
+                if found.dtype != array.dtype or found.shape != array.shape:
+                    raise ValueError(f"{name}.npy is {found.dtype} of shape {found.shape[1:]}")
+                array[:] = found
         except Exception as error:
             raise unreadable(self.path, error) from None
 
     def _column(self, index: int, name: str, samples: list[str]) -> np.ndarray:
+        """An array [B, ...] of one view of these samples, whose members must be alike."""
         places = [self._members[f"{sample}.{name}.npy"] for sample in samples]
         first = io.BytesIO(self._bytes(*places[0]))
         version = np.lib.format.read_magic(first)

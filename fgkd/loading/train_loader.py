@@ -1,7 +1,6 @@
 """The training loader: batches of augmented views with the teacher's logits, in keyed order.
 
-Workers render whole batches; the main process adds the targets of the epoch's view, and a thread
-of it reads the next epoch's.
+Workers render whole batches; the main process adds their targets.
 Shape legend: B batch, V views, H, W pixels, 3 channels, K classes.
 """
 
@@ -11,7 +10,6 @@ import contextlib
 import itertools
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -23,6 +21,7 @@ from fgkd.data.image_store import ImageStore
 from fgkd.errors import OptionError
 from fgkd.loading.batch import Batch
 from fgkd.loading.cached_views import CHECK_EVERY, pixel_mismatch
+from fgkd.loading.epoch_targets import EpochTargets, Need
 from fgkd.loading.schedule import BatchSpec, Schedule
 from fgkd.loading.workers import render
 from fgkd.views.rendering import RenderedViews, Request
@@ -75,6 +74,7 @@ class TrainLoader:
             )
         self.shard_buffer = shard_buffer
         self.stream = Stream(cache, views.blocks) if cache and shard_buffer else None
+        self.target_names = [*cache.codec.arrays(), "digests"] if cache else []
 
     def batches(self, first_step: int) -> Iterator[Batch]:
         """This rank's batches from step `first_step` to the end of the run."""
@@ -88,6 +88,13 @@ class TrainLoader:
                 shares = self._shares(specs)
                 asked = [self._stand_in(s, rows) for s, rows in zip(specs, shares, strict=True)]
                 needs = [self._blocks_of(rows) for rows in asked]
+                if targets:
+                    planned = zip(specs, asked, strict=True)
+                    following = (e + 1) % self.schedule.views
+                    targets.plan(
+                        (Need(spec.step, spec.view, rows) for spec, rows in planned),
+                        following if e + 1 < self.schedule.epochs else None,
+                    )
                 spent = _last_uses(needs)
                 for i, (spec, rows) in enumerate(zip(specs, shares, strict=True)):
                     if self.stream:
@@ -97,16 +104,20 @@ class TrainLoader:
                     sent.append((spec, rows, spent[i]))
                     yield self._request(spec, asked[i], e == epoch)
 
-        with contextlib.closing(EpochArrays(self.cache, self.schedule)) as targets:
+        ahead = self.cache is not None and self.stream is None
+        targets = EpochTargets(self.cache) if self.cache and ahead else None
+        with contextlib.closing(targets) if targets else contextlib.nullcontext():
             for answer in render(self.renderer, requests(), self.workers):
                 spec, rows, spent_blocks = sent.popleft()
-                if self.stream:
-                    yield self._join(
-                        spec, answer, self.stream.arrays_of_epoch(spec.epoch), len(rows)
-                    )
-                    self.stream.done(spec.epoch, spent_blocks)
+                if targets:
+                    held = targets.of(spec.step, answer.rows)
+                elif self.cache:
+                    held = self.cache.stored(answer.rows, spec.view, self.target_names)
                 else:
-                    yield self._join(spec, answer, targets.of(spec), len(rows))
+                    held = {}
+                yield self._join(spec, answer, held, len(rows))
+                if self.stream:
+                    self.stream.done(spec.epoch, spent_blocks)
 
     def _order(self, epoch: int) -> np.ndarray:
         """The rows of an epoch: all mixed, or shard by shard."""
@@ -163,9 +174,8 @@ class TrainLoader:
             return self._blank(spec, answer)
         rows, teacher_BK = answer.rows, None
         if self.cache:
-            self._check_digests(spec, answer, held)
-            arrays = {name: array[rows] for name, array in held.items() if name != "digests"}
-            teacher_BK = torch.from_numpy(self.cache.codec.decode(arrays, self.temperature))
+            self._check_digests(spec, answer, held.pop("digests"))
+            teacher_BK = torch.from_numpy(self.cache.codec.decode(held, self.temperature))
         partner = self.views.partners(spec.view)
         labels = self.samples.labels
         return Batch(
@@ -189,45 +199,13 @@ class TrainLoader:
             spec, 0, self.row_ids[:1], image, label, teacher, None, None, answer.unreadable
         )
 
-    def _check_digests(
-        self, spec: BatchSpec, answer: RenderedViews, held: dict[str, np.ndarray]
-    ) -> None:
+    def _check_digests(self, spec: BatchSpec, answer: RenderedViews, stored_B: np.ndarray) -> None:
         digests_B = answer.digests_BV[:, 0]
-        wrong = (digests_B != 0) & (digests_B != held["digests"][answer.rows])
+        wrong = (digests_B != 0) & (digests_B != stored_B)
         if self.check_pixels and wrong.any():
             key = self.samples.keys[answer.rows[wrong][0]]
             assert self.cache is not None
             raise pixel_mismatch(self.cache, key, spec.view)
-
-
-class EpochArrays:
-    """The targets of the current epoch's view; those of the next are read in the background.
-
-    Two views' targets are in memory, never three: their buffers take turns. Empty without a cache.
-    """
-
-    def __init__(self, cache: Reader | None, schedule: Schedule) -> None:
-        self.cache, self.schedule = cache, schedule
-        self._pool = ThreadPoolExecutor(1)
-        self._view = -1
-        self._arrays_held: dict[str, np.ndarray] = {}
-        self._coming: Future[dict[str, np.ndarray]] | None = None
-
-    def of(self, spec: BatchSpec) -> dict[str, np.ndarray]:
-        """The arrays of a batch's view. Raises: FgkdError for a damaged shard."""
-        if self.cache is not None and spec.view != self._view:
-            spare = self._arrays_held
-            coming = self._coming or self._pool.submit(self.cache.arrays_of_view, spec.view)
-            self._arrays_held, self._view = coming.result(), spec.view
-            following = (spec.epoch + 1) % self.schedule.views
-            more = spec.epoch + 1 < self.schedule.epochs and following != spec.view
-            args = (following, spare) if spare else (following,)
-            self._coming = self._pool.submit(self.cache.arrays_of_view, *args) if more else None
-        return self._arrays_held
-
-    def close(self) -> None:
-        """Wait for what is being read: the shards may be closed next."""
-        self._pool.shutdown(cancel_futures=True)
 
 
 def _last_uses(needs: list[list[int]]) -> list[list[int]]:

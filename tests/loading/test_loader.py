@@ -189,15 +189,15 @@ def test_a_rank_without_a_share_stands_in_with_a_usable_image(
 
 def test_a_digest_mismatch_stops_the_run(samples: Samples, cache: Path) -> None:
     reader = Reader(cache)
-    real, view = reader.arrays_of_view, 1
+    real, view = reader.stored, 1
     checked = SCHEDULE.epoch_specs(view)[0].rows[0]  # the first of every epoch is looked at
 
-    def tampered(number: int, out: dict[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
-        held = real(number, out)
-        held["digests"][checked] += np.uint64(number == view)
+    def tampered(rows: np.ndarray, number: int, names: list[str]) -> dict[str, np.ndarray]:
+        held = real(rows, number, names)
+        held["digests"][rows == checked] += np.uint64(number == view)
         return held
 
-    reader.arrays_of_view = tampered  # type: ignore[method-assign]
+    reader.stored = tampered  # type: ignore[method-assign]
     batches = make_loader(samples, reader).batches(0)
     assert [next(batches).spec.step for _ in range(3)] == [0, 1, 2]
     with pytest.raises(PixelMismatch) as caught:
