@@ -29,6 +29,9 @@ def hash64(*key: Key) -> int:
     return int.from_bytes(digest(*key, size=8), "little")
 
 
+TORCH_SORTS_FROM = 1 << 20  # words
+
+
 class Stream:
     """Draws from one keyed Philox stream, in the order in which they are asked for."""
 
@@ -69,7 +72,14 @@ class Stream:
 
     def permutation(self, n: int) -> np.ndarray:
         """A permutation of range(n), int64: the order of n raw words (ties by position)."""
-        return np.argsort(self.raw(n), kind="stable").astype(np.int64)
+        words = self.raw(n)
+        if n < TORCH_SORTS_FROM:
+            return np.argsort(words, kind="stable").astype(np.int64)
+        import torch  # whose sort of integers takes less than half of the time
+
+        signed = (words ^ np.uint64(1 << 63)).view(np.int64)  # in the same order
+        order: np.ndarray = torch.sort(torch.from_numpy(signed), stable=True).indices.numpy()
+        return order
 
 
 def stream(*key: Key) -> Stream:

@@ -21,6 +21,7 @@ import bench_cache
 import bench_capture
 import bench_growth
 import bench_input
+import bench_scale
 import bench_start
 import bench_train
 import torch
@@ -33,6 +34,7 @@ PARTS: dict[str, Any] = {
     "capture": bench_capture.rows,
     "cache": bench_cache.rows,
     "growth": bench_growth.rows,
+    "scale": bench_scale.rows,
     "start": bench_start.rows,
 }
 ON_CUDA = ("train", "compute")

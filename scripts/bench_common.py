@@ -28,13 +28,14 @@ from fgkd.cache.identity import (
     TeacherIdentity,
     ViewIdentity,
 )
-from fgkd.cache.samples import HASH_TYPE, Keys, SampleTable, SampleTables
+from fgkd.cache.samples import HASH_TYPE, SampleTable, SampleTables
 from fgkd.cache.shards import Shard, ShardHeader, ShardJob, ShardRow
 from fgkd.cache.writer import Writer
 from fgkd.data import (
     Samples,
     content,
 )
+from fgkd.data.keys import Keys
 from fgkd.views import recipes
 from fgkd.views.rendering import KeyedView, Request, ViewRenderer
 
@@ -228,6 +229,12 @@ def peak_mib() -> float:
     """Peak resident MiB of this process (getrusage would count the parent's before exec, too)."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+
+
+def anonymous_mib() -> float:
+    """Resident MiB of this process that are not of files."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("RssAnon:")[2].split()[0]) / 1024
 
 
 def grown(what: str, less: np.ndarray, more: np.ndarray, few: int, many: int) -> Row:

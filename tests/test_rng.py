@@ -142,6 +142,22 @@ def test_permutations_are_permutations_and_all_of_them_come_alike() -> None:
     assert stats.chisquare(list(seen.values())).pvalue > 1e-3
 
 
+def test_a_long_permutation_is_the_stable_order_of_its_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Existing caches are cut by it: torch's sort gives numpy's order, with equal words too."""
+    num = rng.TORCH_SORTS_FROM + 1
+    words = rng.stream("long").raw(num)
+    assert (words >> np.uint64(63)).any()  # those that are negative as int64
+    expected = np.argsort(words, kind="stable")
+    found = rng.stream("long").permutation(num)
+    assert found.dtype == np.int64
+    assert np.array_equal(found, expected)
+    few = words % np.uint64(1000) << np.uint64(54)
+    monkeypatch.setattr(rng.Stream, "raw", lambda self, n: few[:n])
+    assert np.array_equal(rng.stream("x").permutation(num), np.argsort(few, kind="stable"))
+
+
 def test_a_rows_uniforms_do_not_depend_on_its_neighbours() -> None:
     ids = np.array([rng.hash64("key", i) for i in range(50)], np.uint64)
     whole = rng.row_uniforms(ids, 5, "drop_path", 0, 7)

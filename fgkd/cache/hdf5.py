@@ -155,6 +155,10 @@ class Reader:
         """int64 [S], in shard order."""
         return self._array("labels")
 
+    def key_bytes(self) -> np.ndarray:
+        """UTF-8 bytes [S] of the block's sample keys, in shard order."""
+        return self._array("keys")
+
     def sample_keys(self) -> list[str]:
         """The block's sample keys, in shard order."""
         return [key.decode() for key in self._array("keys").tolist()]

@@ -21,7 +21,7 @@ from fgkd.cache.identity import FORMAT_VERSION, Identity
 from fgkd.cache.samples import SampleTables, check_dataset
 from fgkd.cache.shards import ShardRow
 from fgkd.cache.writer import BACKENDS, stored_arrays, val_codec
-from fgkd.data import Dataset, Samples
+from fgkd.data import Dataset, Keys, Samples
 from fgkd.data.samples import Place
 from fgkd.errors import DamagedCache, DamagedShard
 from fgkd.views import orders
@@ -243,8 +243,8 @@ class Reader:
         self, split: str, where: list[str], places: list[Place | None] | None = None
     ) -> Samples:
         table = self.samples[split]
-        keys = list(table.keys)
-        paths = [f"{path}:{key}" for path, key in zip(where, keys, strict=True)]
+        keys = table.keys
+        paths = Keys.of(f"{path}:{key}" for path, key in zip(where, keys, strict=True))
         labels, domains = table.labels.astype(np.int64), table.domains.astype(np.int64)
         return Samples(keys, labels, domains, paths, places=places, boxes=table.boxes)
 
@@ -321,15 +321,16 @@ class Reader:
         known_as = (self.manifest.identity_sha256, *self.identity.earlier)
         if shard.header.identity_sha256 not in known_as:
             raise self._damaged(row, "it is of another cache's identity")
-        keys = shard.sample_keys()
+        keys = shard.key_bytes()
         if row.block < 0:
-            if self.samples["val"].keys != keys:
+            rows = np.arange(len(self.samples["val"]))
+            if not np.array_equal(keys, self.samples["val"].keys.padded(rows)):
                 raise self._damaged(row, "its samples are not the validation images")
-            return shard, np.arange(len(keys))
+            return shard, rows
         if row.block >= len(self._blocks):
             raise self._damaged(row, f"there is no block {row.block}")
         rows, known = self._blocks[row.block], self.samples["train"].keys
-        if keys != [known[i] for i in rows]:
+        if not np.array_equal(keys, known.padded(rows)):
             raise self._damaged(row, f"its samples are not those of block {row.block}")
         shapes, lead = stored_arrays(self.codec), (row.stop - row.start, len(rows))
         try:

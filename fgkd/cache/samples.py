@@ -5,16 +5,16 @@ Row i of every column is sample i of a split. Shape legend: N samples of a split
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
-from fgkd import comparison, rng
+from fgkd import comparison
 from fgkd.cache.identity import DatasetIdentity, Identity
-from fgkd.data import Dataset, Samples, boxes, content
+from fgkd.data import Dataset, Keys, Samples, boxes, content
 from fgkd.errors import Difference, FgkdError
 
 SPLITS = ("train", "val")
@@ -22,80 +22,6 @@ HASH_TYPE = np.dtype(f"S{content.HASH_HEX}")
 CHUNK = 1 << 16  # keys that are decoded or hashed at a time
 READERS = 4  # threads
 MAX_KEY = 1 << 16  # bytes
-
-
-class Keys(Sequence[str]):
-    """Sample keys, held as UTF-8 bytes: like a list of strings that are decoded when accessed.
-
-    data: uint8, all keys one after another. offsets: int64 [N + 1], where each begins and ends.
-    """
-
-    def __init__(self, data: np.ndarray, offsets: np.ndarray) -> None:
-        self.data, self.offsets = data, offsets
-
-    @staticmethod
-    def of(keys: Iterable[str]) -> Keys:
-        """The same keys, packed."""
-        encoded = [key.encode() for key in keys]
-        offsets = np.zeros(len(encoded) + 1, np.int64)
-        np.cumsum([len(one) for one in encoded], out=offsets[1:])
-        return Keys(np.frombuffer(b"".join(encoded), np.uint8), offsets)
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    @overload
-    def __getitem__(self, at: int) -> str: ...
-    @overload
-    def __getitem__(self, at: slice) -> list[str]: ...
-    def __getitem__(self, at: int | slice) -> str | list[str]:
-        if isinstance(at, slice):
-            return [self[i] for i in range(*at.indices(len(self)))]
-        row = int(at) + len(self) * (at < 0)
-        if not 0 <= row < len(self):
-            raise IndexError(at)
-        return self.data[self.offsets[row] : self.offsets[row + 1]].tobytes().decode()
-
-    def __iter__(self) -> Iterator[str]:
-        for start in range(0, len(self), CHUNK):
-            ends = self.offsets[start : start + CHUNK + 1].tolist()
-            text, base = self.data[ends[0] : ends[-1]].tobytes(), ends[0]
-            for i in range(len(ends) - 1):
-                yield text[ends[i] - base : ends[i + 1] - base].decode()
-
-    def __eq__(self, other: object) -> bool:
-        if isinstance(other, Keys):
-            same = np.array_equal(self.offsets, other.offsets)
-            return bool(same and np.array_equal(self.data, other.data))
-        return list(self) == other
-
-    def __repr__(self) -> str:
-        return f"Keys({len(self)})"
-
-    def repeated(self) -> str | None:
-        """A key that occurs twice, if there is one."""
-        hashes = np.sort(hashed := self._hashes())
-        twice = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
-        seen: set[str] = set()
-        for row in np.flatnonzero(np.isin(hashed, twice)).tolist() if len(twice) else ():
-            if (key := self[row]) in seen:
-                return key
-            seen.add(key)
-        return None
-
-    def _hashes(self) -> np.ndarray:
-        """uint64 [N], equal for equal keys: a sum of bytes, each times a number of its place."""
-        lengths, out = np.diff(self.offsets), np.zeros(len(self), np.uint64)
-        longest = int(lengths.max(initial=0))
-        weights = rng.stream("keys").raw(longest)
-        for start in range(0, len(self), CHUNK):
-            begins = self.offsets[start : start + CHUNK + 1]
-            place = np.arange(begins[0], begins[-1]) - np.repeat(
-                begins[:-1], lengths[start : start + CHUNK]
-            )
-            terms = self.data[begins[0] : begins[-1]] * weights[place]
-            out[start : start + CHUNK] = np.add.reduceat(terms, begins[:-1] - begins[0])
-        return out
 
 
 @dataclass(frozen=True, eq=False)

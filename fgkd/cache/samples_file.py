@@ -16,7 +16,8 @@ import numpy as np
 from fgkd import files
 from fgkd.cache import hdf5
 from fgkd.cache.identity import Identity
-from fgkd.cache.samples import HASH_TYPE, SPLITS, Keys, SampleTable, SampleTables
+from fgkd.cache.samples import HASH_TYPE, SPLITS, SampleTable, SampleTables
+from fgkd.data.keys import Keys
 from fgkd.errors import DamagedCache
 
 NAME = "samples.h5"

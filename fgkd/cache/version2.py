@@ -12,7 +12,8 @@ import numpy as np
 
 from fgkd import files
 from fgkd.cache.identity import Identity
-from fgkd.cache.samples import HASH_TYPE, Keys, SampleTable, SampleTables
+from fgkd.cache.samples import HASH_TYPE, SampleTable, SampleTables
+from fgkd.data.keys import Keys
 
 VERSION = 2
 COLUMNS = {"keys": [str], "labels": [int], "domains": [int], "sizes": [int], "hashes": [str]}

@@ -104,6 +104,10 @@ class Reader:
     def _bytes(self, offset: int, size: int) -> bytes:
         return self._map[offset : offset + size]
 
+    def key_bytes(self) -> np.ndarray:
+        """UTF-8 bytes [S] of the block's sample keys, in shard order."""
+        return np.array([key.encode() for key in self._keys])
+
     def sample_keys(self) -> list[str]:
         """The block's sample keys, in shard order."""
         return self._keys

@@ -23,6 +23,7 @@ from fgkd.data import (
 )
 from fgkd.data.boxes import with_boxes
 from fgkd.data.combine import split_listed, split_off, split_validation, union
+from fgkd.data.keys import Keys
 from fgkd.data.lists import read_text
 from fgkd.data.samples import Dataset, Samples
 from fgkd.data.spec import OPTIONS, PATHS, Spec, absolute_specs, moved, takes
@@ -31,6 +32,7 @@ from fgkd.errors import MissingDataset, MissingOption, OptionError, UnknownName,
 __all__ = [
     "DATASETS",
     "Dataset",
+    "Keys",
     "Samples",
     "absolute_specs",
     "moved",

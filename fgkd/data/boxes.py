@@ -29,7 +29,7 @@ def with_boxes(dataset: Dataset) -> Dataset:
     if "train" not in dataset.splits:
         return dataset
     train = dataset.splits["train"]
-    rows = read(dataset.name, train.box_reader, train.keys)
+    rows = read(dataset.name, train.box_reader, list(train.keys))
     train = replace(train, boxes=checked(train.keys, rows))
     return replace(dataset, splits=dataset.splits | {"train": train})
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from fgkd.data.keys import Keys
 from fgkd.errors import NoTrainSplit, UnreadableFile
 
 Place = tuple[str, int, int]  # (file, offset, size) of an encoded image inside a larger file
@@ -45,13 +46,18 @@ class Samples:
     width, height in source pixels, once `with_boxes` has read them.
     """
 
-    keys: list[str]
+    keys: Sequence[str]
     labels: np.ndarray
     domains: np.ndarray
-    paths: list[str]
+    paths: Sequence[str]
     places: list[Place | None] | None = None
     box_reader: BoxReader | None = None
     boxes: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("keys", "paths"):
+            if not isinstance(texts := getattr(self, name), Keys):
+                object.__setattr__(self, name, Keys.of(texts))
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -61,7 +61,6 @@ class TrainLoader:
             skip_unreadable=skip_unreadable,
             store=store,
         )
-        self.row_ids = np.array([rng.hash64(key) for key in self.samples.keys], np.uint64)
         self.unit = 2 if views.recipe.mixes else 1
         even = 2 * distributed.world()
         if views.recipe.mixes and schedule.batch_size % even:
@@ -181,7 +180,7 @@ class TrainLoader:
         return Batch(
             spec,
             len(rows) if num_rows else 0,
-            self.row_ids[rows],
+            self._row_ids(rows),
             answer.images[0][:, 0],
             torch.from_numpy(labels[rows]),
             teacher_BK,
@@ -190,13 +189,26 @@ class TrainLoader:
             answer.unreadable,
         )
 
+    def _row_ids(self, rows: np.ndarray) -> np.ndarray:
+        """uint64 [B], the keys of these samples' own draws."""
+        keys = self.samples.keys
+        return np.array([rng.hash64(keys[row]) for row in rows.tolist()], np.uint64)
+
     def _blank(self, spec: BatchSpec, answer: RenderedViews) -> Batch:
         """A black image that counts for nothing: no image of this rank's share could be read."""
         image = torch.zeros(1, *answer.images[0].shape[2:], dtype=torch.uint8)
         label = torch.zeros(1, dtype=torch.int64)
         teacher = torch.zeros(1, self.cache.codec.num_classes) if self.cache else None
         return Batch(
-            spec, 0, self.row_ids[:1], image, label, teacher, None, None, answer.unreadable
+            spec,
+            0,
+            self._row_ids(np.zeros(1, np.int64)),
+            image,
+            label,
+            teacher,
+            None,
+            None,
+            answer.unreadable,
         )
 
     def _check_digests(self, spec: BatchSpec, answer: RenderedViews, stored_B: np.ndarray) -> None:

@@ -23,8 +23,9 @@ from fgkd.cache.identity import (
     TeacherIdentity,
     ViewIdentity,
 )
-from fgkd.cache.samples import HASH_TYPE, Keys, SampleTable
+from fgkd.cache.samples import HASH_TYPE, SampleTable
 from fgkd.cache.writer import Writer
+from fgkd.data.keys import Keys
 from fgkd.views.recipes import ViewRecipe
 
 CLASSES, VIEWS, SAMPLES = 12, 3, 7

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from fgkd.cache import samples, samples_file
 from fgkd.cache.reader import Reader
-from fgkd.cache.samples import HASH_TYPE, Keys, SampleTable, SampleTables
+from fgkd.cache.samples import HASH_TYPE, SampleTable, SampleTables
+from fgkd.data.keys import Keys
 from fgkd.errors import DamagedCache
 
 NAMES = ("keys", "labels", "domains", "sizes", "hashes")

@@ -17,9 +17,10 @@ from fgkd.cache.identity import (
     TeacherIdentity,
     ViewIdentity,
 )
-from fgkd.cache.samples import HASH_TYPE, Keys, SampleTable, SampleTables
+from fgkd.cache.samples import HASH_TYPE, SampleTable, SampleTables
 from fgkd.cache.shards import ShardJob
 from fgkd.cache.writer import Writer
+from fgkd.data.keys import Keys
 from fgkd.views.recipes import ViewRecipe
 
 NUM_TRAIN, NUM_VAL, NUM_CLASSES, SHARD_SIZE = 23, 5, 6, 8  # blocks of 8, 8 and 7
