@@ -342,8 +342,8 @@ class CacheSpec:
     format: str = option("hdf5", "Shard format.", choices=FORMAT_NAMES)
     encoding: str = option(
         "dense",
-        "dense: float16 logits; dense32: float32; int8: 1 byte per class; topk: the largest "
-        "logits and the mass of the rest; topk8: the same with 1 byte per logit.",
+        "dense: float16; dense32: float32; int8: 1 byte a class; topk, topk8: the largest "
+        "(float16, 1 byte) and the rest's mass.",
         choices=ENCODING_NAMES,
     )
     top_k: int = option(50, "Classes that topk and topk8 keep, besides the label.", low=1)

@@ -23,9 +23,26 @@ def world() -> int:
 def start(device: torch.device) -> None:
     """Join the process group that torchrun describes (nccl on CUDA, gloo otherwise)."""
     import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
 
-    if world() > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if world() == 1 or dist.is_initialized():
+        return
+    backend, restart = "nccl" if device.type == "cuda" else "gloo", _restart()
+    if not restart:
+        dist.init_process_group(backend)
+        return
+    # The launcher's store still has the addresses of the processes that ended (pytorch #135712).
+    store = next(rendezvous("env://"))[0]
+    own = PrefixStore(f"restart-{restart}", store)
+    dist.init_process_group(backend, store=own, rank=rank(), world_size=world())
+
+
+def _restart() -> int:
+    """How often torchrun has started this group again; 0 where machines may not agree on it."""
+    if os.environ.get("LOCAL_WORLD_SIZE") != os.environ.get("WORLD_SIZE"):
+        return 0
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
 def stop() -> None:
