@@ -146,8 +146,8 @@ def samples_of(folder: Path, num: int, files: int, width: int = 500, height: int
         if not path.exists():
             path.write_bytes(photo(i, width, height))
     zeros = np.zeros(num, np.int64)
-    keys = [f"{i:07d}.jpg" for i in range(num)]
-    return Samples(keys, zeros, zeros, [str(paths[i % files]) for i in range(num)])
+    keys = Keys.of(f"{i:07d}.jpg" for i in range(num))
+    return Samples(keys, zeros, zeros, Keys.of(str(paths[i % files]) for i in range(num)))
 
 
 def identity_of(

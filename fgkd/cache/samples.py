@@ -61,7 +61,8 @@ class SampleTable:
     def narrow(self) -> SampleTable:
         """The same table with its numbers in the smallest type that holds them."""
         labels, domains, sizes = map(_narrow, (self.labels, self.domains, self.sizes))
-        return replace(self, labels=labels, domains=domains, sizes=sizes)
+        keys = self.keys.narrow()
+        return replace(self, keys=keys, labels=labels, domains=domains, sizes=sizes)
 
     def columns(self) -> dict[str, Keys | np.ndarray]:
         """The columns by name, in order; boxes only if there are any."""

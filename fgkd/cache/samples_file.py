@@ -33,7 +33,7 @@ KINDS = {"labels": np.int64, "domains": np.int64, "sizes": np.int64, "hashes": H
 
 def _columns(table: SampleTable) -> dict[str, np.ndarray]:
     """The datasets of a split, by name and in their order in the file."""
-    keys = {"key_offsets": table.keys.offsets, "keys": table.keys.data}
+    keys = {"key_offsets": table.keys.offsets.astype(np.int64), "keys": table.keys.data}
     return keys | {name: np.asarray(c) for name, c in table.columns().items() if name != "keys"}
 
 

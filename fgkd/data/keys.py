@@ -23,7 +23,8 @@ class Keys(Sequence[str]):
     A list of ten million strings takes a gigabyte, again in each worker process: counting the uses
     of a string writes to its memory, which is then no longer shared.
 
-    data: uint8, all keys one after another. offsets: int64 [N + 1], where each begins and ends.
+    data: uint8, all keys one after another. offsets: int64 or uint32 [N + 1], where each begins and
+    ends.
     """
 
     def __init__(self, data: np.ndarray, offsets: np.ndarray) -> None:
@@ -38,7 +39,14 @@ class Keys(Sequence[str]):
         while some := [key.encode(errors=ODD) for key in itertools.islice(rest, CHUNK)]:
             data += b"".join(some)
             lengths.append(np.array([len(one) for one in some], np.int64))
-        return Keys(np.frombuffer(bytes(data), np.uint8), np.cumsum(np.concatenate(lengths)))
+        offsets = np.cumsum(np.concatenate(lengths))
+        return Keys(np.frombuffer(bytes(data), np.uint8), offsets).narrow()
+
+    def narrow(self) -> Keys:
+        """The same with offsets of half the size, where they fit."""
+        if len(self.data) >= 1 << 32:
+            return self
+        return Keys(self.data, self.offsets.astype(np.uint32))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

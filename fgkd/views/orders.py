@@ -54,7 +54,10 @@ def epoch_order(
     seed: int, epoch: int, num_samples: int, partner: np.ndarray | None = None
 ) -> np.ndarray:
     """The rows of an epoch in order; with partners, pairs side by side and loners last."""
-    return _shuffle(rng.stream("order", seed, epoch), np.arange(num_samples), partner)
+    stream = rng.stream("order", seed, epoch)
+    if partner is None:
+        return stream.permutation(num_samples)
+    return _shuffle(stream, np.arange(num_samples), partner)
 
 
 def _shuffle(stream: rng.Stream, rows: np.ndarray, partner: np.ndarray | None) -> np.ndarray:
