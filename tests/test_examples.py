@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 import timm
 import torch
 import torchvision
+import yaml
 
 import fgkd
+from stages.cli import fgkd as fgkd_command
 
 FOLDER = Path(__file__).parents[1] / "scripts" / "examples"
 SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py"))
@@ -76,3 +80,30 @@ def test_capture_writes_the_models_own_logits(tiny_data: Path, tmp_path: Path) -
     with torch.no_grad():
         wanted = net(((item["image"] / 255 - mean) / std)[None])[0]
     torch.testing.assert_close(item["teacher_logits"], wanted, atol=2e-3, rtol=2e-3)  # float16
+
+
+def commands_of(text: str) -> list[list[str]]:
+    """The arguments of each fgkd command in a script of a cluster."""
+    text = text.replace("\\\n", " ").replace("$((first + 8))", "8").replace("$first", "0")
+    found = re.findall(r"(?:exec fgkd|-m fgkd\.stages) (.+)", text)
+    return [shlex.split(line) for line in found]
+
+
+@pytest.mark.parametrize("name", ["slurm.sbatch", "kubernetes.yaml"])
+def test_the_command_of_a_cluster_parses(name: str) -> None:
+    """With the file's own syntax: bash's, and a Job's arguments."""
+    text = (FOLDER / "cluster" / name).read_text()
+    if name.endswith(".yaml"):
+        job = yaml.safe_load(text)
+        assert (job["apiVersion"], job["kind"]) == ("batch/v1", "Job")
+        (container,) = job["spec"]["template"]["spec"]["containers"]
+        (script,) = container["args"]
+    else:
+        assert text.startswith("#!")
+        script = text
+    subprocess.run(["bash", "-n", "-c", script], check=True)
+    ((command, *args),) = commands_of(script)
+    context = fgkd_command.commands[command].make_context(
+        command, args, parent=click.Context(fgkd_command)
+    )
+    assert context.params
