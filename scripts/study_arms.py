@@ -104,7 +104,10 @@ def knob(text: str, *options: str, cache: str = "pretrained") -> Method:
 
 METHODS |= {
     "few-labels": Method(
-        "a tenth of the labels alone, as many steps", ("--lr", "2e-3", *FEW), repeat=10
+        "a tenth of the labels alone, as many steps",
+        ("--lr", "2e-3", *FEW),
+        against="few-labels",
+        repeat=10,
     ),
     "few-cache": Method(
         "a tenth of the labels, the targets of all images by a teacher of that tenth",

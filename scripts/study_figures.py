@@ -78,28 +78,43 @@ def mean_and_spread(values: Sequence[float]) -> str:
 
 
 def tables(rows: Rows) -> str:
-    """Markdown: the teachers, and of each size its methods by epochs, with the gap to labels."""
+    """Markdown: the teachers; of each size its methods by epochs, with the gap to labels; then what
+    was compared with another method than labels."""
     parts = []
     teachers = [row for row in rows if row["arm"].startswith("teacher/")]
     if teachers:
         named = (f"{row['arm'][8:]} {row['test_top1_pct']:.2f} %" for row in teachers)
         parts.append("Teachers, test top-1: " + ", ".join(named) + ".")
+    groups: dict[str, list[str]] = {}
+    for method, how in table.METHODS.items():
+        groups.setdefault(how.against, [how.against]).append(method)
     for size in table.SIZES:
-        lines = []
-        for method, how in table.METHODS.items():
-            for epochs in table.LENGTHS:
-                arm = f"{size}/{method}/{epochs}"
-                if not (found := scores(rows, arm)):
-                    continue
-                baseline = gap(rows, arm, f"{size}/labels/{epochs}")
-                against = "" if method == "labels" or not baseline else str(baseline)
-                minutes = statistics.mean(r["minutes"] for r in rows if r["arm"] == arm)
-                cells = [how.text, str(epochs), mean_and_spread(found), against, f"{minutes:.1f}"]
-                lines.append("| " + " | ".join(cells) + " |")
-        if lines:
-            columns = f"{size} student", "epochs", "test top-1 %", "against labels", "minutes"
-            parts += ["", f"| {' | '.join(columns)} |", "|---|---|---|---|---|", *lines]
+        for against, methods in groups.items():
+            lines = [
+                _line(rows, f"{size}/{method}/{epochs}", f"{size}/{against}/{epochs}")
+                for method in dict.fromkeys(methods)
+                for epochs in table.LENGTHS
+                if scores(rows, f"{size}/{method}/{epochs}")
+            ]
+            if len({line.split("|")[1] for line in lines}) > 1:  # with something to compare
+                columns = f"{size} student", "epochs", "seeds", "test top-1 %", "against the first"
+                parts += ["", f"| {' | '.join(columns)} | minutes |", "|---" * 6 + "|", *lines]
     return "\n".join(parts)
+
+
+def _line(rows: Rows, arm: str, baseline: str) -> str:
+    """A row of a table: an arm, and how far it is ahead of its baseline."""
+    _, method, epochs = arm.split("/")
+    found, ahead = scores(rows, arm), None if arm == baseline else gap(rows, arm, baseline)
+    minutes = statistics.mean(row["minutes"] for row in rows if row["arm"] == arm)
+    cells = [table.METHODS[method].text, epochs, str(len(found)), mean_and_spread(found)]
+    return f"| {' | '.join([*cells, str(ahead or ''), f'{minutes:.1f}'])} |"
+
+
+def curve_caches() -> list[table.Cache]:
+    """The caches that the plotted methods learn from."""
+    named = [table.METHODS[method].cache for method in table.CURVES]
+    return [table.CACHES[name] for name in named if name]
 
 
 def draw(rows: Rows, path: Path) -> None:
@@ -112,7 +127,8 @@ def draw(rows: Rows, path: Path) -> None:
         canvas = Figure(figsize=(1 + 4.2 * len(sizes), 3.6), layout="constrained")
         axes = canvas.subplots(1, len(sizes), squeeze=False, sharey=True)[0]
         for ax, size in zip(axes, sizes, strict=True):
-            for index, (method, how) in enumerate(table.METHODS.items()):
+            for index, method in enumerate(table.CURVES):
+                how = table.METHODS[method]
                 found = {e: scores(rows, f"{size}/{method}/{e}") for e in table.LENGTHS}
                 there = [e for e in table.LENGTHS if found[e]]
                 if not there:
@@ -120,8 +136,9 @@ def draw(rows: Rows, path: Path) -> None:
                 means = [statistics.mean(found[e]) for e in there]
                 spread = [statistics.stdev(found[e]) if len(found[e]) > 1 else 0 for e in there]
                 ax.errorbar(there, means, spread, label=how.text, color=f"C{index}", capsize=3)
+            used = {name for cache in curve_caches() for name in cache.teachers}
             for row in rows:
-                if row["arm"].startswith("teacher/"):
+                if row["arm"].removeprefix("teacher/") in used:
                     ax.axhline(row["test_top1_pct"], color="0.5", linestyle=":")
                     place = (table.LENGTHS[0], row["test_top1_pct"])
                     ax.annotate(f"teacher, {row['arm'][8:]}", place, va="bottom", color="0.4")

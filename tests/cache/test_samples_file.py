@@ -288,3 +288,35 @@ def test_hostile_files(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with h5py.File(tmp_path / "samples.h5", "a") as file:
         HOSTILE[kind](file)
     assert load(tmp_path / "samples.h5") is None
+
+
+@pytest.mark.parametrize("chunk", [1, 8, 1 << 16])
+def test_padded_keys(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As numpy packs the encoded texts; in any order, and again and again."""
+    monkeypatch.setattr("fgkd.data.keys.CHUNK", chunk)
+    plain = ["a", "é/b.jpg", "日本", "z" * 300]
+    rows = np.array([3, 1, 0, 2, 1])
+    expected = np.array([plain[row].encode() for row in rows])
+    found = Keys.of(plain).padded(rows)
+    assert found.dtype == expected.dtype
+    assert np.array_equal(found, expected)
+    assert np.array_equal(Keys.of(plain).padded(rows[2:3]), expected[2:3])
+
+
+def test_paths_may_be_no_text(tmp_path: Path) -> None:
+    """A file name that is no UTF-8 is found again."""
+    name = os.fsdecode(b"caf\xe9.png")
+    (tmp_path / name).touch()
+    (found,) = Keys.of(os.listdir(tmp_path))
+    assert found == name
+    assert (tmp_path / found).exists()
+
+
+def test_narrow_keys_are_equal_and_their_file_is_the_same() -> None:
+    table = TABLES["train"]
+    narrow = dataclasses.replace(table, keys=table.keys.narrow())
+    assert narrow.keys == table.keys
+    assert narrow.keys.offsets.dtype == np.uint32
+    tables = {**TABLES, "train": narrow}
+    assert samples_file.fingerprint(tables) == samples_file.fingerprint(TABLES)
+    assert data_of(tables) == data_of(TABLES)
