@@ -18,7 +18,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from fgkd.cache.shards import Shard, ShardHeader, damaged, unreadable
+from fgkd.cache.shards import Shard, ShardHeader, damaged, map_file, unreadable
 
 SUFFIX = ".h5"
 HOLDS_IMAGES = False
@@ -213,12 +213,3 @@ class Reader:
 def _bytes(array: np.ndarray) -> np.ndarray:
     """A contiguous array as uint8 [S, bytes of a row]."""
     return np.ndarray((len(array), array.itemsize * math.prod(array.shape[1:])), np.uint8, array)
-
-
-def map_file(path: Path, num_bytes: int) -> np.ndarray:
-    """A file's bytes, uint8 and read-only: memory-mapped, without keeping a file descriptor."""
-    import torch
-
-    mapped = torch.from_file(str(path), shared=False, size=num_bytes, dtype=torch.uint8).numpy()
-    mapped.flags.writeable = False
-    return mapped

@@ -38,6 +38,15 @@ def damaged(path: Path, reason: str) -> DamagedShard:
     return DamagedShard(message, cache=path.parent.parent, path=path, reason=reason)
 
 
+def map_file(path: Path, num_bytes: int) -> np.ndarray:
+    """A file's bytes, uint8 and read-only: memory-mapped, without keeping a file descriptor."""
+    import torch
+
+    mapped = torch.from_file(str(path), shared=False, size=num_bytes, dtype=torch.uint8).numpy()
+    mapped.flags.writeable = False
+    return mapped
+
+
 @dataclass(frozen=True)
 class ShardJob:
     """A shard to write: a block of training rows and a view range [start, stop)."""

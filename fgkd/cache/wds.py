@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import mmap
 import re
 import tarfile
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from fgkd.cache.shards import Shard, ShardHeader, damaged, unreadable
+from fgkd.cache.shards import Shard, ShardHeader, damaged, map_file, unreadable
 
 SUFFIX = ".tar"
 HEADER = "__header__"
@@ -58,14 +57,14 @@ def write(path: Path, shard: Shard) -> None:
                 add(f"{row:08d}.{name}.npy", buffer.getvalue())
 
 
-def _members(data: mmap.mmap) -> dict[str, tuple[int, int]]:
+def _members(data: memoryview) -> dict[str, tuple[int, int]]:
     """Name -> (offset, size) of a USTAR file's members, which must be plain files, each once.
 
     Stricter than tarfile, which follows links, sparse maps and sizes that point backwards.
     """
     found: dict[str, tuple[int, int]] = {}
     at = 0
-    while any(block := data[at : at + BLOCK]):
+    while any(block := bytes(data[at : at + BLOCK])):
         name, size = block[:100].rstrip(b"\0").decode(), block[124:136]
         total = sum(block[:148]) + 8 * ord(" ") + sum(block[156:])
         if len(block) != BLOCK or block[148:156] != b"%06o\0 " % total:
@@ -88,8 +87,7 @@ class Reader:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            with open(path, "rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._map = map_file(path, path.stat().st_size).data
             self._members = _members(self._map)
             facts = json.loads(self._bytes(*self._members[HEADER]))
             self.header = ShardHeader.from_json(facts["header"])
@@ -102,7 +100,7 @@ class Reader:
             raise unreadable(path, error, "it cannot be read: ") from None
 
     def _bytes(self, offset: int, size: int) -> bytes:
-        return self._map[offset : offset + size]
+        return bytes(self._map[offset : offset + size])
 
     def key_bytes(self) -> np.ndarray:
         """UTF-8 bytes [S] of the block's sample keys, in shard order."""
@@ -177,5 +175,5 @@ class Reader:
         return out
 
     def close(self) -> None:
-        """Unmap the file."""
-        self._map.close()
+        """Forget the file, which stays mapped as long as an array of it is used."""
+        self._map = memoryview(b"")
