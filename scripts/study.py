@@ -39,6 +39,7 @@ from fgkd.data import Dataset, open_dataset
 from fgkd.evaluation import scoring
 from fgkd.training import run_folder
 
+HOME = str(Path.home())
 ROWS = ROOT / "scripts" / "study.json"  # that the pages quote
 
 
@@ -128,8 +129,8 @@ class Study:
         ]
 
     def portable(self, program: str) -> str:
-        """A command as it can be pasted elsewhere: with the default output folder."""
-        return "python " + program.replace(str(self.output), "runs/study")
+        """A command as it can be pasted elsewhere: with the default folders."""
+        return "python " + program.replace(str(self.output), "runs/study").replace(HOME, "~")
 
     def teacher_row(self, name: str) -> dict[str, Any]:
         """A teacher's row."""
