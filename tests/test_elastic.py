@@ -37,7 +37,9 @@ def survive(command: tuple[object, ...], begun: Callable[[], bool]) -> None:
         said, _ = torchrun.communicate(timeout=150)
         assert torchrun.returncode == 0, said
     finally:
-        torchrun.kill()
+        if torchrun.poll() is None:
+            for process in [*psutil.Process(torchrun.pid).children(recursive=True), torchrun]:
+                process.kill()
 
 
 def test_a_capture_ends_complete(tiny_cache: Path, tmp_path: Path) -> None:
