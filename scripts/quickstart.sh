@@ -27,8 +27,8 @@ step 5 "Compare them on the test split, drawn by designers unseen in training"
 fgkd evaluate "$out/teacher" "$out/baseline" "$out/student" --split test --json "$out/results.json"
 
 echo
-echo "The student is ahead of the baseline after 14 epochs, which is a short training. How much of that is"
-echo "left after 24 and 75 epochs, and with which teacher, is in scripts/README.md."
+echo "The student is ahead after 14 epochs, which is a short training. What is left of"
+echo "it after 24 and 75 epochs, and with which teacher, is in scripts/README.md."
 
 took=$((SECONDS - began))
 printf '\nDone in %dm%02ds. Next, on your own images (train/<class>/*.jpg):\n' $((took / 60)) $((took % 60))
