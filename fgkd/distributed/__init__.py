@@ -23,8 +23,6 @@ def world() -> int:
 def start(device: torch.device) -> None:
     """Join the process group that torchrun describes (nccl on CUDA, gloo otherwise)."""
     import torch.distributed as dist
-    from torch.distributed.distributed_c10d import PrefixStore
-    from torch.distributed.rendezvous import rendezvous
 
     if world() == 1 or dist.is_initialized():
         return
@@ -32,6 +30,9 @@ def start(device: torch.device) -> None:
     if not restart:
         dist.init_process_group(backend)
         return
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
     # The launcher's store still has the addresses of the processes that ended (pytorch #135712).
     store = next(rendezvous("env://"))[0]
     own = PrefixStore(f"restart-{restart}", store)
