@@ -216,7 +216,10 @@ def _kept(codec: Codec, arrays: Arrays) -> Arrays:
 
 
 def _furthest_gap(codec: Codec, logits_NC: np.ndarray, arrays: Arrays) -> float:
-    """How far the gaps that `topk8` stores are from those of logits, in log(1 + gap)."""
+    """How far the gaps that `topk8` stores are from those of logits, in log(1 + gap).
+
+    Or, if that is more, how far the K-th largest kept logit is from the K-th largest of all.
+    """
     codec.decode(arrays)  # refuses classes that do not exist
     kept_NK = arrays["indices"].astype(np.int64)
     wide_NC = logits_NC.astype(np.float64)
@@ -225,7 +228,9 @@ def _furthest_gap(codec: Codec, logits_NC: np.ndarray, arrays: Arrays) -> float:
     now = values_NK[..., :1] - np.concatenate([values_NK[..., 1:], each_NT], axis=-1)
     then = encodings.gaps_of(np.concatenate([arrays["gaps"], arrays["tail_gaps"]], axis=-1))
     now = np.minimum(now, encodings.gaps_of(np.full(1, 255)))  # all that a code can say
-    return furthest(np.sign(now) * np.log1p(np.abs(now)), np.log1p(then))
+    gaps = furthest(np.sign(now) * np.log1p(np.abs(now)), np.log1p(then))
+    kth, kth_kept = (np.sort(x, axis=-1)[..., -codec.top_k] for x in (wide_NC, values_NK))
+    return max(gaps, furthest(kth, kth_kept))
 
 
 def furthest(a: np.ndarray, b: np.ndarray) -> float:

@@ -15,6 +15,8 @@ from helpers.failures import copy_data, exit_code, first_image
 from helpers.runs import fgkd, tree
 
 from fgkd import files
+from fgkd.cache import encodings
+from fgkd.distillation import verify
 
 ENCODINGS = ("dense", "dense32", "int8", "topk", "topk8")
 
@@ -227,3 +229,18 @@ def test_several_caches(says: Says, caches: dict[str, Path], tmp_path: Path) -> 
     problems = [one["problems"] for one in json.loads(report.read_text())]
     assert (len(problems[0]), problems[1]) == (1, [])
     assert "it is missing" in problems[0][0]
+
+
+def test_topk8_that_keeps_other_classes_than_the_top(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is stored is true of its classes, gaps and tail, but they are not the largest."""
+    codec = encodings.Codec("topk8", 30, 3, (1.0,))
+    logits = np.random.default_rng(0).normal(0, 2, (8, 30)).astype(np.float32)
+    labels = logits.argmax(1)[:, None]
+    true = codec.encode(logits, labels)
+    assert verify._furthest_gap(codec, logits, true) <= 0.5 / encodings.CELLS + 1e-9
+
+    def lesser(codec: encodings.Codec, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        return np.sort(np.argsort(-logits, axis=-1)[..., [0, 10, 11, 12]], axis=-1)
+
+    monkeypatch.setattr(encodings, "kept_classes", lesser)
+    assert verify._furthest_gap(codec, logits, codec.encode(logits, labels)) > 0.1
