@@ -5,9 +5,10 @@
 
 `run` trains what is missing of the students whose names match (study_arms.py lists them all), with
 their teachers and caches; killed, the same command continues. Each student is tuned on val with
-seed 0, `--tries` settings each; test is scored once, with the setting chosen, when all seeds are
-there. The rows are in OUTPUT/study.json. `show` prints the table and draws the plot of a file of
-rows, by default of scripts/study.json, which is the run that the pages quote.
+seed 0, `--tries` settings each (or takes the one of `--setting`, found at another length); test is
+scored once, with the setting chosen, when all seeds are there. The rows are in OUTPUT/study.json.
+`show` prints the table and draws the plot of a file of rows, by default of scripts/study.json,
+which is the run that the pages quote.
 """
 
 from __future__ import annotations
@@ -111,15 +112,19 @@ class Study:
             files.write_text(run / "finished", " ".join(program) + "\n")
         return run
 
-    def rows(self, student: table.Student, seeds: list[int], tries: int) -> list[dict[str, Any]]:
+    def rows(
+        self, student: table.Student, seeds: list[int], settings: Sequence[int]
+    ) -> list[dict[str, Any]]:
         """A student's rows: of each seed, with the setting that is best on val with seed 0."""
-        scores = [val_top1(self.student(student, 0, attempt)) for attempt in range(tries)]
-        best = int(np.argmax(scores))
+        best = settings[0]
+        if len(settings) > 1:
+            best = max(settings, key=lambda attempt: val_top1(self.student(student, 0, attempt)))
         runs = [self.student(student, seed, best) for seed in seeds]
         dataset = open_dataset([self.data], 0.1)
         return [
             {
-                **{"arm": student.name, "epochs": student.epochs, "seed": seed, "tries": tries},
+                **{"arm": student.name, "epochs": student.epochs, "seed": seed},
+                "tries": len(settings),
                 "val_top1_pct": val_top1(run),
                 **score(run, dataset),
                 "minutes": round(run_folder.minutes(run) or 0, 2),
@@ -166,6 +171,11 @@ def main() -> None:
 @click.option("--output", type=click.Path(path_type=Path), default=Path("runs/study"))
 @click.option("--seeds", default="0,1,2", show_default=True)
 @click.option("--tries", type=click.IntRange(1, len(table.TRIES)), default=len(table.TRIES))
+@click.option(
+    "--setting",
+    type=click.IntRange(0, len(table.TRIES) - 1),
+    help="Take this one, by its place in study_arms.py, and try no others.",
+)
 @click.option("--jobs", type=click.IntRange(1), default=1, help="Students trained at a time.")
 @click.option("--data", default="icons", show_default=True, help="NAME or NAME:PATH.")
 @click.option("--with", "more", multiple=True, help="Option of every training, as --epochs=1.")
@@ -174,6 +184,7 @@ def run(
     output: Path,
     seeds: str,
     tries: int,
+    setting: int | None,
     jobs: int,
     data: str,
     more: tuple[str, ...],
@@ -188,6 +199,7 @@ def run(
     ]
     if not chosen:
         raise click.ClickException(f"no student is called {', '.join(names)}")
+    settings = range(tries) if setting is None else [setting]
     place = study.output / "study.json"
 
     def read() -> list[dict[str, Any]]:
@@ -212,9 +224,9 @@ def run(
         study.cache(str(cache))
     with ThreadPoolExecutor(jobs) as pool:  # made in order, kept as they come
         waiting = [
-            pool.submit(study.rows, student, numbers, tries)
+            pool.submit(study.rows, student, numbers, settings)
             for student in chosen
-            if not is_done(read(), student.name, numbers, tries)
+            if not is_done(read(), student.name, numbers, len(settings))
         ]
         for one in waiting:
             keep(one.result())

@@ -51,6 +51,7 @@ CACHES = {
     "pretrained": Cache(("pretrained",), AT_32_PX),
     "pretrained-topk8-5": Cache(("pretrained",), (*AT_32_PX, *TOPK8, "--top-k", "5")),
     "pretrained-topk8-1": Cache(("pretrained",), (*AT_32_PX, *TOPK8, "--top-k", "1")),
+    "pretrained-mixup": Cache(("pretrained",), (*AT_32_PX, "--mixup", "1", "--mix-prob", "1")),
     "few": Cache(("pretrained-few",), (*AT_32_PX, *FEW_AND_REST)),
 }
 
@@ -120,6 +121,11 @@ METHODS |= {
     "temperature-1": knob("temperature 1", "--temperature", "1"),
     "temperature-4": knob("temperature 4", "--temperature", "4"),
     "targets-pretrained": knob("targets alone", *TARGETS_ALONE),
+    "mixup-pretrained": knob(
+        "targets alone at temperature 1, mixup on every view",
+        *(*TARGETS_ALONE, "--temperature", "1"),
+        cache="pretrained-mixup",
+    ),
     "equal-weights": knob("weights 1 : 1", "--distill-loss-weight", "1"),
     "topk8-5": knob("`topk8`, 5 classes", cache="pretrained-topk8-5"),
     "topk8-1": knob("`topk8`, 1 class", cache="pretrained-topk8-1"),
