@@ -64,6 +64,7 @@ class How:
     views: int
     workers: int
     dtype: str = "float32"
+    compiled: bool = False
 
 
 def capturing(
@@ -75,6 +76,8 @@ def capturing(
     device, dtype = plan.device, options.dtype
     teachers = Teachers([teacher], [], "logits", size, device, dtype, options.batch_size)
     teachers.to_device()
+    if options.compiled:
+        teachers = teachers.compiled()
     views, numbers = ViewSet(samples, LIGHT, 0, size, 1024), itertools.count()
 
     def measure() -> float:
@@ -91,24 +94,42 @@ def capturing(
     return measure
 
 
-def compute_load(plan: Plan) -> tuple[str, int, How]:
+def compute_load(plan: Plan, compiled: bool) -> tuple[str, int, How]:
     """A teacher that decides the time on this device, images to ask it about, and how."""
     if plan.device.type == "cuda":
-        return LARGER, 4096, How(256, views=8, workers=plan.workers, dtype="bfloat16")
-    how = How(batch_size=plan.pick(32, 4), views=plan.pick(4, 2), workers=1)
+        how = How(256, views=8, workers=plan.workers, dtype="bfloat16", compiled=compiled)
+        return LARGER, 8192 if compiled else 4096, how
+    how = How(plan.pick(32, 4), views=plan.pick(4, 2), workers=1, compiled=compiled)
     return TEACHER, plan.pick(96, 4), how
 
 
 def compute_bound(plan: Plan) -> list[Row]:
+    """Eager captures and, on a GPU, a compiled one."""
+    return [
+        *eager_compute_bound(plan),
+        *([compiled_compute_bound(plan)] if plan.device.type == "cuda" else []),
+    ]
+
+
+def compiled_compute_bound(plan: Plan) -> Row:
+    """A capture by a compiled teacher beside the compiled model alone, compilation aside."""
+    bare, whole = plan.child(measure_compute, plan.folder / "compiled", 1, 1)
+    name, num, how = compute_load(plan, True)
+    note = f"{name}, {how.dtype}; {num * how.views / whole:,.1f} views/s, workers' start included"
+    what = "the compiled teacher on tensors in memory"
+    return Row("cache-logits --compile, compute-bound", what, bare / whole, 0.92, note=note)
+
+
+def eager_compute_bound(plan: Plan) -> list[Row]:
     """Whole captures beside the bare teacher, each in a process that begins as the command does."""
     seconds: dict[int, list[Any]] = {1: [], 0: []}
     on_cpu = plan.device.type == "cpu"
     for kept in [1] * plan.pick(4, 1, 2) + [0] * on_cpu:  # is freed memory kept, as it is?
         folder = plan.folder / f"compute{kept}-{len(seconds[kept])}"
-        seconds[kept].append(plan.child(measure_compute, folder, kept))
+        seconds[kept].append(plan.child(measure_compute, folder, kept, 0))
     bare, whole = np.array(seconds[1]).T
     value, spread = ratio(bare, whole)
-    name, num, how = compute_load(plan)
+    name, num, how = compute_load(plan, False)
     rates = num * how.views / np.array([bare, whole])
     note = (
         f"{name}, {how.dtype}, {how.views} views an image; {np.median(rates[1]):,.1f} views/s, "
@@ -128,7 +149,7 @@ def compute_bound(plan: Plan) -> list[Row]:
     return out
 
 
-def measure_compute(plan: Plan, folder: str, kept: str) -> tuple[float, float]:
+def measure_compute(plan: Plan, folder: str, kept: str, compiled: str) -> tuple[float, float]:
     """Seconds of the bare teacher on tensors in memory, and of a whole capture before it.
 
     The workers are forked from a process that has asked nothing yet, as the command's are.
@@ -137,12 +158,14 @@ def measure_compute(plan: Plan, folder: str, kept: str) -> tuple[float, float]:
         device.set_up_gpu(None)  # as the command does
     elif int(kept):
         device.keep_memory()
-    name, num, how = compute_load(plan)
+    name, num, how = compute_load(plan, bool(int(compiled)))
     pair, place = Pair(plan), dataclasses.replace(plan, folder=Path(folder))
     teacher = pair.teacher(name)
     samples = samples_of(plan.folder / "photos/a", num, plan.pick(64, 4))
     whole = capturing(place, samples, teacher, how)()
     steps = num * how.views // how.batch_size
+    if how.compiled:
+        teacher.forward = torch.compile(teacher.forward, dynamic=False)  # type: ignore[method-assign]
     return stepping(pair, answers(pair, teacher, how.batch_size), steps)() * steps, whole
 
 

@@ -37,12 +37,22 @@ from fgkd.views.view_set import ViewSet
 CLASSES, VIEWS, STORE_SIDE = 320, 2, 256
 TEACHER, LARGER = "convnext_tiny", "convnext_base"
 
-# What a step from the cache is held against: of `rows`' measures.
+# Which of `rows`' measures is held against which; bars on a CPU and on a GPU.
+SHARE = "student step from the cache, share of the limit"
 STEPS = (
-    ("labels", "student step from the cache", "the same loop with labels only", 0.98),
-    ("bare", "student step from the cache, share of the limit", "its model on one batch", None),
-    ("any kernels", "student step that repeats bit for bit", "--no-deterministic", None),
-    ("decoded", "student step, images from the store", "decoded at every step", None),
+    (
+        "cache",
+        "labels",
+        "student step from the cache",
+        "the same loop with labels only",
+        0.98,
+        0.99,
+    ),
+    ("cache", "bare", SHARE, "its model on one batch", None, None),
+    ("any kernels", "bare", f"{SHARE}, any kernels", "its model on one batch", None, 0.97),
+    ("compiled", "bare compiled", f"{SHARE}, compiled", "its model on one batch", None, 0.93),
+    ("cache", "any kernels", "student step that repeats bit for bit", "any kernels", None, None),
+    ("cache", "decoded", "student step, images from the store", "decoded each step", None, None),
 )
 
 
@@ -106,7 +116,11 @@ class Pair:
 
 
 def fitting(
-    pair: Pair, samples: Samples, cache: Reader | None, stored: bool = True
+    pair: Pair,
+    samples: Samples,
+    cache: Reader | None,
+    stored: bool = True,
+    compiled: bool = False,
 ) -> Iterator[loop.Report]:
     """The stage's own loop: from the cache, or on labels alone."""
     optim = OptimSpec(lr=1e-4, batch_size=pair.batch, epochs=10_000)
@@ -121,6 +135,7 @@ def fitting(
         seed=0,
         device=pair.device,
         amp_dtype=pair.amp_dtype,
+        compiled_sizes=loader.usual_sizes(1) if compiled else (),
     )
 
 
@@ -161,7 +176,7 @@ def beside_teacher(pair: Pair, samples: Samples, name: str = TEACHER) -> Iterato
         yield 0.0
 
 
-def bare_student(pair: Pair) -> Iterator[float]:
+def bare_student(pair: Pair, compiled: bool = False) -> Iterator[float]:
     """The student alone on one batch in memory."""
     student = timm.create_model(
         pair.student_name, img_size=pair.size, num_classes=CLASSES, **pair.student_kwargs
@@ -170,9 +185,10 @@ def bare_student(pair: Pair) -> Iterator[float]:
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4)
     images = torch.randn(pair.batch, 3, pair.size, pair.size, device=pair.device)
     labels = torch.zeros(pair.batch, device=pair.device).long()
+    run: Any = torch.compile(student) if compiled else student
     while True:
         with pair.autocast():
-            loss = torch.nn.functional.cross_entropy(student(images), labels)
+            loss = torch.nn.functional.cross_entropy(run(images), labels)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -231,8 +247,13 @@ def rows(plan: Plan) -> Iterator[Row]:
         measures["any kernels"] = stepping(pair, stream, steps)
         whole = fitting(pair, samples, Reader(cache), stored=False)
         measures["decoded"] = stepping(pair, whole, steps, True)
+        fast = fitting(pair, samples, Reader(cache), compiled=True)
+        measures["compiled"] = stepping(pair, fast, steps)
+        measures["bare compiled"] = stepping(pair, bare_student(pair, compiled=True), steps)
     found = interleave(measures, plan.pick(14, 2, 5))
-    yield from (against(found, *line) for line in STEPS if line[0] in found)
+    for mine, other, what, text, *bars in STEPS:
+        if mine in found and other in found:
+            yield against(found, mine, other, what, text, bars[pair.on_cuda])
     teachers = ((LARGER, 5),) if pair.on_cuda else ((TEACHER, 8), (LARGER, 4))
     for name, repeats in teachers:
         measures = {
@@ -249,13 +270,13 @@ def rows(plan: Plan) -> Iterator[Row]:
 
 
 def against(
-    found: dict[str, np.ndarray], name: str, what: str, other: str, bar: float | None
+    found: dict[str, np.ndarray], mine: str, other: str, what: str, text: str, bar: float | None
 ) -> Row:
-    """A row on the step from the cache beside one of the others."""
-    value, spread = ratio(found[name], found["cache"])
-    median = {how: 1e3 * float(np.median(found[how])) for how in ("cache", name)}
-    note = f"{median['cache']:.1f} ms against {median[name]:.1f}"
-    return Row(what, other, value, bar, False, spread, note)
+    """A row on one kind of step beside another."""
+    value, spread = ratio(found[other], found[mine])
+    medians = [1e3 * float(np.median(found[how])) for how in (mine, other)]
+    note = "{:.1f} ms against {:.1f}".format(*medians)
+    return Row(what, text, value, bar, False, spread, note)
 
 
 def beside(name: str, pair: Pair, found: dict[str, np.ndarray]) -> Row:

@@ -123,7 +123,9 @@ class Study:
         dataset = open_dataset([self.data], 0.1)
         return [
             {
-                **{"arm": student.name, "epochs": student.epochs, "seed": seed},
+                "arm": student.name,
+                "epochs": student.epochs,
+                "seed": seed,
                 "tries": len(settings),
                 "val_top1_pct": val_top1(run),
                 **score(run, dataset),

@@ -100,6 +100,8 @@ def _option(leaf: Leaf, groups: dict[str, cloup.OptionGroup]) -> cloup.Option:
     if kind is bool:
         declaration = f"{flag}/--no-{flag[2:]}" if field.default or not meta["free"] else flag
         return cloup.Option([declaration], is_flag=True, **common)
+    if "on" in meta["choices"]:  # the option alone is `on`
+        common.update(is_flag=False, flag_value="on")
     item, nargs, multiple = kind, 1, False
     if typing.get_origin(kind) is tuple:
         args = typing.get_args(kind)

@@ -334,9 +334,7 @@ REMEDIES: dict[type, Callable[[Any], str]] = {
         "or --eval-batch-size 64"
     ),
     errors.NotDeterministic: lambda e: "--no-deterministic",
-    errors.CompileError: lambda e: (
-        "the same command without --compile, or a C++ compiler: apt-get install g++"
-    ),
+    errors.CompileError: lambda e: "--compile off, or a C++ compiler: apt-get install g++",
     errors.LostWorker: lambda e: (
         "--workers 0, or in Docker more shared memory: docker run --shm-size=8g"
         if "Bus error" in e.how

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import copy
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from helpers.datasets import write_image
 from helpers.loops import make_batches, step_fn
-from helpers.models import DEIT, build
+from helpers.models import DEIT, build, images
 from torch import Tensor, nn
 
-from fgkd import device
+from fgkd import config, device
+from fgkd.config import TrainTeacherConfig
 from fgkd.data import Samples
+from fgkd.distillation.teachers import Teachers
 from fgkd.errors import FgkdError
 from fgkd.evaluation import inference
 from fgkd.loading.batch import Batch, to_device
 from fgkd.loading.schedule import Schedule
 from fgkd.loading.train_loader import TrainLoader
 from fgkd.loading.workers import render
-from fgkd.training import loop, optim
+from fgkd.training import loop, optim, setup
 from fgkd.views.recipes import ViewRecipe
 from fgkd.views.rendering import KeyedView, Request, ViewRenderer
 from fgkd.views.view_set import ViewSet
@@ -45,7 +48,7 @@ def make_state(opt: str = "adamw", name: str = "convnext_atto") -> loop.State:
 
 
 def fit(
-    state: loop.State, batches: Iterable[Batch], step: loop.Step = step_fn
+    state: loop.State, batches: Iterable[Batch], step: loop.Step = step_fn, **options: Any
 ) -> list[loop.Report]:
     reports = loop.fit(
         state,
@@ -55,6 +58,7 @@ def fit(
         lr_at=lambda step: 1e-3,
         seed=0,
         device=GPU,
+        **options,
     )
     return list(reports)
 
@@ -165,3 +169,66 @@ def test_trainings_from_worker_memory_repeat_bit_for_bit(name: str, renderer: Vi
         torch.use_deterministic_algorithms(False)
     for end in ends[1:]:
         assert all(map(torch.equal, end.values(), ends[0].values()))
+
+
+# ---- compilation ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stats() -> Counter[str]:
+    """Torch's count of compiled graphs."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    return torch._dynamo.utils.counters["stats"]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", DEIT])
+def test_a_compiled_training_is_the_plain_one_and_repeats_bit_for_bit(
+    name: str, stats: Counter[str]
+) -> None:
+    """One compilation, the short last batch of an epoch and a continued run included."""
+    try:
+        device.set_up_gpu(True)
+        plain, whole, first = (make_state(name=name) for _ in range(3))
+        fit(plain, make_batches())
+        fit(whole, make_batches(), compiled_sizes={8})
+        assert stats["unique_graphs"] == 1
+        fit(first, make_batches()[:3], compiled_sizes={8})
+        rest = make_state(name=name)
+        rest.restore(copy.deepcopy(first.save()))
+        fit(rest, make_batches(3), compiled_sizes={8})
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for name, value in whole.model.state_dict().items():
+        torch.testing.assert_close(
+            value, plain.model.state_dict()[name], rtol=1e-2, atol=1e-3, msg=name
+        )
+        assert torch.equal(value, rest.model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_compiled_teacher_gives_a_view_the_same_logits_in_any_batch(
+    dtype: str, stats: Counter[str]
+) -> None:
+    teachers = Teachers([build("convnext_atto")], ["it"], "logits", 32, GPU, dtype, 16)
+    teachers.to_device()
+    views = (images(45).unflatten(0, (15, 3)),)
+    eager, fast = teachers.logits(views), teachers.compiled()
+    compiled = fast.logits(views)
+    assert stats["unique_graphs"] == 1
+    atol = 1e-4 if dtype == "float32" else 3e-2
+    np.testing.assert_allclose(compiled, eager, rtol=atol, atol=atol)
+    np.testing.assert_array_equal(fast.logits((views[0][4:6],)), compiled[12:18])
+
+
+def test_what_compilation_saves_is_timed_on_a_copy(tmp_path: Path, renderer: ViewRenderer) -> None:
+    """The choice moves neither the weights nor the statistics of a model."""
+    model = build("resnet18")
+    before = copy.deepcopy(model.state_dict())
+    options = config.build(TrainTeacherConfig, {"output": str(tmp_path), "amp": True}, "here")
+    views = ViewSet(renderer.samples, RECIPE, 0, 32, 64)
+    for epochs, choice in ((1, "off"), (10_000_000, "on")):
+        loader = TrainLoader(views, Schedule(0, 9, 4, epochs, 1))
+        chosen = setup.decide_compilation(options, model, loader, GPU)
+        assert chosen.run.compile == choice
+    assert all(map(torch.equal, model.state_dict().values(), before.values()))

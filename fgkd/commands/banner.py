@@ -90,7 +90,7 @@ def describe_device(run: RunSpec, optim: OptimSpec, model: ModelSpec, device_lin
     if optim.amp and optim.amp_dtype == "float16":
         dtype += " with loss scaling"
     layout = "channels last" if run.channels_last else "channels first"
-    extra = "; compiled" if run.compile else ""
+    extra = "; compiled" if run.compile == "on" else ""
     extra += "; gradient checkpointing" if model.grad_checkpointing else ""
     if device_line.startswith("cuda"):
         extra += f"; {'deterministic' if run.deterministic else 'any'} kernels"

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from fgkd import config, device, distributed, files
+from fgkd import compilation, config, device, distributed, files
 from fgkd.cache import encodings, lock, manifest, samples_file
 from fgkd.cache.identity import DatasetIdentity, Identity, TeacherIdentity
 from fgkd.cache.samples import SampleTables, describe_splits
@@ -36,7 +36,7 @@ from fgkd.data.image_store import ImageStore
 from fgkd.distillation.capture import Capture, image_reader
 from fgkd.distillation.targets import DEFAULT_VAL_FRACTION
 from fgkd.distillation.teachers import Teachers
-from fgkd.errors import MissingOption, OptionError, UnusedOption
+from fgkd.errors import CompileError, MissingOption, OptionError, UnusedOption
 from fgkd.estimate.capture import CaptureEstimate, estimate_capture, estimate_without_teacher
 from fgkd.estimate.image_store import estimate_store
 from fgkd.models import Classifier
@@ -193,6 +193,9 @@ def write_cache(
         return CapturedCache(
             *(folder, True, True, held.views, len(sizes), sum(sizes)), accuracy=accuracy
         )
+    teachers.to_device()
+    teachers = compiled(teachers, options, jobs, views, progress)
+    options = config.replaced(options, compile="on" if teachers.runs else "off")
     for line in banner.banner(
         "fgkd cache-logits",
         {
@@ -202,12 +205,12 @@ def write_cache(
             + banner.describe_recipe(recipe)
             + banner.describe_images(store, side),
             "plan": describe_plan(writer, jobs),
-            "device": f"{device_line}; {spec.workers} workers",
+            "device": f"{device_line}{'; compiled' if teachers.runs else ''}; "
+            f"{spec.workers} workers",
             "output": str(folder),
         },
     ):
         progress.message(line)
-    teachers.to_device()
     capture = Capture(
         *(writer, teachers, dataset, views),
         workers=spec.workers,
@@ -227,6 +230,35 @@ def write_cache(
     name = journal_name(spec).removesuffix(".jsonl")
     with lock.held(folder, name, blocks) if distributed.rank() == 0 else nullcontext():
         return _write(capture, jobs, options, store, started, progress)
+
+
+def compiled(
+    teachers: Teachers,
+    options: CacheLogitsConfig,
+    jobs: Sequence[ShardJob],
+    views: ViewSet,
+    progress: Progress,
+) -> Teachers:
+    """The teachers, compiled if that is asked for or pays; see `compilation`."""
+    spec, hardware = options.capture, teachers.device
+    num_views = sum(len(views.blocks[job.block]) * (job.stop - job.start) for job in jobs)
+
+    def saved_s() -> float:
+        blank = teachers.blank_views()
+        each = compilation.seconds(lambda: teachers.forward_async(blank), hardware)
+        num_batches = num_views / teachers.max_batch / distributed.world()
+        return compilation.INFERENCE_SAVES * each * num_batches
+
+    if not compilation.chosen(spec.compile, Path(spec.output), hardware, saved_s):
+        return teachers
+    progress.message("compiling the teacher")
+    try:
+        return teachers.compiled()
+    except CompileError as error:
+        if spec.compile == "on":
+            raise
+        progress.message(f"{error}; it runs without")
+        return teachers
 
 
 def _write(

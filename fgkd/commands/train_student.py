@@ -116,6 +116,10 @@ def _train_from(
         temperature=options.loss.temperature if learns and options.loss.kd_loss != "hard" else None,
         store=store,
     )
+    if not spec.dry_run:
+        setup.check_last_batch(model, schedule, optim.grad_accum_steps)
+    options = setup.decide_compilation(options, model, loader, hardware)
+    spec = options.run
     lines = _banner(source, options, model, notes, loader, lr, device_line)
     teacher = _ready(source.teacher, targets.dtype, hardware) if learns else None
     gather = not spec.dry_run
@@ -145,7 +149,6 @@ def _train_from(
             dtype=targets.dtype,
         )
         return estimate_training(planned, lines, hardware)
-    setup.check_last_batch(model, schedule, optim.grad_accum_steps)
     state = setup.make_state(optim, lr, model, hardware, spec.channels_last)
     folder = RunFolder(Path(spec.output), progress)
     facts = RunFacts(
@@ -170,6 +173,7 @@ def _train_from(
         model,
         spec,
         hardware,
+        amp_dtype=setup.autocast_dtype(optim),
         skip_unreadable=data.skip_bad_images,
         teacher_NK=val_targets(source, spec, hardware),
     )

@@ -79,6 +79,10 @@ def run(options: TrainTeacherConfig, progress: Progress = SILENT) -> TrainedRun 
         skip_unreadable=data.skip_bad_images,
         store=store,
     )
+    if not spec.dry_run:
+        setup.check_last_batch(model, schedule, optim.grad_accum_steps)
+    options = setup.decide_compilation(options, model, loader, hardware)
+    spec = options.run
     lines = banner.banner(
         "fgkd train-teacher",
         {
@@ -109,7 +113,6 @@ def run(options: TrainTeacherConfig, progress: Progress = SILENT) -> TrainedRun 
             store=estimate_store(store, samples, data.image_store_side),
         )
         return estimate_training(planned, lines, hardware)
-    setup.check_last_batch(model, schedule, optim.grad_accum_steps)
     state = setup.make_state(optim, lr, model, hardware, spec.channels_last)
     folder = RunFolder(Path(spec.output), progress)
     facts = RunFacts(
@@ -135,7 +138,11 @@ def run(options: TrainTeacherConfig, progress: Progress = SILENT) -> TrainedRun 
         state=state,
         loader=loader,
         step_fn=step,
-        validation=Validation(dataset, model, spec, hardware, skip_unreadable=data.skip_bad_images),
+        validation=Validation(
+            *(dataset, model, spec, hardware),
+            amp_dtype=setup.autocast_dtype(optim),
+            skip_unreadable=data.skip_bad_images,
+        ),
         lr_at=lr_at,
         device=hardware,
         teacher="none: learned from labels",

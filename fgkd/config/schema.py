@@ -148,6 +148,8 @@ def _unknown(name: str, value: Any, known: list[str], where: str | Path) -> Unkn
 def _checked(leaf: Leaf, value: Any, where: str | Path) -> Any:
     """A value by its present name, converted and in range."""
     name, meta = leaf.field.name, leaf.field.metadata
+    if isinstance(value, bool) and "on" in meta["choices"]:
+        value = "on" if value else "off"  # YAML reads the words as true and false
     if isinstance(value, str) and value in meta["renamed"]:
         value = _renamed(name, value, meta["renamed"][value])
     try:

@@ -23,10 +23,12 @@ ENCODING_NAMES = ("dense", "dense32", "int8", "topk", "topk8")
 DTYPE_NAMES = ("float32", "bfloat16", "float64")
 SCHEDULE_NAMES = ("cosine", "linear", "step", "constant")
 TTA_NAMES = ("none", "flip", "five-crop", "ten-crop")
+COMPILE_NAMES = ("auto", "on", "off")
 EXPORT_NAMES = ("onnx", "torchscript", "pt2")
 
 DEVICE_HELP = "auto, cpu, cuda or cuda:N."
 WORKERS_HELP = "Processes that load images."
+COMPILE_HELP = "torch.compile the model. auto: on a GPU, where that saves more time than it takes."
 DATA_HELP = "NAME:PATH where the images are now. Default: where they were."
 
 
@@ -272,11 +274,7 @@ class RunSpec:
     workers: int = option(2, WORKERS_HELP, low=0, free=True)
     seed: int = option(0, "Seed of every random choice.", low=0)
     channels_last: bool = option(True, "Channels-last memory format.", free=True)
-    compile: bool = option(
-        False,
-        "torch.compile the model: faster after a few minutes; needs a C++ compiler.",
-        free=True,
-    )
+    compile: str = option("auto", COMPILE_HELP, choices=COMPILE_NAMES, free=True)
     deterministic: bool = option(
         True,
         "Use deterministic GPU kernels, so that a resumed run equals an uninterrupted one.",
@@ -365,5 +363,6 @@ class CaptureSpec:
     shard_range: str | None = option(None, "A:B: write only these blocks.", free=True)
     device: str = option("auto", DEVICE_HELP, free=True)
     workers: int = option(2, WORKERS_HELP, low=0, free=True)
+    compile: str = option("auto", COMPILE_HELP, choices=COMPILE_NAMES, free=True)
     dry_run: bool = option(False, "Estimate bytes, speed and hours; write nothing.", free=True)
     json: str | None = option(None, "File to write the estimate of a dry run to.", free=True)

@@ -6,11 +6,12 @@ Shape legend: N views, K classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
+from fgkd import compilation
 from fgkd.evaluation import inference
 from fgkd.models import Classifier
 
@@ -21,7 +22,8 @@ class Teachers:
 
     names: where each was loaded from. ensemble: average the "logits" or the "probs". img_size:
     side of the views whose digests are stored; each teacher sees its own input size. dtype:
-    "float32", "bfloat16" (autocast) or "float64". max_batch: views per forward pass.
+    "float32", "bfloat16" (autocast) or "float64". max_batch: views per forward pass. runs: of
+    `compiled`.
     """
 
     models: Sequence[Classifier]
@@ -31,6 +33,7 @@ class Teachers:
     device: torch.device
     dtype: str
     max_batch: int
+    runs: Sequence[inference.Compiled | None] = ()
 
     @property
     def sizes(self) -> list[int]:
@@ -44,6 +47,24 @@ class Teachers:
         for model in self.models:
             model.to(self.device, kind)
             model.to(memory_format=torch.channels_last)
+
+    def compiled(self) -> Teachers:
+        """The same with torch.compile, done by a batch that nobody needs. Raises: CompileError."""
+        runs = [torch.compile(model.forward, dynamic=False) for model in self.models]
+        found = replace(self, runs=runs)
+        with compilation.errors_explained():
+            found.logits(self.blank_views())
+        return found
+
+    def passes(self) -> list[tuple[Classifier, inference.Compiled | None]]:
+        """Each model, with its compiled form if there is one."""
+        runs = self.runs or [None] * len(self.models)
+        return list(zip(self.models, runs, strict=True))
+
+    def blank_views(self) -> tuple[torch.Tensor, ...]:
+        """A batch without pixels, as `logits` takes it."""
+        shapes = [(1, self.max_batch, side, side, 3) for side in self.sizes]
+        return tuple(torch.zeros(shape, dtype=torch.uint8) for shape in shapes)
 
     def average(self, logits: Sequence[torch.Tensor]) -> np.ndarray:
         """float32 [N, K]: mean of the models' logits, or log of their mean probabilities."""
@@ -71,7 +92,8 @@ class Teachers:
                 device=self.device,
                 max_batch=self.max_batch,
                 amp_dtype=amp,
+                compiled=run,
             )
-            for model in self.models
+            for model, run in self.passes()
         ]
         return lambda: self.average([wait() for wait in pending])

@@ -280,6 +280,7 @@ def measure(planned: PlannedTraining, counts: Counts, device: torch.device) -> M
     state = setup.make_state(optim, planned.lr, planned.build()[0], device, run.channels_last)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+    sizes = planned.loader.usual_sizes(optim.grad_accum_steps) if run.compile == "on" else ()
     taken: list[tuple[int, float]] = []
     with contextlib.closing(cast(Any, planned.loader.batches(0))) as batches:
         for done in loop.fit(
@@ -294,7 +295,7 @@ def measure(planned: PlannedTraining, counts: Counts, device: torch.device) -> M
             grad_accum_steps=optim.grad_accum_steps,
             clip_grad=optim.clip_grad,
             clip_mode=optim.clip_mode,
-            compiled=run.compile,
+            compiled_sizes=sizes,
         ):
             taken.append((done.num_images, done.times["step_s"]))
             if sum(seconds for _, seconds in taken) > MEASURE_S:

@@ -13,14 +13,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fgkd import distributed
 from fgkd.loading.batch import to_device
 from fgkd.loading.workers import render
 from fgkd.models import Classifier
+from fgkd.models.classifier import Logits
 from fgkd.progress import SILENT, Progress
 from fgkd.views.clean import CleanView
 from fgkd.views.rendering import RenderedViews, Request, Unreadable, ViewRenderer
+
+Compiled = Callable[[Tensor], Logits]
 
 
 def logits(model: Classifier, image_u8_BVHW3: Tensor, **how: Any) -> Tensor:
@@ -35,12 +39,15 @@ def forward_async(
     device: torch.device,
     max_batch: int,
     amp_dtype: torch.dtype | None = None,
+    compiled: Compiled | None = None,
 ) -> Callable[[], Tensor]:
     """Start forward passes of `max_batch` views each; the function returned waits for the logits.
 
-    Meanwhile a GPU computes, and more passes can be started.
+    Meanwhile a GPU computes, and more passes can be started. compiled: the model as torch.compile
+    returns it, which is for one shape: the last pass is filled up with black views.
     """
     model.eval()
+    run = compiled or model
     on_gpu = device.type == "cuda"
     pieces = [torch.zeros(0, len(model.classes) or model.config["num_classes"])]
     for image_u8_NHW3 in image_u8_BVHW3.flatten(0, 1).split(max_batch):
@@ -49,7 +56,10 @@ def forward_async(
                 torch.inference_mode(),
                 torch.autocast(device.type, amp_dtype, enabled=amp_dtype is not None),
             ):
-                answer_NK = model(to_device(image_u8_NHW3, device)).answer_BK.float()
+                held_NHW3, num = to_device(image_u8_NHW3, device), len(image_u8_NHW3)
+                if compiled:
+                    held_NHW3 = F.pad(held_NHW3, (0,) * 7 + (max_batch - num,))
+                answer_NK = run(held_NHW3).answer_BK[:num].float()
                 pieces.append(answer_NK.to("cpu", non_blocking=on_gpu))
     done = torch.cuda.current_stream(device).record_event() if on_gpu else None
     return functools.partial(_wait, pieces, done, image_u8_BVHW3 if on_gpu else None)
@@ -75,11 +85,13 @@ def evaluate(
     batch_size: int,
     workers: int,
     device: torch.device,
+    amp_dtype: torch.dtype | None = None,
     progress: Progress = SILENT,
 ) -> tuple[np.ndarray, Tensor, list[Unreadable]]:
     """(rows, float32 logits [N, K], unreadable images) of every image once, over all ranks.
 
-    Where the renderer has several views of an image, its logits are their mean.
+    Where the renderer has several views of an image, its logits are their mean. amp_dtype: number
+    type to autocast to.
     """
     rows = distributed.share(np.arange(len(renderer.samples)))
     assert isinstance(renderer.view, CleanView)
@@ -99,7 +111,12 @@ def evaluate(
         progress.advance(finished, len(rows))
 
     for answer in render(renderer, clean_requests(rows, batch_size, num_views), workers):
-        wait = forward_async(model, answer.images[0], device=device, max_batch=batch_size)
+        wait = forward_async(
+            *(model, answer.images[0]),
+            device=device,
+            max_batch=batch_size,
+            amp_dtype=amp_dtype,
+        )
         pending.append((answer, wait))
         if len(pending) > 1:
             finish()

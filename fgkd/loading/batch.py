@@ -65,7 +65,11 @@ class Batch:
             count = (stop - start) if self.count else 0
             part = self._cut(slice(start, max(stop, start + 1)), count)
             shares = (count / max(images, 1.0), part.num_labelled() / max(labels, 1.0))
-            moved: dict[str, Any] = {k: to_device(getattr(part, k), device) for k in TENSORS}
+            tensors = {name: getattr(part, name) for name in TENSORS}
+            moved: dict[str, Any] = {
+                name: None if tensor is None else to_device(tensor, device)
+                for name, tensor in tensors.items()
+            }
             yield dataclasses.replace(part, image_share=shares[0], label_share=shares[1], **moved)
 
     def _cut(self, rows: slice, count: int) -> Batch:
@@ -74,11 +78,11 @@ class Batch:
         return dataclasses.replace(self, count=count, row_ids=self.row_ids[rows], **cut)
 
 
-def to_device(tensor: Tensor | None, device: torch.device) -> Tensor | None:
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """The tensor on the device, copied asynchronously from pinned memory.
 
     Images from `workers` are in pinned memory; keep them until the copy is done.
     """
-    if tensor is None or device.type != "cuda":
+    if device.type != "cuda":
         return tensor
     return tensor.pin_memory().to(device, non_blocking=True)  # pinned already: pins nothing

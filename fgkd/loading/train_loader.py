@@ -75,6 +75,15 @@ class TrainLoader:
         self.stream = Stream(cache, views.blocks) if cache and shard_buffer else None
         self.target_names = [*cache.codec.arrays(), "digests"] if cache else []
 
+    def usual_sizes(self, num_parts: int) -> set[int]:
+        """Rows of this rank's micro-batches, of which a step has `num_parts`; not of a short step.
+
+        Read shard by shard, steps differ in their rows, and have others, too.
+        """
+        step = min(self.schedule.batch_size, self.schedule.num_samples)
+        own = len(distributed.share(np.arange(step), self.unit))
+        return {own * (i + 1) // num_parts - own * i // num_parts for i in range(num_parts)}
+
     def batches(self, first_step: int) -> Iterator[Batch]:
         """This rank's batches from step `first_step` to the end of the run."""
         # Not yet answered by the workers: a step, its rows, and the blocks it is the last to use.

@@ -9,7 +9,7 @@ import contextlib
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fgkd import distributed, rng
-from fgkd.errors import CheckpointError, CompileError, FgkdError, NotFinite
+from fgkd import compilation, distributed, rng
+from fgkd.errors import CheckpointError, FgkdError, NotFinite
 from fgkd.loading.batch import Batch
 from fgkd.models import Classifier
 from fgkd.training import optim
@@ -100,7 +100,7 @@ def fit(
     grad_accum_steps: int = 1,
     clip_grad: float | None = None,
     clip_mode: str = "norm",
-    compiled: bool = False,
+    compiled_sizes: Collection[int] = (),
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Report]:
     """Take one optimizer step per batch and yield its report; the caller evaluates and saves.
@@ -112,11 +112,14 @@ def fit(
     `image_share`, a mean over labelled images times `label_share`. So the result does not depend
     on how a batch is split into ranks and micro-batches.
 
+    compiled_sizes: rows of the micro-batches that take the compiled model, which is compiled for
+    each of them; others, such as a short last one, do not.
+
     Raises: NotFinite, before the update, when a loss or (without a scaler) a gradient is nan or
     inf; CompileError when torch.compile fails.
     """
     net = _distribute(state.model, device)
-    forward: Any = torch.compile(net) if compiled else net
+    compiled: Any = torch.compile(net, dynamic=False) if compiled_sizes else net
     parameters = [p for p in state.model.parameters() if p.requires_grad]
     stream, clock = iter(batches), time.perf_counter()
     batch, wait_s = _take(stream)
@@ -134,7 +137,11 @@ def fit(
             rng.seed_torch("dropout", seed, step, micro, distributed.rank())
             state.model.set_drop_path_draws(seed, step, part.row_ids)
             with _sync(net, micro + 1 == len(parts)), _autocast(device, amp_dtype):
-                out = _call(step_fn, forward, part, compiled)
+                if len(part.row_ids) in compiled_sizes:
+                    with compilation.errors_explained():
+                        out = step_fn(compiled, part)
+                else:
+                    out = step_fn(net, part)
                 # DistributedDataParallel averages gradients over ranks; they are to be summed.
                 total = state.scaler.scale(out["loss"] * distributed.world())
                 with state.model.statistics_kept():
@@ -243,20 +250,6 @@ def _update(state: State, step: int) -> bool:
     if state.ema and not skipped:
         state.ema.update(state.model, step=step + 1)  # timm counts updates from 1
     return skipped
-
-
-def _call(step_fn: Step, model: Any, part: Batch, compiled: bool) -> dict[str, Tensor]:
-    if not compiled:
-        return step_fn(model, part)
-    from torch._dynamo.exc import TorchDynamoException
-
-    try:
-        return step_fn(model, part)
-    except TorchDynamoException as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = " ".join(lines[:2]) or "no reason given"
-        message = f"torch.compile cannot compile this model here: {reason[:300]}"
-        raise CompileError(message) from error
 
 
 def _distribute(model: nn.Module, device: torch.device) -> nn.Module:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fgkd import distributed, models, rng
-from fgkd.config import ModelSpec, OptimSpec
+from fgkd import compilation, config, distributed, models, rng
+from fgkd.config import ModelSpec, OptimSpec, TrainStudentConfig, TrainTeacherConfig
 from fgkd.errors import OptionError
 from fgkd.loading.schedule import Schedule
+from fgkd.loading.train_loader import TrainLoader
 from fgkd.training import loop, optim, schedules
+
+C = TypeVar("C", TrainTeacherConfig, TrainStudentConfig)
 
 
 def build_model(
@@ -79,6 +84,40 @@ def check_last_batch(model: models.Classifier, schedule: Schedule, accumulated: 
             value=size,
             suggestion=other,
         ) from None
+
+
+def decide_compilation(
+    options: C, model: models.Classifier, loader: TrainLoader, device: torch.device
+) -> C:
+    """A run's options with `compile` on or off; see `compilation`. auto is off in a dry run."""
+    run, optim = options.run, options.optim
+    parts = optim.grad_accum_steps
+
+    def saved_s() -> float:
+        work = _blank_step(model, max(loader.usual_sizes(parts)), device, autocast_dtype(optim))
+        num_passes = loader.schedule.total_steps * parts
+        return compilation.TRAINING_SAVES * num_passes * compilation.seconds(work, device)
+
+    begun = None if run.overwrite else Path(run.output)
+    asked = "off" if run.dry_run and run.compile == "auto" else run.compile
+    on = compilation.chosen(asked, begun, device, saved_s)
+    return config.replaced(options, compile="on" if on else "off")
+
+
+def _blank_step(
+    model: models.Classifier, rows: int, device: torch.device, amp_dtype: torch.dtype | None
+) -> Callable[[], None]:
+    """A forward and a backward pass of a copy of the model, of so many images without pixels."""
+    copied = copy.deepcopy(model).to(device).to(memory_format=torch.channels_last).train()
+    height, width = model.input_size[1:]
+    image_u8_BHW3 = torch.zeros(rows, height, width, 3, dtype=torch.uint8, device=device)
+
+    def work() -> None:
+        with torch.autocast(device.type, amp_dtype, enabled=amp_dtype is not None):
+            total = copied(image_u8_BHW3).answer_BK.float().sum()
+        total.backward()
+
+    return work
 
 
 def peak_lr(spec: OptimSpec, model: ModelSpec) -> float:

@@ -29,7 +29,8 @@ VAL_METRICS = ("top1_pct", "top5_pct", "nll", "agreement_pct", "kl_to_teacher")
 class Validation:
     """Evaluates weights on the val split, and their agreement with the teacher where it is known.
 
-    teacher_NK: the teacher's logits of the val images, in their order.
+    amp_dtype: number type to autocast to. teacher_NK: the teacher's logits of the val images, in
+    their order.
     """
 
     def __init__(
@@ -39,12 +40,13 @@ class Validation:
         run: RunSpec,
         device: torch.device,
         *,
+        amp_dtype: torch.dtype | None = None,
         skip_unreadable: bool = False,
         teacher_NK: torch.Tensor | None = None,
     ) -> None:
         self.samples = dataset.splits.get("val")
         self.dataset, self.run, self.device = dataset, run, device
-        self.teacher_NK = teacher_NK
+        self.teacher_NK, self.amp_dtype = teacher_NK, amp_dtype
         self.unreadable: list[Unreadable] = []  # of the last call
         if self.samples is not None:
             self.renderer = clean_renderer(self.samples, model.eval_transform, skip_unreadable)
@@ -60,6 +62,7 @@ class Validation:
             batch_size=self.run.eval_batch_size,
             workers=self.run.workers,
             device=self.device,
+            amp_dtype=self.amp_dtype,
         )
         found = metrics.summarize(
             logits_NK=logits_NK,
@@ -126,6 +129,7 @@ def train(
         run.cut_back(state.step)
         run.log(f"resumed at step {state.step} of {schedule.total_steps}")
     pace = Pace(schedule.total_steps, spec.log_interval)
+    sizes = loader.usual_sizes(optim.grad_accum_steps) if spec.compile == "on" else ()
     epoch_start, finished = time.monotonic(), True
     with progress.stoppable(), trackers.opened(run.path, spec, options, state.step) as logs:
         for report in loop.fit(
@@ -140,7 +144,7 @@ def train(
             grad_accum_steps=optim.grad_accum_steps,
             clip_grad=optim.clip_grad,
             clip_mode=optim.clip_mode,
-            compiled=spec.compile,
+            compiled_sizes=sizes,
             should_stop=progress.stop_requested,
         ):
             run.add_unreadable(report.unreadable)

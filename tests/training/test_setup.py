@@ -105,6 +105,7 @@ def test_the_memory_format_is_the_options_and_changes_no_number() -> None:
         ({"amp": True}, "autocast bfloat16"),
         ({"amp": True, "amp_dtype": "float16"}, "autocast float16 with loss scaling"),
         ({"channels_last": False}, "channels first"),
+        ({"compile": "on"}, "; compiled"),
         ({"compile": True}, "; compiled"),
         ({"grad_checkpointing": True}, "; gradient checkpointing"),
         ({"workers": 0}, "images loaded by this process"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,11 @@ from helpers.loops import (
     make_state,
     state_of,
 )
-from helpers.models import CLASSES, DEIT, build
+from helpers.models import DEIT, build
 from helpers.runs import STUDENT, assert_same, assert_same_run, fgkd, saved
 from torch import Tensor
 
-from fgkd.errors import CompileError, FgkdError, NotFinite
+from fgkd.errors import FgkdError, NotFinite
 from fgkd.training import optim
 
 
@@ -211,32 +210,3 @@ def test_a_run_under_autocast_resumes_bit_for_bit(
     assert_same_run(stopped, tmp_path / "whole")
     if dtype == "float16":
         assert saved(stopped)["scaler"]["_growth_tracker"] > 0
-
-
-# ---- compilation ---------------------------------------------------------------------------
-
-
-def test_compiled_steps_are_the_plain_ones_and_keyed_draws_do_not_compile_again(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Draws are set from outside at every step; a short last batch alone is new. (No C++ here.)"""
-    eager = functools.partial(torch.compile, backend="aot_eager")
-    monkeypatch.setattr(torch, "compile", eager)
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    plain, fast = (state_of(build(drop_path=0.3, uses_dist=False), "sgd") for _ in range(2))
-    fit(plain, make_batches())
-    fit(fast, make_batches(), compiled=True)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
-    assert_equal_weights(plain.model, fast.model, atol=1e-5)
-
-
-def test_without_a_compiler_compilation_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(*args: object, **kwargs: object) -> None:
-        raise RuntimeError("no C++ compiler")
-
-    torch._dynamo.reset()
-    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", missing)
-    with pytest.raises(CompileError) as error:
-        fit(state_of(build(class_names=CLASSES)), make_batches()[:1], compiled=True)
-    assert "no C++ compiler" in error.value.message
