@@ -168,14 +168,16 @@ def _train_from(
     image_stores.fill_store(
         store, workers=spec.workers, skip_unreadable=data.skip_bad_images, progress=progress
     )
+    eval_batch_size = setup.eval_batch_size(spec, optim, loader)
     validation = Validation(
         dataset,
         model,
-        spec,
         hardware,
+        batch_size=eval_batch_size,
+        workers=spec.workers,
         amp_dtype=setup.autocast_dtype(optim),
         skip_unreadable=data.skip_bad_images,
-        teacher_NK=val_targets(source, spec, hardware),
+        teacher_NK=val_targets(source, eval_batch_size, spec.workers, hardware),
     )
     return train(
         folder,

@@ -139,7 +139,9 @@ def run(options: TrainTeacherConfig, progress: Progress = SILENT) -> TrainedRun 
         loader=loader,
         step_fn=step,
         validation=Validation(
-            *(dataset, model, spec, hardware),
+            *(dataset, model, hardware),
+            batch_size=setup.eval_batch_size(spec, optim, loader),
+            workers=spec.workers,
             amp_dtype=setup.autocast_dtype(optim),
             skip_unreadable=data.skip_bad_images,
         ),

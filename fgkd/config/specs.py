@@ -280,7 +280,12 @@ class RunSpec:
         "Use deterministic GPU kernels, so that a resumed run equals an uninterrupted one.",
         free=True,
     )
-    eval_batch_size: int = option(256, "Images per evaluation step.", low=1, free=True)
+    eval_batch_size: int | None = option(
+        None,
+        "Images per evaluation step. Default: those that a device holds in training, at most 256.",
+        low=1,
+        free=True,
+    )
     log_interval: float = option(10.0, "Seconds between console lines.", above=0.0, free=True)
     log_with: str = option(
         "", "Trackers of each epoch's metrics, as tensorboard,wandb,mlflow.", free=True

@@ -191,7 +191,7 @@ class Capture:
         samples = self.dataset.splits["val"]
         answers: list[torch.Tensor] = []
         unreadable: list[Unreadable] = []
-        for model in self.teachers.models:
+        for model, compiled in self.teachers.passes():
             renderer = clean_renderer(samples, model.eval_transform, self.skip_unreadable)
             rows, logits_NK, unreadable = inference.evaluate(
                 model,
@@ -199,6 +199,8 @@ class Capture:
                 batch_size=self.teachers.max_batch,
                 workers=self.workers,
                 device=self.teachers.device,
+                amp_dtype=self.teachers.amp_dtype,
+                compiled=compiled,
             )
             answers.append(logits_NK)
         full_NK = np.zeros((len(samples), len(self.dataset.classes)), np.float32)

@@ -12,7 +12,7 @@ import torch
 from fgkd import files, losses, models
 from fgkd.cache.reader import Reader
 from fgkd.cache.remote import open_cache
-from fgkd.config import DataSpec, LossSpec, RunSpec, SourceSpec, TargetSpec, ViewSpec, args_file
+from fgkd.config import DataSpec, LossSpec, SourceSpec, TargetSpec, ViewSpec, args_file
 from fgkd.data import (
     Dataset,
     absolute_specs,
@@ -307,7 +307,9 @@ def check_live_size(source: TargetSource, size: int) -> None:
         )
 
 
-def val_targets(source: TargetSource, run: RunSpec, device: torch.device) -> torch.Tensor | None:
+def val_targets(
+    source: TargetSource, batch_size: int, workers: int, device: torch.device
+) -> torch.Tensor | None:
     """The teacher's clean logits [N, K] of the val split, stored or computed; None without one."""
     if source.cache is not None:
         stored = source.cache.val_logits()
@@ -319,8 +321,8 @@ def val_targets(source: TargetSource, run: RunSpec, device: torch.device) -> tor
     _, logits_NK, _ = inference.evaluate(
         source.teacher,
         renderer,
-        batch_size=run.eval_batch_size,
-        workers=run.workers,
+        batch_size=batch_size,
+        workers=workers,
         device=device,
     )
     return logits_NK

@@ -41,6 +41,11 @@ class Teachers:
         own = [model.config["input_size"][-1] for model in self.models]
         return list(dict.fromkeys([self.img_size, *own]))
 
+    @property
+    def amp_dtype(self) -> torch.dtype | None:
+        """The type to autocast to; None without autocast."""
+        return torch.bfloat16 if self.dtype == "bfloat16" else None
+
     def to_device(self) -> None:
         """Move the models to the device and number type."""
         kind = torch.float64 if self.dtype == "float64" else torch.float32
@@ -83,7 +88,6 @@ class Teachers:
 
     def forward_async(self, images: tuple[torch.Tensor, ...]) -> Callable[[], np.ndarray]:
         """Start the forward passes of `logits`; the function returned waits for the result."""
-        amp = torch.bfloat16 if self.dtype == "bfloat16" else None
         of_size = dict(zip(self.sizes, images, strict=True))
         pending = [
             inference.forward_async(
@@ -91,7 +95,7 @@ class Teachers:
                 of_size[model.config["input_size"][-1]],
                 device=self.device,
                 max_batch=self.max_batch,
-                amp_dtype=amp,
+                amp_dtype=self.amp_dtype,
                 compiled=run,
             )
             for model, run in self.passes()

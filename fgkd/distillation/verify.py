@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -119,7 +119,8 @@ class _Verifier:
         """Compare stored targets with the teachers' logits now.
 
         A forward pass depends a little on its batch, so the tolerance is the difference between
-        all images in one batch and one by one; the encoding's own error comes on top.
+        all images in one batch and one by one, or in bfloat16, where compiled kernels round less
+        often, that to float32; the encoding's own error comes on top.
         """
         codec = self.reader.codec
         together = teachers.logits(images)
@@ -138,7 +139,11 @@ class _Verifier:
             else:
                 rounding = furthest(together, now["logits"])
             worst = max(furthest(now[name], then[name]) for name in then)
-        self._judge("targets", worst, furthest(together, np.concatenate(single)), rounding)
+        noise = furthest(together, np.concatenate(single))
+        if teachers.amp_dtype:
+            exact = replace(teachers, dtype="float32").logits(images)
+            noise = max(noise, furthest(together, exact))
+        self._judge("targets", worst, noise, rounding)
 
     def _compare_val(self, teachers: Teachers, dataset: Dataset) -> None:
         """Compare stored clean logits of some validation images with the teachers' logits now."""
@@ -152,19 +157,25 @@ class _Verifier:
         if not len(rows):
             return
 
-        def logits(batch_size: int) -> np.ndarray:
+        def logits(batch_size: int, amp_dtype: torch.dtype | None) -> np.ndarray:
             each = []
             for model in teachers.models:
                 renderer = clean_renderer(samples.take(rows), model.eval_transform, False)
                 device = teachers.device
                 _, logits_NK, _ = inference.evaluate(
-                    model, renderer, batch_size=batch_size, workers=0, device=device
+                    *(model, renderer),
+                    batch_size=batch_size,
+                    workers=0,
+                    device=device,
+                    amp_dtype=amp_dtype,
                 )
                 each.append(logits_NK)
             return teachers.average(each)
 
-        now = logits(teachers.max_batch)
-        noise = furthest(now, logits(1))
+        now = logits(teachers.max_batch, teachers.amp_dtype)
+        noise = furthest(now, logits(1, teachers.amp_dtype))
+        if teachers.amp_dtype:
+            noise = max(noise, furthest(now, logits(teachers.max_batch, None)))
         self._judge("clean logits of val", furthest(now, stored[rows]), noise, 0.0)
 
     def _judge(self, what: str, worst: float, noise: float, rounding: float) -> None:

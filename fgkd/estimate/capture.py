@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fgkd import files, models
+from fgkd import files
 from fgkd.cache import encodings
 from fgkd.cache.shards import Shard, ShardHeader, ShardJob
 from fgkd.cache.writer import Writer, stored_arrays
@@ -23,6 +23,7 @@ from fgkd.estimate.image_store import StoreEstimate
 from fgkd.estimate.training import inference_cost
 from fgkd.evaluation import inference
 from fgkd.loading.workers import render
+from fgkd.models import Classifier
 from fgkd.views.clean import clean_renderer
 from fgkd.views.rendering import RenderedViews, Request, ViewRenderer
 
@@ -167,13 +168,21 @@ def val_seconds(capture: Capture) -> float:
     if not capture.writer.needs_val():
         return 0.0
     teachers, samples, total = capture.teachers, capture.dataset.splits["val"], 0.0
-    for model in teachers.models:
+    for model, compiled in teachers.passes():
         renderer = clean_renderer(samples, model.eval_transform, capture.skip_unreadable)
         requests = inference.clean_requests(np.arange(len(samples)), teachers.max_batch)
 
-        def forward(answer: RenderedViews, model: models.Classifier = model) -> None:
+        def forward(
+            answer: RenderedViews,
+            model: Classifier = model,
+            compiled: inference.Compiled | None = compiled,
+        ) -> None:
             inference.logits(
-                model, answer.images[0], device=teachers.device, max_batch=teachers.max_batch
+                *(model, answer.images[0]),
+                device=teachers.device,
+                max_batch=teachers.max_batch,
+                amp_dtype=teachers.amp_dtype,
+                compiled=compiled,
             )
 
         total += measure(renderer, requests, forward, capture.workers).seconds(len(samples))

@@ -86,12 +86,13 @@ def evaluate(
     workers: int,
     device: torch.device,
     amp_dtype: torch.dtype | None = None,
+    compiled: Compiled | None = None,
     progress: Progress = SILENT,
 ) -> tuple[np.ndarray, Tensor, list[Unreadable]]:
     """(rows, float32 logits [N, K], unreadable images) of every image once, over all ranks.
 
-    Where the renderer has several views of an image, its logits are their mean. amp_dtype: number
-    type to autocast to.
+    Where the renderer has several views of an image, its logits are their mean. amp_dtype and
+    compiled are those of `forward_async`.
     """
     rows = distributed.share(np.arange(len(renderer.samples)))
     assert isinstance(renderer.view, CleanView)
@@ -116,6 +117,7 @@ def evaluate(
             device=device,
             max_batch=batch_size,
             amp_dtype=amp_dtype,
+            compiled=compiled,
         )
         pending.append((answer, wait))
         if len(pending) > 1:

@@ -12,7 +12,7 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fgkd import compilation, config, distributed, models, rng
-from fgkd.config import ModelSpec, OptimSpec, TrainStudentConfig, TrainTeacherConfig
+from fgkd.config import ModelSpec, OptimSpec, RunSpec, TrainStudentConfig, TrainTeacherConfig
 from fgkd.errors import OptionError
 from fgkd.loading.schedule import Schedule
 from fgkd.loading.train_loader import TrainLoader
@@ -84,6 +84,11 @@ def check_last_batch(model: models.Classifier, schedule: Schedule, accumulated: 
             value=size,
             suggestion=other,
         ) from None
+
+
+def eval_batch_size(run: RunSpec, optim: OptimSpec, loader: TrainLoader) -> int:
+    """Images per evaluation step: by default no more than fit, since those of a step do."""
+    return run.eval_batch_size or min(256, max(loader.usual_sizes(optim.grad_accum_steps)))
 
 
 def decide_compilation(

@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 
 from fgkd import distributed, files, models
-from fgkd.config import RunSpec
 from fgkd.data import Dataset
 from fgkd.device import memory_in_use
 from fgkd.evaluation import inference, metrics
@@ -37,15 +36,17 @@ class Validation:
         self,
         dataset: Dataset,
         model: models.Classifier,
-        run: RunSpec,
         device: torch.device,
         *,
+        batch_size: int,
+        workers: int,
         amp_dtype: torch.dtype | None = None,
         skip_unreadable: bool = False,
         teacher_NK: torch.Tensor | None = None,
     ) -> None:
         self.samples = dataset.splits.get("val")
-        self.dataset, self.run, self.device = dataset, run, device
+        self.dataset, self.device = dataset, device
+        self.batch_size, self.workers = batch_size, workers
         self.teacher_NK, self.amp_dtype = teacher_NK, amp_dtype
         self.unreadable: list[Unreadable] = []  # of the last call
         if self.samples is not None:
@@ -59,8 +60,8 @@ class Validation:
         rows, logits_NK, self.unreadable = inference.evaluate(
             model,
             self.renderer,
-            batch_size=self.run.eval_batch_size,
-            workers=self.run.workers,
+            batch_size=self.batch_size,
+            workers=self.workers,
             device=self.device,
             amp_dtype=self.amp_dtype,
         )

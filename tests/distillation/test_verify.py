@@ -17,6 +17,7 @@ from helpers.runs import fgkd, tree
 from fgkd import files
 from fgkd.cache import encodings
 from fgkd.distillation import verify
+from fgkd.evaluation import inference
 
 ENCODINGS = ("dense", "dense32", "int8", "topk", "topk8")
 
@@ -67,6 +68,33 @@ def test_the_true_teacher_passes(
     assert "checked the sha256 of 3 shards" in said
     assert "rendered 128 views again: 0 differences" in said
     assert said.count("differ by") == 3  # two views, and the validation images
+
+
+@pytest.mark.parametrize("val_dtype", ["bfloat16", "float32"])
+def test_a_teacher_in_bfloat16_passes(
+    val_dtype: str,
+    says: Says,
+    tiny_cache: Path,
+    tiny_teacher: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where val is in float32, as older caches have it; a wrong target fails."""
+    cache = tmp_path / "cache"
+    if val_dtype == "float32":
+        ask = inference.evaluate
+        plain = {"amp_dtype": None, "compiled": None}
+        monkeypatch.setattr(inference, "evaluate", lambda *args, **how: ask(*args, **how | plain))
+    command = ("cache-logits", "-c", tiny_cache / "args.yaml", "--output", cache)
+    fgkd(*command, "--dtype", "bfloat16", "--shard-size", 50, "--batch-size", 32)
+    monkeypatch.undo()
+    code, said = says("--teacher", tiny_teacher, cache)
+    assert (code, said.count("verified: ")) == (0, 1), said
+    shard = min((cache / "shards").iterdir())
+    with h5py.File(shard, "a") as file:
+        add("logits", 0.5)(file)
+    vouch(cache, shard)
+    assert says("--teacher", tiny_teacher, cache)[0] == 1
 
 
 def test_a_cache_that_travelled_alone(

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers.loops import CPU, fit, lr_at, make_batches
 from helpers.models import CLASSES, TINY_CONVNEXT, build
+from helpers.runs import TEACHER, fgkd
 from timm.scheduler import StepLRScheduler
 from torch import nn
 
 from fgkd import config, models
 from fgkd.commands.banner import describe_device
 from fgkd.config import ModelSpec, OptimSpec, TrainTeacherConfig
+from fgkd.data import open_dataset
 from fgkd.loading import batch
+from fgkd.loading.schedule import Schedule
+from fgkd.loading.train_loader import TrainLoader
 from fgkd.training import loop, setup
+from fgkd.views.clean import clean_renderer
+from fgkd.views.rendering import Request
 
 LR = 1e-3
 
@@ -142,3 +152,42 @@ def test_pixels_go_to_a_gpu_as_pinned_bytes(monkeypatch: pytest.MonkeyPatch) -> 
         ("cuda", torch.uint8, {"non_blocking": True}),
     ]
     assert batch.to_device(images, CPU) is images
+
+
+@pytest.mark.parametrize(
+    ("given", "want"),
+    [
+        ({"batch_size": 64}, 64),
+        ({"batch_size": 64, "grad_accum_steps": 3}, 22),
+        ({"batch_size": 4096}, 256),
+        ({"batch_size": 64, "eval_batch_size": 7}, 7),
+    ],
+)
+def test_an_evaluation_step_holds_no_more_than_a_training_step(
+    given: dict[str, Any], want: int
+) -> None:
+    options = config.build(TrainTeacherConfig, given, "here")
+    loader = object.__new__(TrainLoader)
+    loader.unit, loader.schedule = 1, Schedule(0, 5000, options.optim.batch_size, 1, 1)
+    assert setup.eval_batch_size(options.run, options.optim, loader) == want
+
+
+def test_validation_computes_in_the_number_type_of_training(
+    tiny_data: Path, tmp_path: Path
+) -> None:
+    """By the logits of the saved model, under torch's own autocast."""
+    command = ("train-teacher", "--data", f"folder:{tiny_data}", *TEACHER, "--epochs", 1)
+    fgkd(*command, "--amp", "--workers", 0, "--output", tmp_path / "run")
+    (row,) = map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
+    model = models.load(tmp_path / "run/model")
+    val = open_dataset([f"folder:{tiny_data}"], 0.1).splits["val"]
+    renderer = clean_renderer(val, model.eval_transform, False)
+    request = Request(np.arange(len(val)), range(1), digests=np.zeros(len(val), bool))
+    images, labels = renderer[request].images[0][:, 0], torch.from_numpy(val.labels)
+    nll = {}
+    for amp in (True, False):
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=amp):
+            logits = model(images).answer_BK.float()
+        nll[amp] = F.cross_entropy(logits, labels).item()
+    assert row["val_nll"] == pytest.approx(nll[True], rel=1e-4)
+    assert abs(row["val_nll"] - nll[False]) > abs(row["val_nll"] - nll[True])
