@@ -34,6 +34,8 @@ class Checked(click.ParamType):
         self.base, self.meta, self.name = base, meta, base.name
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value in self.meta["words"]:
+            return value
         value = self.base.convert(value, param, ctx)
         if problem := config.check(value, {**self.meta, "choices": ()}):
             self.fail(problem, param, ctx)

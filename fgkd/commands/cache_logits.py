@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from fgkd.distillation.teachers import Teachers
 from fgkd.errors import CompileError, MissingOption, OptionError, UnusedOption
 from fgkd.estimate.capture import CaptureEstimate, estimate_capture, estimate_without_teacher
 from fgkd.estimate.image_store import estimate_store
+from fgkd.estimate.inference import fitting_batch
 from fgkd.models import Classifier
 from fgkd.progress import SILENT, Progress
 from fgkd.views import recipes
@@ -173,8 +174,13 @@ def write_cache(
     views = ViewSet(samples, recipe, cache.seed, size, cache.shard_size, side, added=added)
     teachers = Teachers(
         *(known, inputs.names, teacher_spec.ensemble, size, hardware),
-        *(teacher_spec.dtype, teacher_spec.batch_size),
+        *(teacher_spec.dtype, 1),
     )
+    teachers.to_device()
+    max_batch = fitting_batch(
+        teacher_spec.batch_size, known, hardware, amp=teachers.amp_dtype is not None
+    )
+    teachers = replace(teachers, max_batch=max_batch)
     progress.message(f"hashing the images of {banner.describe_data(dataset)}")
     tables = describe_splits(dataset, lambda num: image_stores.Counter(num, progress))
     identity = describe_identity(options, teachers, dataset, views, fraction, tables)
@@ -193,9 +199,9 @@ def write_cache(
         return CapturedCache(
             *(folder, True, True, held.views, len(sizes), sum(sizes)), accuracy=accuracy
         )
-    teachers.to_device()
     teachers = compiled(teachers, options, jobs, views, progress)
-    options = config.replaced(options, compile="on" if teachers.runs else "off")
+    compile = "on" if teachers.runs else "off"
+    options = config.replaced(options, compile=compile, batch_size=max_batch)
     for line in banner.banner(
         "fgkd cache-logits",
         {
@@ -206,7 +212,7 @@ def write_cache(
             + banner.describe_images(store, side),
             "plan": describe_plan(writer, jobs),
             "device": f"{device_line}{'; compiled' if teachers.runs else ''}; "
-            f"{spec.workers} workers",
+            f"{max_batch} views a batch; {spec.workers} workers",
             "output": str(folder),
         },
     ):
@@ -436,6 +442,5 @@ def _estimate_without_teacher(options: CacheLogitsConfig, progress: Progress) ->
         num_samples=len(samples),
         num_classes=len(dataset.classes),
         mixes=recipe.mixes,
-        batch_size=options.teacher.batch_size,
         store=estimate_store(image_stores.open_store(data, samples, side), samples, side),
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from fgkd.config.schema import option
 from fgkd.config.specs import (
+    BATCH_HELP,
     DATA_HELP,
     DEVICE_HELP,
     EXPORT_NAMES,
@@ -79,7 +80,7 @@ class EvaluateConfig:
     json: str | None = option(None, "File to write the results to.")
     report: str | None = option(None, "Folder to write an HTML report of plots and examples to.")
     skip_bad_images: bool = option(False, "Leave out unreadable images, and say so.")
-    batch_size: int = option(256, "Images per step.", low=1)
+    batch_size: int | str = option(256, BATCH_HELP, low=1, words=("auto",))
     device: str = option("auto", DEVICE_HELP)
     workers: int = option(2, WORKERS_HELP, low=0)
 
@@ -96,7 +97,7 @@ class PredictConfig:
         "none", "Test-time augmentation: views whose logits are averaged.", choices=TTA_NAMES
     )
     architecture: ArchitectureSpec = ArchitectureSpec()
-    batch_size: int = option(256, "Images per step.", low=1)
+    batch_size: int | str = option(256, BATCH_HELP, low=1, words=("auto",))
     device: str = option("auto", DEVICE_HELP)
     workers: int = option(2, WORKERS_HELP, low=0)
 

@@ -34,18 +34,21 @@ def option(
     above: float | None = None,
     free: bool = False,
     renamed: Mapping[str, str] | None = None,
+    words: tuple[str, ...] = (),
 ) -> Any:
     """A field with its help and range (low <= x <= high, x > above); free: may change on resume.
 
-    renamed: old values that are still accepted, with a FutureWarning, and their new names.
+    renamed: old values that are still accepted, with a FutureWarning, and their new names. words:
+    values of a number that are none.
     """
     meta = {"help": help, "choices": choices, "low": low, "high": high, "above": above}
-    return field(default=default, metadata={**meta, "free": free, "renamed": renamed or {}})
+    more = {"free": free, "renamed": renamed or {}, "words": words}
+    return field(default=default, metadata={**meta, **more})
 
 
 def check(value: Any, meta: typing.Mapping[str, Any]) -> str | None:
     """What is wrong with one value by its field's choices and range, or None."""
-    if value is None:
+    if value is None or value in meta["words"]:
         return None
     if isinstance(value, tuple):
         return next((problem for v in value if (problem := check(v, meta))), None)
@@ -153,7 +156,7 @@ def _checked(leaf: Leaf, value: Any, where: str | Path) -> Any:
     if isinstance(value, str) and value in meta["renamed"]:
         value = _renamed(name, value, meta["renamed"][value])
     try:
-        converted = convert(value, leaf.kind)
+        converted = value if value in meta["words"] else convert(value, leaf.kind)
         problem = check(converted, meta)
     except ValueError as error:
         problem = str(error)

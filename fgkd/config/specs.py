@@ -28,6 +28,7 @@ EXPORT_NAMES = ("onnx", "torchscript", "pt2")
 
 DEVICE_HELP = "auto, cpu, cuda or cuda:N."
 WORKERS_HELP = "Processes that load images."
+BATCH_HELP = "Images per forward pass. auto: as many as there is memory for."
 COMPILE_HELP = "torch.compile the model. auto: on a GPU, where that saves more time than it takes."
 DATA_HELP = "NAME:PATH where the images are now. Default: where they were."
 
@@ -330,7 +331,7 @@ class TeacherSpec:
         "logits", "What an ensemble averages.", choices=("logits", "probs"), free=True
     )
     dtype: str = option("float32", "Number type of the teacher.", choices=DTYPE_NAMES)
-    batch_size: int = option(128, "Views per teacher batch.", low=1, free=True)
+    batch_size: int | str = option(128, BATCH_HELP, low=1, free=True, words=("auto",))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from fgkd.config import CacheSpec
 from fgkd.config.specs import ENCODING_NAMES
 from fgkd.distillation.capture import Capture
 from fgkd.estimate.image_store import StoreEstimate
-from fgkd.estimate.training import inference_cost
+from fgkd.estimate.inference import inference_cost
 from fgkd.evaluation import inference
 from fgkd.loading.workers import render
 from fgkd.models import Classifier
@@ -36,8 +36,8 @@ MIXING_BYTES = 8 + 4 + 4 * 2  # of a mixed view: partner, lambda and box
 class CaptureEstimate:
     """What a cache would cost.
 
-    encodings: bytes in each. encoding: the one asked for. targets: views still to write. None
-    where there is no teacher to measure.
+    encodings: bytes in each. encoding: the one asked for. targets: views still to write.
+    batch_size: views of a forward pass. None where there is no teacher to measure.
     """
 
     samples: int
@@ -47,8 +47,8 @@ class CaptureEstimate:
     encoding: str
     free_bytes: int
     free_folder: Path
-    batch_size: int
     store: StoreEstimate
+    batch_size: int | None = None
     views_per_s: float | None = None
     hours: float | None = None
     memory_bytes: int | None = None
@@ -280,7 +280,6 @@ def estimate_without_teacher(
     num_samples: int,
     num_classes: int,
     mixes: bool,
-    batch_size: int,
     store: StoreEstimate,
 ) -> CaptureEstimate:
     """The bytes of the targets by formula, before there is a teacher."""
@@ -299,6 +298,5 @@ def estimate_without_teacher(
         encoding=spec.encoding,
         free_bytes=free,
         free_folder=folder,
-        batch_size=batch_size,
         store=store,
     )

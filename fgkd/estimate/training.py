@@ -15,6 +15,7 @@ from fgkd import distributed, files, models
 from fgkd.config import OptimSpec, RunSpec
 from fgkd.estimate import counting
 from fgkd.estimate.image_store import StoreEstimate
+from fgkd.estimate.inference import inference_cost
 from fgkd.loading.batch import Batch
 from fgkd.loading.train_loader import TrainLoader
 from fgkd.training import loop, setup
@@ -253,22 +254,6 @@ def _blank_batch(planned: PlannedTraining, num_classes: int) -> Batch:
         lam_B=torch.ones(count) if mixes else None,
         unreadable=[],
     )
-
-
-def inference_cost(
-    model: models.Classifier, batch: int, size: int, amp: bool
-) -> tuple[int, int, int]:
-    """(bytes of the weights, peak bytes of a forward pass, its FLOPs) of a batch."""
-    device = model.mean.device.type
-    with counting.imagined(device):
-        images = torch.zeros(batch, size, size, 3, dtype=torch.uint8)
-
-        def forward() -> torch.Tensor:
-            with counting.autocast(device, torch.bfloat16 if amp else None):
-                return model(images).answer_BK
-
-        peak, flops = counting.peak_bytes(forward), counting.flops(forward)
-    return counting.num_bytes([*model.parameters(), *model.buffers()]), peak, flops
 
 
 def measure(planned: PlannedTraining, counts: Counts, device: torch.device) -> Measured:

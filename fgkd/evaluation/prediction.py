@@ -19,6 +19,7 @@ from fgkd import files
 from fgkd.data import Samples
 from fgkd.data.decoding import FORMATS
 from fgkd.errors import ModelError
+from fgkd.estimate.inference import fitting_batch
 from fgkd.evaluation import inference
 from fgkd.evaluation.scoring import refuse_mirroring
 from fgkd.models import Classifier
@@ -83,7 +84,7 @@ def predict(
     device: torch.device,
     top_k: int = 5,
     tta: str = "none",
-    batch_size: int = 256,
+    batch_size: int | str = 256,
     workers: int = 2,
     progress: Progress = SILENT,
 ) -> list[Prediction]:
@@ -103,10 +104,11 @@ def predict(
         return []
     none = np.full(len(paths), -1)
     samples = Samples(list(paths), none, np.zeros_like(none), list(paths))
+    model.to(device)
     rows, logits_NK, unreadable = inference.evaluate(
-        model.to(device),
+        model,
         clean_renderer(samples, model.eval_transform, skip_unreadable=True, tta=tta),
-        batch_size=batch_size,
+        batch_size=fitting_batch(batch_size, [model], device),
         workers=workers,
         device=device,
         progress=progress,

@@ -13,6 +13,7 @@ from torch import Tensor
 from fgkd import comparison
 from fgkd.data import Dataset, Samples
 from fgkd.errors import OptionError
+from fgkd.estimate.inference import fitting_batch
 from fgkd.evaluation import inference, intervals, metrics
 from fgkd.evaluation.intervals import McNemar
 from fgkd.evaluation.metrics import Metrics
@@ -104,15 +105,15 @@ def score(
     name: str = "",
     tta: str = "none",
     skip_unreadable: bool = False,
-    batch_size: int = 256,
+    batch_size: int | str = 256,
     workers: int = 2,
     progress: Progress = SILENT,
 ) -> Score:
     """A model's logits of every image of a split, by timm's evaluation transform, in float32.
 
-    name: of the model, for messages. Raises: DataMismatch for other classes than the model's;
-    OptionError for a split that is not there, or for test-time augmentation that mirrors data in
-    which left and right differ.
+    name: of the model, for messages. batch_size: a number or "auto". Raises: DataMismatch for other
+    classes than the model's; OptionError for a split that is not there, or for test-time
+    augmentation that mirrors data in which left and right differ.
     """
     comparison.refuse(
         f"the data's classes are not those of {name or model.architecture}",
@@ -127,10 +128,11 @@ def score(
         raise OptionError(message, option="split", value=split, suggestion=last)
     if dataset.chiral:
         refuse_mirroring(tta, f"in {dataset.name} left and right are different classes")
+    model.to(device)
     found = inference.evaluate(
-        model.to(device),
+        model,
         clean_renderer(samples, model.eval_transform, skip_unreadable, tta),
-        batch_size=batch_size,
+        batch_size=fitting_batch(batch_size, [model], device),
         workers=workers,
         device=device,
         progress=progress,

@@ -170,7 +170,13 @@ class _Wrapped(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.model(x)
-        return getattr(out, "logits", out)  # Hugging Face models return an object
+        out = getattr(out, "logits", out)  # Hugging Face models return an object
+        want = [len(x), self.pretrained_cfg["num_classes"]]
+        if not isinstance(out, Tensor) or list(out.shape) != want:
+            found = list(out.shape) if isinstance(out, Tensor) else f"a {type(out).__name__}"
+            name = self.pretrained_cfg["architecture"]
+            raise ModelError(f"{name} returned {found}, not logits {want}", model=name)
+        return out
 
 
 def as_classifier(
@@ -190,6 +196,8 @@ def as_classifier(
     object with `.logits`). name: recorded in caches. classes: names by index of the logits.
     input_size: the side in pixels, or (3, H, W). crop_pct, interpolation: of the evaluation view,
     as in timm. The weights of a function are not known: its name stands for them in a cache.
+
+    Called with images, it raises ModelError where the model returns anything but logits [B, C].
     """
     size = (3, input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
     config: dict[str, Any] = {

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from helpers.errors import expected
 from helpers.models import CLASSES, build, images, perturb, timm_logits
 from torch import nn
 
@@ -137,6 +138,17 @@ def test_a_function_and_a_model_that_returns_an_object() -> None:
     wrapped = fgkd.as_classifier(lambda x: Output(by_colour(x)), name="object", **plain)
     assert torch.equal(wrapped.logits(x), function.logits(x))
     assert function.weights_sha256 != wrapped.weights_sha256  # their names stand for them
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [torch.zeros(2, 4), torch.zeros(3), torch.zeros(3, 3), torch.zeros(2, 3, 1), np.zeros((2, 3))],
+    ids=["other classes", "one dimension", "other images", "three dimensions", "numpy"],
+)
+def test_what_is_no_logits_is_refused(returned: Any) -> None:
+    model = fgkd.as_classifier(lambda x: returned, name="odd", classes=CLASSES)
+    with expected(ModelError, model="odd"):
+        model.logits(images(2))
 
 
 def test_logits_take_both_layouts_and_leave_the_mode_alone() -> None:
