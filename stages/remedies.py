@@ -340,6 +340,6 @@ REMEDIES: dict[type, Callable[[Any], str]] = {
         else "--workers 0, or fewer than now   # out of memory? sudo dmesg | tail"
     ),
     errors.LostProcess: lambda e: (
-        "the same command with --resume continues from the last checkpoint"
+        "the same command again, of a training with --resume: it continues from what is there"
     ),
 }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import os
+import time
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -29,6 +31,7 @@ MIXING: encodings.Shapes = {
     "boxes": ("int16", (4,)),
 }
 BEGUN = ".begun.npz"  # the suffix of what is kept of a shard that is not full yet
+SEEN_WITHIN_S, POLL_S = 90.0, 0.2  # when another rank's shard is seen here; NFS remembers a minute
 LIBRARIES = ("torch", "torchvision", "timm", "pillow", "simplejpeg", "numpy", "h5py")
 
 
@@ -131,6 +134,8 @@ class Writer:
             identity.views.seed, len(tables["train"]), identity.shard_size, identity.added
         )
         self._journal = folder / journal
+        self.written: list[ShardRow] = []  # by this process
+        self._elsewhere: list[ShardRow] = []  # by other ranks
         self._check_identity()
 
     def _check_identity(self) -> None:
@@ -188,11 +193,26 @@ class Writer:
                 with contextlib.suppress(ValueError):  # a damaged line: the shard is written again
                     row = ShardRow.from_json(value)
                     rows[row.name] = row
+        rows |= {row.name: row for row in self._elsewhere}
         return [row for row in rows.values() if self._on_disk(row)]
 
     def _on_disk(self, row: ShardRow) -> bool:
         path = self.folder / row.name
         return path.is_file() and path.stat().st_size == row.num_bytes
+
+    def wait_for(self, rows: Sequence[ShardRow]) -> None:
+        """Wait until shards that other ranks have written are to be seen here, journal or not.
+
+        On a file system over a network that can take a minute; a shard that is not there after
+        `SEEN_WITHIN_S` counts as not written.
+        """
+        self._elsewhere = list(rows)
+        until = time.monotonic() + SEEN_WITHIN_S
+        while not all(map(self._on_disk, rows)) and time.monotonic() < until:
+            for folder in {(self.folder / row.name).parent for row in rows}:
+                with contextlib.suppress(OSError):
+                    os.listdir(folder)  # asks the server, where a path's absence may be remembered
+            time.sleep(POLL_S)
 
     def jobs(self) -> list[ShardJob]:
         """The shards still to write so that every block has all the views."""
@@ -314,6 +334,7 @@ class Writer:
             stats=found,
         )
         files.append_line(self._journal, row.to_json())
+        self.written.append(row)
 
     def _image(self, split: str, row: int, unreadable: list[str]) -> bytes:
         """The encoded image; of an unreadable one the bytes that there are, perhaps none."""

@@ -189,9 +189,12 @@ def write_cache(
         identity = extension.identity(identity)
     read = image_reader(dataset)
     writer = Writer(folder, identity, tables, cache.views, read, journal_name(spec))
-    jobs = own_jobs(writer, spec.shard_range)
+    # Of the first rank: on a file system over a network another may not see all shards yet.
+    jobs, is_complete = distributed.gather(
+        (own_jobs(writer, spec.shard_range), writer.is_complete())
+    )[0]
     store = image_stores.open_store(data, samples, side, tables["train"].hashes)
-    if writer.is_complete() and not spec.dry_run:
+    if is_complete and not spec.dry_run:
         held = manifest.load(folder)
         progress.message(f"cache {folder} is complete with {held.views} views; nothing to do")
         sizes = [row.num_bytes for row in held.shards]
@@ -292,9 +295,12 @@ def _write(
                 left=left,
                 targets_kept=capture.targets_kept,
             )
-        if writer.needs_val() and block_range(spec.shard_range)[0] == 0:
+        needs_val = distributed.gather(writer.needs_val())[0]
+        if needs_val and block_range(spec.shard_range)[0] == 0:
             capture.write_val()
-    distributed.barrier()
+    everyone = distributed.gather(writer.written)
+    if distributed.rank() == 0:
+        writer.wait_for([row for rows in everyone[1:] for row in rows])
     return close(writer, time.monotonic() - started, len(mine))
 
 

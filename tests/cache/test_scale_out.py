@@ -6,11 +6,17 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from helpers.failures import Fails, make_fails
-from helpers.runs import fgkd, run_ranks, tree
+from helpers.runs import fgkd, run_ranks, start_ranks, tree
+
+from fgkd import files
+from fgkd.cache import writer
+from fgkd.cache.shards import ShardRow
+from fgkd.cache.writer import Writer
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,10 +34,10 @@ def capture(cache: Path, output: Path, *more: object) -> tuple[object, ...]:
 
 def product(cache: Path) -> dict[str, bytes]:
     """The files that must be equal."""
-    files = tree(cache)
-    assert not [name for name in files if name.endswith(".partial")]
+    found = tree(cache)
+    assert not [name for name in found if name.endswith(".partial")]
     return {
-        n: b for n, b in files.items() if n.startswith(("shards/", "val/", "manifest", "samples"))
+        n: b for n, b in found.items() if n.startswith(("shards/", "val/", "manifest", "samples"))
     }
 
 
@@ -100,6 +106,71 @@ def test_an_empty_range_of_ranks(tiny_cache: Path, tmp_path: Path) -> None:
     assert product(cache) == product(tiny_cache)
     journals = {path.name for path in cache.glob("shards*.jsonl")}
     assert journals == {"shards-4-5.jsonl", "shards-0-4.jsonl", "shards-0-4-rank1.jsonl"}
+
+
+def slow_disk(late_s: float, *argv: object) -> None:
+    """A command on a file system that shows the first rank nothing of the second's for a while."""
+    if os.environ["RANK"] == "0":
+        read_lines, on_disk, seen = files.read_lines, Writer._on_disk, Writer.wait_for
+        waited: list[float] = []
+
+        def stale(path: Path) -> files.Rows:
+            return [] if path.name == "shards-rank1.jsonl" else read_lines(path)
+
+        def late(self: Writer, row: ShardRow) -> bool:
+            mine = row.name in {one.name for one in self.written}
+            return on_disk(self, row) and (mine or time.monotonic() > min(waited, default=1e9))
+
+        def wait_for(self: Writer, rows: list[ShardRow]) -> None:
+            waited.append(time.monotonic() + late_s)
+            seen(self, rows)
+
+        files.read_lines, Writer._on_disk, Writer.wait_for = stale, late, wait_for
+    writer.SEEN_WITHIN_S = 3.0
+    fgkd(*argv)
+
+
+def test_a_shard_that_the_first_rank_sees_late(tiny_cache: Path, tmp_path: Path) -> None:
+    """Its row comes from the rank itself, and the manifest waits for the file."""
+    command = capture(tiny_cache, tmp_path / "cache", "--device", "cpu")
+    ranks = start_ranks(2, slow_disk, 1.0, *command)
+    for rank in ranks:
+        rank.join(120)
+    assert [rank.exitcode for rank in ranks] == [0, 0]
+    assert product(tmp_path / "cache") == product(tiny_cache)
+
+
+def test_a_shard_that_is_never_seen_is_not_vouched_for(tiny_cache: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    ranks = start_ranks(2, slow_disk, 1e6, *capture(tiny_cache, cache, "--device", "cpu"))
+    for rank in ranks:
+        rank.join(120)
+    assert [rank.exitcode for rank in ranks] == [0, 0]
+    assert not (cache / "manifest.json").exists()
+    fgkd(*capture(tiny_cache, cache))
+    assert product(cache) == product(tiny_cache)
+
+
+def forgetful(*argv: object) -> None:
+    """A command whose second rank sees nothing of what was there before it began."""
+    if os.environ["RANK"] == "1":
+        Writer.published = lambda self: []
+    fgkd(*argv)
+
+
+def test_ranks_that_see_different_shards_share_what_the_first_finds_missing(
+    tiny_cache: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    fgkd(*capture(tiny_cache, cache, "--shard-range", "1:3"))
+    before = {path: path.stat().st_mtime_ns for path in cache.glob("shards/*")}
+    for _ in range(2):  # the rest, and then nothing
+        ranks = start_ranks(2, forgetful, *capture(tiny_cache, cache, "--device", "cpu"))
+        for rank in ranks:
+            rank.join(120)
+        assert [rank.exitcode for rank in ranks] == [0, 0]
+        assert product(cache) == product(tiny_cache)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
 def test_torchrun(tiny_cache: Path, tmp_path: Path) -> None:
