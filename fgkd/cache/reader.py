@@ -209,7 +209,7 @@ class Reader:
         arrays = self._shard_arrays(row, 0, list(codec.arrays()))
         shape = (len(self.samples["val"]), self.codec.num_classes)
         self._check_array(row, "logits", arrays["logits"], shape)
-        return codec.decode(arrays)
+        return np.array(codec.decode(arrays))  # no longer the file's own pages, which are read-only
 
     # Images
 
