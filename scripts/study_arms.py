@@ -28,6 +28,7 @@ TEACHERS: dict[str, tuple[str, ...]] = {
     "60-epochs-1": (*LONG, "--seed", "1"),
     "60-epochs-2": (*LONG, "--seed", "2"),
     "pretrained": (*PRETRAINED, "--epochs", "12"),
+    "pretrained-long": (*PRETRAINED, "--epochs", "60"),  # of small data
     "pretrained-few": (*PRETRAINED, "--epochs", "60", *FEW),
 }
 
@@ -49,6 +50,7 @@ CACHES = {
     "mixup": Cache(("60-epochs",), ("--views", "75", "--mixup", "1", "--mix-prob", "1")),
     "ensemble": Cache(("60-epochs", "60-epochs-1", "60-epochs-2"), ("--views", "75")),
     "pretrained": Cache(("pretrained",), AT_32_PX),
+    "pretrained-long": Cache(("pretrained-long",), ("--views", "75", *AT_32_PX[2:])),
     "pretrained-topk8-5": Cache(("pretrained",), (*AT_32_PX, *TOPK8, "--top-k", "5")),
     "pretrained-topk8-1": Cache(("pretrained",), (*AT_32_PX, *TOPK8, "--top-k", "1")),
     "pretrained-mixup": Cache(("pretrained",), (*AT_32_PX, "--mixup", "1", "--mix-prob", "1")),
@@ -94,6 +96,7 @@ METHODS = {
     "cache-16": Method("from the cache of the 16-epoch teacher", cache="16-epochs"),
     "cache-ensemble": Method("from the cache of three teachers", cache="ensemble"),
     "cache-pretrained": Method("from the cache of a pretrained teacher", cache="pretrained"),
+    "cache-long": Method("from the cache of a pretrained teacher", cache="pretrained-long"),
 }
 CURVES = tuple(METHODS)  # at every length
 
