@@ -28,7 +28,7 @@ TEACHERS: dict[str, tuple[str, ...]] = {
     "60-epochs-1": (*LONG, "--seed", "1"),
     "60-epochs-2": (*LONG, "--seed", "2"),
     "pretrained": (*PRETRAINED, "--epochs", "12"),
-    "pretrained-long": (*PRETRAINED, "--epochs", "60"),  # of small data
+    "pretrained-long": (*PRETRAINED, "--epochs", "30"),  # of small data
     "pretrained-few": (*PRETRAINED, "--epochs", "60", *FEW),
 }
 
