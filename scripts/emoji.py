@@ -1,11 +1,11 @@
 """Builds a dataset of emoji in colour, split by designer, from packages of the npm registry.
 
-    pip install resvg-py aiohttp
+    pip install resvg-py fsspec aiohttp
     python scripts/emoji.py runs/emoji
     fgkd train-teacher --data folder:runs/emoji ...
 
-A class is an emoji of an animal, a plant, food or drink that at least SETS - 1 sets of drawings
-have. Drawings of one designer are in one split: training, val and test show different hands. The
+A class is an emoji of an animal, a plant, food or drink that eight of the ten sets of drawings
+have. The sets of one designer are in one split: training, val and test show different hands. The
 folder has LICENSES.md; the drawings are not in this repository.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import json
 import shutil
 import sys
@@ -28,6 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from fgkd.download import download
+from fgkd.errors import FgkdError
 from fgkd.packages import require
 
 REGISTRY = "https://registry.npmjs.org"
@@ -152,39 +154,42 @@ def classes(sets: dict[str, Drawings], least: int) -> list[str]:
 @click.option("--size", type=click.IntRange(16), default=96, show_default=True, help="In pixels.")
 @click.option("--registry", default=REGISTRY, show_default=True, help="URL of an npm registry.")
 def main(output: Path, size: int, registry: str) -> None:
-    require("drawing SVG", "resvg_py")
-    import resvg_py
-
     if output.exists():
         raise click.ClickException(f"{output} exists; name a new folder")
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f"{output.name}.", dir=output.parent))
     try:
-        sets = {name: fetch(name, given, registry, partial) for name, given in SETS.items()}
-        for path in partial.glob("*.tgz"):
-            path.unlink()
-        chosen, count = classes(sets, LEAST_SETS), dict.fromkeys(("train", "val", "test"), 0)
-        for name, drawings in sets.items():
-            split = SETS[name].split
-            for label in chosen:
-                if svg := drawings.svg(label):
-                    path = partial / split / label / f"{name}.png"
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    image = resvg_py.svg_to_bytes(
-                        svg_string=svg, width=size, background="#ffffff", skip_system_fonts=True
-                    )
-                    path.write_bytes(bytes(image))
-                    count[split] += 1
-        lines = [f"* {name} {one.version}: {one.licence}\n" for name, one in SETS.items()]
-        text = "Drawn from the npm packages @iconify-json/NAME:\n\n" + "".join(lines)
-        (partial / "LICENSES.md").write_text(text)
+        print(build(partial, size, registry))
         partial.chmod(0o755)
         partial.rename(output)
-    except BaseException:
-        shutil.rmtree(partial)
-        raise
+    except FgkdError as error:
+        raise click.ClickException(error.message) from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def build(folder: Path, size: int, registry: str) -> str:
+    """Fill an empty folder; a line that says with what."""
+    require("drawing SVG", "resvg_py")
+    import resvg_py
+
+    with tempfile.TemporaryDirectory() as archives:
+        sets = {name: fetch(name, one, registry, Path(archives)) for name, one in SETS.items()}
+    chosen, count = classes(sets, LEAST_SETS), dict.fromkeys(("train", "val", "test"), 0)
+    for (name, drawings), label in itertools.product(sets.items(), chosen):
+        if svg := drawings.svg(label):
+            path = folder / SETS[name].split / label / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image = resvg_py.svg_to_bytes(
+                svg_string=svg, width=size, background="#ffffff", skip_system_fonts=True
+            )
+            path.write_bytes(bytes(image))
+            count[SETS[name].split] += 1
+    lines = [f"* {name} {one.version}: {one.licence}\n" for name, one in SETS.items()]
+    text = "Drawn from the npm packages @iconify-json/NAME:\n\n" + "".join(lines)
+    (folder / "LICENSES.md").write_text(text)
     images = ", ".join(f"{number} {split}" for split, number in count.items())
-    print(f"{output}: {len(chosen)} classes; {images} images of {size} px")
+    return f"{len(chosen)} classes; {images} images of {size} px"
 
 
 if __name__ == "__main__":
