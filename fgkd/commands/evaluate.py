@@ -140,7 +140,7 @@ class Scored:
     """A run with its score.
 
     role: "teacher" (also a model that is no run), "student" or "baseline". specs: of the dataset
-    that it was scored on.
+    that it was scored on. warning: of the images, or "".
     """
 
     path: Path
@@ -148,6 +148,7 @@ class Scored:
     parents: Parents
     specs: tuple[str, ...]
     score: Score
+    warning: str = ""
 
 
 def _score(
@@ -180,7 +181,15 @@ def _score(
         progress.message(f"    left out {key}: {reason}")
     role = role_of(path, facts.stage) if facts else "teacher"
     parents = facts.parents if facts else Parents()
-    return Scored(path, role, parents, dataset.specs, found)
+    images = {name: samples.sha256 for name, samples in dataset.splits.items()}
+    warning = ""
+    if facts and options.split == "val" and facts.images_differ(images, "val"):
+        warning = (
+            f"warning: these are not the val images that {path} was chosen by; some may be among "
+            "those that it was trained on (images were added or removed, or it is other data)"
+        )
+        progress.message(f"    {warning}")
+    return Scored(path, role, parents, dataset.specs, found, warning)
 
 
 def role_of(path: Path, stage: str) -> str:
@@ -252,4 +261,5 @@ def footnotes(
             )
     distinct = {(*one.specs, one.score.dataset.val_fraction): one.score.dataset for one in scored}
     notes = [note for data in distinct.values() for note in duplicates.with_warnings(data).notes]
+    lines += [one.warning for one in scored if one.warning]
     return lines + [banner.note_line(note) for note in dict.fromkeys(notes)]

@@ -159,6 +159,7 @@ def _train_from(
         val_fraction=source.val_fraction,
         views=loader.views.identity,
         parents=source.parents,
+        images={split: samples.sha256 for split, samples in dataset.splits.items()},
     )
     resume = folder.begin(options, spec, facts)
     if resume and (finished := finished_run(folder, schedule.total_steps, dataset)):

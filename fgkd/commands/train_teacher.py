@@ -122,6 +122,7 @@ def run(options: TrainTeacherConfig, progress: Progress = SILENT) -> TrainedRun 
         data=tuple(absolute_specs(specs_of(data))),
         val_fraction=fraction,
         views=views.identity,
+        images={split: samples.sha256 for split, samples in dataset.splits.items()},
     )
     resume = folder.begin(options, spec, facts)
     if resume and (finished := finished_run(folder, schedule.total_steps, dataset)):

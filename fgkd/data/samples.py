@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -79,6 +81,14 @@ class Samples:
             return os.stat(self.paths[i]).st_size
         except OSError:
             return -1
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Hex SHA-256 of the keys and labels, in their order."""
+        found, keys = hashlib.sha256(), Keys.of(self.keys)
+        for array in (keys.data, keys.offsets.astype(np.int64), self.labels):
+            found.update(np.ascontiguousarray(array).data)
+        return found.hexdigest()
 
     def take(self, rows: np.ndarray) -> Samples:
         """The samples at `rows`, in that order."""

@@ -80,7 +80,8 @@ class Parents:
 class RunFacts:
     """run.json: what made a run.
 
-    stage: the command, as "train-student". data: dataset specs with absolute paths.
+    stage: the command, as "train-student". data: dataset specs with absolute paths. images: the
+    SHA-256 of each split's keys and labels; {} in runs of earlier versions.
     """
 
     stage: str
@@ -92,6 +93,7 @@ class RunFacts:
     device: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     git: str | None = None
+    images: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """run.json's content."""
@@ -103,6 +105,7 @@ class RunFacts:
             "device": self.device,
             "data": list(self.data),
             "val_fraction": self.val_fraction,
+            "images": self.images,
             "views": _views_json(self.views),
             "parents": self.parents.to_json(),
         }
@@ -120,6 +123,7 @@ class RunFacts:
             device=values.get("device", ""),
             versions=values.get("versions", {}),
             git=values.get("git"),
+            images=values.get("images", {}),
         )
 
     def inputs(self) -> dict[str, Any]:
@@ -127,6 +131,15 @@ class RunFacts:
         moved = ("cache", "teacher")
         parents = {k: v for k, v in self.parents.to_json().items() if k not in moved}
         return {**parents, "val_fraction": self.val_fraction, "views": _views_json(self.views)}
+
+    def images_differ(self, images: Mapping[str, str], *splits: str) -> list[Difference]:
+        """Which of these splits have other images or labels than the run's; not of unknown ones."""
+        known = [split for split in splits if split in self.images and split in images]
+        return [
+            Difference(f"images of {split}", self.images[split], images[split])
+            for split in known
+            if self.images[split] != images[split]
+        ]
 
 
 def _views_json(views: ViewIdentity) -> dict[str, Any]:
@@ -225,6 +238,7 @@ class RunFolder:
         if _is_extended(begun_with.optim, options.optim):
             changed = [one for one in changed if one.field not in ("epochs", "warmup_epochs")]
         changed += comparison.differences(begun.inputs(), facts.inputs())
+        changed += begun.images_differ(facts.images, "train", "val")
         if changed:
             lines = "\n  ".join(map(str, changed))
             message = f"run {self.path} was begun with other options:\n  {lines}"
