@@ -20,6 +20,7 @@ ORDER = (
         "progress",
         "config",
         "distributed",
+        "compilation",
         "device",
     ),
     *("losses", "data", "views", "models", "cache", "loading", "evaluation", "training"),

@@ -39,7 +39,7 @@ from fgkd.distillation.teachers import Teachers
 from fgkd.errors import CompileError, MissingOption, OptionError, UnusedOption
 from fgkd.estimate.capture import CaptureEstimate, estimate_capture, estimate_without_teacher
 from fgkd.estimate.image_store import estimate_store
-from fgkd.estimate.inference import fitting_batch
+from fgkd.evaluation.cost import fitting_batch
 from fgkd.models import Classifier
 from fgkd.progress import SILENT, Progress
 from fgkd.views import recipes

@@ -20,8 +20,8 @@ from fgkd.config import CacheSpec
 from fgkd.config.specs import ENCODING_NAMES
 from fgkd.distillation.capture import Capture
 from fgkd.estimate.image_store import StoreEstimate
-from fgkd.estimate.inference import inference_cost
 from fgkd.evaluation import inference
+from fgkd.evaluation.cost import inference_cost
 from fgkd.loading.workers import render
 from fgkd.models import Classifier
 from fgkd.views.clean import clean_renderer

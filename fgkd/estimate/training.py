@@ -13,11 +13,11 @@ import torch
 
 from fgkd import distributed, files, models
 from fgkd.config import OptimSpec, RunSpec
-from fgkd.estimate import counting
 from fgkd.estimate.image_store import StoreEstimate
-from fgkd.estimate.inference import inference_cost
+from fgkd.evaluation.cost import inference_cost
 from fgkd.loading.batch import Batch
 from fgkd.loading.train_loader import TrainLoader
+from fgkd.models import counting
 from fgkd.training import loop, setup
 
 MEASURE_S = 8.0  # seconds of real steps to measure the speed by

@@ -19,8 +19,8 @@ from fgkd import files
 from fgkd.data import Samples
 from fgkd.data.decoding import FORMATS
 from fgkd.errors import ModelError
-from fgkd.estimate.inference import fitting_batch
 from fgkd.evaluation import inference
+from fgkd.evaluation.cost import fitting_batch
 from fgkd.evaluation.scoring import refuse_mirroring
 from fgkd.models import Classifier
 from fgkd.progress import SILENT, Progress

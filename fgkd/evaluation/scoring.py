@@ -13,8 +13,8 @@ from torch import Tensor
 from fgkd import comparison
 from fgkd.data import Dataset, Samples
 from fgkd.errors import OptionError
-from fgkd.estimate.inference import fitting_batch
 from fgkd.evaluation import inference, intervals, metrics
+from fgkd.evaluation.cost import fitting_batch
 from fgkd.evaluation.intervals import McNemar
 from fgkd.evaluation.metrics import Metrics
 from fgkd.models import Classifier

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fgkd import models
-from fgkd.estimate import counting
+from fgkd.models import counting
 from fgkd.training import optim
 
 TINY = {

@@ -9,8 +9,7 @@ import torch
 
 from fgkd import distributed
 from fgkd.errors import OptionError
-from fgkd.estimate import counting
-from fgkd.models import Classifier
+from fgkd.models import Classifier, counting
 
 LARGEST = {"cuda": 512, "cpu": 128}  # more makes nothing faster
 SHARE = 0.8  # of the free memory: a GPU's allocator rounds up, and another process may grow

@@ -18,7 +18,7 @@ from helpers.runs import fgkd
 
 import fgkd as library
 from fgkd.errors import OptionError
-from fgkd.estimate import inference
+from fgkd.evaluation import cost
 
 CPU = torch.device("cpu")
 
@@ -32,14 +32,14 @@ def free(monkeypatch: pytest.MonkeyPatch, num_bytes: float) -> None:
 def test_the_largest_power_of_two_that_fits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a fifth of the memory left free; the model that needs most decides."""
     model = build(name)
-    one = inference.inference_cost(model, 128, 32, False)[1] / 128
+    one = cost.inference_cost(model, 128, 32, False)[1] / 128
     for room, want in ((1e12, 128), (100, 64), (64 * 1.01, 64), (64 * 0.99, 32), (1.1, 1), (0, 1)):
-        free(monkeypatch, room * one / inference.SHARE)
-        assert inference.fitting_batch("auto", [model], CPU) == want
-    free(monkeypatch, 100 * one / inference.SHARE)
+        free(monkeypatch, room * one / cost.SHARE)
+        assert cost.fitting_batch("auto", [model], CPU) == want
+    free(monkeypatch, 100 * one / cost.SHARE)
     larger = build(name, img_size=64)
-    assert inference.fitting_batch("auto", [model, larger], CPU) < 64
-    assert inference.fitting_batch(7, [model], CPU) == 7
+    assert cost.fitting_batch("auto", [model, larger], CPU) < 64
+    assert cost.fitting_batch(7, [model], CPU) == 7
 
 
 def test_a_gpu_is_asked_for_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,7 +47,7 @@ def test_a_gpu_is_asked_for_what_is_free(monkeypatch: pytest.MonkeyPatch) -> Non
     gpu, sizes = torch.device("cuda"), {}
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0.7e6, 1e9))
     for amp in (False, True):
-        sizes[amp] = inference.fitting_batch("auto", [build("convnext_atto")], gpu, amp)
+        sizes[amp] = cost.fitting_batch("auto", [build("convnext_atto")], gpu, amp)
     assert 1 < sizes[False] <= sizes[True] <= 512
 
 
