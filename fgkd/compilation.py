@@ -32,15 +32,15 @@ def chosen(
     """Whether to compile, for the option `asked`: on, off or auto; the same on all ranks.
 
     auto: as the run or cache in `folder` was begun; else on a GPU where `saved_s()`, the seconds
-    that it saves, exceed those of the compilation.
+    that it saves on rank 0, exceed those of the compilation.
     """
-    if asked != "auto":
+    if asked != "auto" or device.type != "cuda":
         return asked == "on"
-    if device.type != "cuda" or not _can_compile():
-        return False
-    begun = _begun_with(folder) if folder else None
-    pays = (saved_s() > COMPILATION_S) if begun is None else begun
-    return bool(distributed.gather(pays)[0])
+    pays = _begun_with(folder) if folder else None
+    if pays is None:
+        pays = _can_compile() and saved_s() > COMPILATION_S
+    everyone = distributed.gather((_can_compile(), pays))
+    return all(can for can, _ in everyone) and bool(everyone[0][1])
 
 
 def _begun_with(folder: Path) -> bool | None:

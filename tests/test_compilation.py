@@ -19,7 +19,7 @@ from helpers.models import CLASSES, DEIT, build
 from helpers.runs import STUDENT, fgkd, saved, start_ranks
 
 import fgkd as library
-from fgkd import compilation, config
+from fgkd import compilation, config, distributed
 from fgkd.config import TrainStudentConfig, TrainTeacherConfig
 from fgkd.errors import CompileError, FgkdError
 from fgkd.loading import train_loader
@@ -71,7 +71,7 @@ def test_what_is_compiled_are_the_micro_batches_of_a_whole_step(
     parts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loader = object.__new__(train_loader.TrainLoader)
-    loader.unit = 1
+    loader.unit, loader.stream = 1, None
     for num_samples, rows in ((100, 16), (11, 11)):
         loader.schedule = Schedule(0, num_samples, 16, 1, 1)
         sizes = Counter(
@@ -80,6 +80,20 @@ def test_what_is_compiled_are_the_micro_batches_of_a_whole_step(
             for part in _resized(batch, rows).split(parts, rows, rows, CPU)
         )
         assert loader.usual_sizes(parts) - {0} == set(sizes)
+
+
+def test_a_rank_that_reads_shard_by_shard_has_steps_of_two_sizes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """1,000 images on two ranks in 16 steps: 31 or 32 rows each, and pairs if images are mixed."""
+    monkeypatch.setattr(distributed, "world", lambda: 2)
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    loader = object.__new__(train_loader.TrainLoader)
+    loader.stream, loader.schedule = object(), Schedule(0, 1000, 64, 1, 1)
+    for unit, sizes in ((1, {31, 32}), (2, {30, 32})):
+        loader.unit = unit
+        assert loader.usual_sizes(1) == sizes
+    assert loader.usual_sizes(2) == {15, 16}
 
 
 def _resized(batch: Any, rows: int) -> Any:
@@ -220,8 +234,6 @@ def test_yaml_and_keywords_may_say_true(value: object) -> None:
 
 def _choose(folder: Path) -> None:
     """Of two ranks that measure different times, the first decides."""
-    from fgkd import distributed
-
     distributed.start(CPU)
     compilation._can_compile = lambda: True
     saved_s: Callable[[], float] = lambda: 1e9 * (distributed.rank() == 0)  # noqa: E731
@@ -243,7 +255,7 @@ def test_a_training_step_is_timed_on_a_copy(
     before = copy.deepcopy(model.state_dict())
     options = config.build(TrainTeacherConfig, {"output": str(tmp_path), "amp": True}, "here")
     loader = object.__new__(train_loader.TrainLoader)
-    loader.unit = 1
+    loader.unit, loader.stream = 1, None
     for epochs, choice in ((1, "off"), (10_000_000, "on")):
         loader.schedule = Schedule(0, 9, 4, epochs, 1)
         assert setup.decide_compilation(options, model, loader, CPU).run.compile == choice

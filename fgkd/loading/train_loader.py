@@ -76,13 +76,16 @@ class TrainLoader:
         self.target_names = [*cache.codec.arrays(), "digests"] if cache else []
 
     def usual_sizes(self, num_parts: int) -> set[int]:
-        """Rows of this rank's micro-batches, of which a step has `num_parts`; not of a short step.
-
-        Read shard by shard, steps differ in their rows, and have others, too.
-        """
-        step = min(self.schedule.batch_size, self.schedule.num_samples)
-        own = len(distributed.share(np.arange(step), self.unit))
-        return {own * (i + 1) // num_parts - own * i // num_parts for i in range(num_parts)}
+        """Rows of this rank's micro-batches, `num_parts` of a step; short steps are left out."""
+        schedule = self.schedule
+        if self.stream and distributed.world() > 1:
+            own = len(distributed.share(np.arange(schedule.num_samples), self.unit))
+            steps = set(np.diff(self._cuts(own)).tolist())
+        else:
+            rows = np.arange(min(schedule.batch_size, schedule.num_samples))
+            steps = {len(distributed.share(rows, self.unit))}
+        parts = range(num_parts)
+        return {n * (i + 1) // num_parts - n * i // num_parts for n in steps for i in parts}
 
     def batches(self, first_step: int) -> Iterator[Batch]:
         """This rank's batches from step `first_step` to the end of the run."""
@@ -141,17 +144,21 @@ class TrainLoader:
         Shard by shard, a rank takes a run of the remaining order, so that it needs few shards that
         another rank reads too; else its part of every batch.
         """
-        world, unit = distributed.world(), self.unit
-        if self.stream and world > 1 and specs:
+        unit = self.unit
+        if self.stream and distributed.world() > 1 and specs:
             order = self._order(specs[0].epoch)
             own = distributed.share(order, unit)
-            steps = self.schedule.steps_per_epoch
-            cuts = [len(own) * i // steps // unit * unit for i in range(steps)] + [len(own)]
+            steps, cuts = self.schedule.steps_per_epoch, self._cuts(len(own))
             first = steps - len(specs)
             shares = [own[cuts[i] : cuts[i + 1]] for i in range(first, steps)]
         else:
             shares = [distributed.share(spec.rows, unit) for spec in specs]
         return [rows[self.views.has_views[rows]] for rows in shares]
+
+    def _cuts(self, num_rows: int) -> list[int]:
+        """Where each step of an epoch begins and ends in a rank's run of rows."""
+        steps, unit = self.schedule.steps_per_epoch, self.unit
+        return [num_rows * i // steps // unit * unit for i in range(steps)] + [num_rows]
 
     def _stand_in(self, spec: BatchSpec, rows: np.ndarray) -> np.ndarray:
         """The rows to load: of several ranks, every one must take part in every step."""

@@ -168,7 +168,8 @@ def test_an_evaluation_step_holds_no_more_than_a_training_step(
 ) -> None:
     options = config.build(TrainTeacherConfig, given, "here")
     loader = object.__new__(TrainLoader)
-    loader.unit, loader.schedule = 1, Schedule(0, 5000, options.optim.batch_size, 1, 1)
+    loader.unit, loader.stream = 1, None
+    loader.schedule = Schedule(0, 5000, options.optim.batch_size, 1, 1)
     assert setup.eval_batch_size(options.run, options.optim, loader) == want
 
 
