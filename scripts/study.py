@@ -137,7 +137,8 @@ class Study:
 
     def portable(self, program: str) -> str:
         """A command as it can be pasted elsewhere: with the default folders."""
-        return "python " + program.replace(str(self.output), "runs/study").replace(HOME, "~")
+        output = f"runs/{self.output.name}"
+        return "python " + program.replace(str(self.output), output).replace(HOME, "~")
 
     def teacher_row(self, name: str) -> dict[str, Any]:
         """A teacher's row."""

@@ -69,13 +69,16 @@ def test_the_front_page_fits_two_screens() -> None:
     assert [line for line in lines if len(line) > 120 and not line.startswith("|")] == []
 
 
-def test_the_studys_figures_are_those_of_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["study", "study-emoji"])
+def test_the_studys_figures_are_those_of_its_rows(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     import study_figures
 
-    rows = json.loads((ROOT / "scripts" / "study.json").read_text())
+    rows = json.loads((ROOT / "scripts" / f"{name}.json").read_text())
     page = PAGES["scripts/README.md"]
-    quoted = page.partition("<!-- study -->\n")[2].partition("<!-- /study -->")[0]
+    quoted = page.partition(f"<!-- {name} -->\n")[2].partition(f"<!-- /{name} -->")[0]
     assert quoted.strip() == study_figures.tables(rows).strip()
 
 
