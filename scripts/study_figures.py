@@ -142,6 +142,7 @@ def draw(rows: Rows, path: Path) -> None:
                     ax.axhline(row["test_top1_pct"], color="0.5", linestyle=":")
                     place = (table.LENGTHS[0], row["test_top1_pct"])
                     ax.annotate(f"teacher, {row['arm'][8:]}", place, va="bottom", color="0.4")
+            ax.margins(y=0.1)  # the teachers' names are above their lines
             ax.set_xscale("log", base=2)
             ax.set_xticks(table.LENGTHS, [str(e) for e in table.LENGTHS])
             ax.set(xlabel="epochs", title=f"{size} student")
