@@ -330,7 +330,7 @@ REMEDIES: dict[type, Callable[[Any], str]] = {
         f"let torchrun start {e.count} processes on this machine, one a GPU, or --device cpu"
     ),
     errors.OutOfMemory: lambda e: (
-        "--batch-size auto, in training --grad-accum-steps 2   # the same steps in parts"
+        "in training --grad-accum-steps 2 (the same steps in parts), elsewhere --batch-size auto"
     ),
     errors.NotDeterministic: lambda e: "--no-deterministic",
     errors.CompileError: lambda e: "--compile off, or a C++ compiler: apt-get install g++",

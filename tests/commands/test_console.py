@@ -46,7 +46,7 @@ def test_memory_that_a_step_frees_is_there_for_the_next() -> None:
     [
         (
             torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nBacktrace"),
-            ("the GPU has too little memory: CUDA out of memory", "Try: --batch-size 16"),
+            ("the GPU has too little memory: CUDA out of memory", "--grad-accum-steps 2 "),
         ),
         (
             RuntimeError("pool_backward does not have a deterministic implementation, but ..."),
