@@ -172,18 +172,9 @@ def write_cache(
     size = cache.img_size or known[0].input_size[-1]
     added = extension.added if extension else ()
     views = ViewSet(samples, recipe, cache.seed, size, cache.shard_size, side, added=added)
-    teachers = Teachers(
-        *(known, inputs.names, teacher_spec.ensemble, size, hardware),
-        *(teacher_spec.dtype, 1),
-    )
-    teachers.to_device()
-    max_batch = fitting_batch(
-        teacher_spec.batch_size, known, hardware, amp=teachers.amp_dtype is not None
-    )
-    teachers = replace(teachers, max_batch=max_batch)
     progress.message(f"hashing the images of {banner.describe_data(dataset)}")
     tables = describe_splits(dataset, lambda num: image_stores.Counter(num, progress))
-    identity = describe_identity(options, teachers, dataset, views, fraction, tables)
+    identity = describe_identity(options, known, dataset, views, fraction, tables)
     if extension:
         extension.check(tables)
         identity = extension.identity(identity)
@@ -202,7 +193,14 @@ def write_cache(
         return CapturedCache(
             *(folder, True, True, held.views, len(sizes), sum(sizes)), accuracy=accuracy
         )
-    teachers = compiled(teachers, options, jobs, views, progress)
+    teachers = Teachers(
+        *(known, inputs.names, teacher_spec.ensemble, size, hardware),
+        *(teacher_spec.dtype, 1),
+    )
+    teachers.to_device()  # not before the identity: it has the hash of the weights as they were
+    amp = teachers.amp_dtype is not None
+    max_batch = fitting_batch(teacher_spec.batch_size, known, hardware, amp)
+    teachers = compiled(replace(teachers, max_batch=max_batch), options, jobs, views, progress)
     compile = "on" if teachers.runs else "off"
     options = config.replaced(options, compile=compile, batch_size=max_batch)
     for line in banner.banner(
@@ -351,7 +349,7 @@ def resolved(options: CacheLogitsConfig, specs: list[str]) -> CacheLogitsConfig:
 
 def describe_identity(
     options: CacheLogitsConfig,
-    teachers: Teachers,
+    teachers: Sequence[Classifier],
     dataset: Dataset,
     views: ViewSet,
     val_fraction: float,
@@ -364,8 +362,8 @@ def describe_identity(
         encoding=encodings.describe(spec.encoding, spec.top_k, spec.temperatures, num_classes),
         shard_size=views.block_size,
         dtype=options.teacher.dtype,
-        teachers=tuple(map(describe_teacher, teachers.models)),
-        ensemble=options.teacher.ensemble if len(teachers.models) > 1 else None,
+        teachers=tuple(map(describe_teacher, teachers)),
+        ensemble=options.teacher.ensemble if len(teachers) > 1 else None,
         views=views.identity,
         dataset=DatasetIdentity.of(dataset, val_fraction),
         samples_sha256=samples_file.fingerprint(tables),

@@ -25,6 +25,7 @@ from fgkd.errors import (
     UnknownName,
     UnusedOption,
 )
+from fgkd.models.classifier import state_sha256
 from fgkd.progress import Progress
 
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
@@ -103,6 +104,20 @@ def test_capture_from_a_torchvision_model(tiny_data: Path, tmp_path: Path) -> No
     with pytest.raises(DataMismatch) as refused:
         fgkd.capture(other, dataset=dataset, **options)
     assert refused.value.subject == "classes"
+
+
+@pytest.mark.usefixtures("silent")
+def test_the_identity_has_the_weights_as_they_were(tiny_data: Path, tmp_path: Path) -> None:
+    """Also where the teacher computes in another number type than its weights are in."""
+    dataset = fgkd.open_dataset(f"folder:{tiny_data}")
+    net = torchvision_net()
+    given = fgkd.as_classifier(net, name="mobilenet", classes=dataset.classes, input_size=32)
+    want = state_sha256(given.net.state_dict())
+    teacher = fgkd.as_classifier(net, name="mobilenet", classes=dataset.classes, input_size=32)
+    options = {"views": 1, "output": tmp_path / "cache", "dtype": "float64", "workers": 0}
+    fgkd.capture(teacher, dataset=dataset, **options)
+    (one,) = fgkd.open_cache(tmp_path / "cache").identity.teachers
+    assert one.weights_sha256 == want
 
 
 @pytest.mark.usefixtures("silent")

@@ -10,17 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.datasets import write_image
-from helpers.failures import Fails, make_fails
+from helpers.failures import make_fails
 from helpers.runs import STUDENT, TEACHER, fgkd
 
 import fgkd as library
 from fgkd.data import open_dataset
-
-
-@pytest.fixture
-def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
-    """Run a command that must fail; what it said."""
-    return make_fails(capsys)
 
 
 @pytest.fixture
@@ -57,12 +51,15 @@ def train(data: Path, run: Path, *more: object) -> tuple[object, ...]:
 
 @pytest.mark.parametrize("change", [add, remove, relabel])
 def test_a_run_does_not_go_on_with_other_images(
-    change: Callable[[Path], None], fails: Fails, data: Path, tmp_path: Path
+    change: Callable[[Path], None],
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     run = tmp_path / "run"
     fgkd(*train(data, run))
     change(data)
-    assert "images of train" in fails(*train(data, run, "--resume", "--epochs", 2))
+    assert "images of train" in make_fails(capsys)(*train(data, run, "--resume", "--epochs", 2))
 
 
 def test_a_run_of_an_earlier_version_goes_on(data: Path, tmp_path: Path) -> None:
