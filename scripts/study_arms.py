@@ -22,6 +22,8 @@ PRETRAINED = (
 # left and right are classes.
 FEW = ("--data", "{few}", "--hflip", "0")
 FEW_AND_REST = ("--data", "{few}", "--data", "{rest}", "--hflip", "0")
+# Four of ten training labels are another class's.
+NOISY = ("--data", "{noisy}", "--hflip", "0")
 TEACHERS: dict[str, tuple[str, ...]] = {
     "16-epochs": ICONS_TEACHER,
     "60-epochs": LONG,
@@ -30,6 +32,7 @@ TEACHERS: dict[str, tuple[str, ...]] = {
     "pretrained": (*PRETRAINED, "--epochs", "12"),
     "pretrained-long": (*PRETRAINED, "--epochs", "30"),  # of small data
     "pretrained-few": (*PRETRAINED, "--epochs", "60", *FEW),
+    "pretrained-noisy": (*PRETRAINED, "--epochs", "12", *NOISY),
 }
 
 
@@ -55,6 +58,7 @@ CACHES = {
     "pretrained-topk8-1": Cache(("pretrained",), (*AT_32_PX, *TOPK8, "--top-k", "1")),
     "pretrained-mixup": Cache(("pretrained",), (*AT_32_PX, "--mixup", "1", "--mix-prob", "1")),
     "few": Cache(("pretrained-few",), (*AT_32_PX, *FEW_AND_REST)),
+    "noisy": Cache(("pretrained-noisy",), (*AT_32_PX, *NOISY)),
 }
 
 # Sizes in millions of parameters: 0.70 and 2.68.
@@ -118,6 +122,23 @@ METHODS |= {
         ("--lr", "2e-3"),
         cache="few",
         against="few-labels",
+    ),
+    "noisy-labels": Method(
+        "labels of which 40 % are wrong",
+        ("--lr", "2e-3", *NOISY),
+        against="noisy-labels",
+    ),
+    "noisy-cache": Method(
+        "these labels and the targets of a teacher of them",
+        ("--lr", "2e-3"),
+        cache="noisy",
+        against="noisy-labels",
+    ),
+    "noisy-targets": Method(
+        "the targets of that teacher alone",
+        ("--lr", "2e-3", *TARGETS_ALONE),
+        cache="noisy",
+        against="noisy-labels",
     ),
     "views-1": knob("1 view", "--views", "1"),
     "views-4": knob("4 views", "--views", "4"),

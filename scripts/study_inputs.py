@@ -1,4 +1,4 @@
-"""What the study's options name in braces: pretrained weights, data with few labels."""
+"""What the study's options name in braces: pretrained weights, data with few or wrong labels."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 import click
+import numpy as np
 import timm
 import torch
 
@@ -15,11 +16,17 @@ from fgkd import files
 from fgkd.data import Dataset
 
 SHARE = 10  # one of so many training images keeps its label
+NOISE = 0.4  # the share of training images whose label is another class's
 
 
 def fill(options: list[str], folder: Path, dataset: Dataset) -> list[str]:
-    """Options with what is made in the folder in the place of {lite2}, {few} and {rest}."""
-    made = {"{lite2}": lite2_weights, "{few}": few_labels, "{rest}": unlabelled_rest}
+    """Options with what is made in the folder in the place of {lite2}, {few}, {rest}, {noisy}."""
+    made = {
+        "{lite2}": lite2_weights,
+        "{few}": few_labels,
+        "{rest}": unlabelled_rest,
+        "{noisy}": noisy_labels,
+    }
     return [made[one](folder, dataset) if one in made else one for one in options]
 
 
@@ -56,14 +63,29 @@ def labelled(dataset: Dataset) -> set[int]:
 
 def few_labels(folder: Path, dataset: Dataset) -> str:
     """A `csv:` dataset: the training images that keep their label, and all of val and test."""
-    kept = labelled(dataset)
+    kept, labels = labelled(dataset), dataset.train.labels.tolist()
+    return csv_dataset(folder / "few.csv", dataset, {row: labels[row] for row in kept})
+
+
+def noisy_labels(folder: Path, dataset: Dataset) -> str:
+    """A `csv:` dataset: of the training images a share with another class, drawn evenly; val and
+    test as they are."""
+    draw = np.random.Generator(np.random.Philox(0))
+    labels = dataset.train.labels
+    wrong = draw.random(len(labels)) < NOISE
+    shift = draw.integers(1, len(dataset.classes), size=len(labels))
+    noisy = np.where(wrong, (labels + shift) % len(dataset.classes), labels)
+    return csv_dataset(folder / "noisy.csv", dataset, dict(enumerate(noisy.tolist())))
+
+
+def csv_dataset(place: Path, dataset: Dataset, label_of: dict[int, int]) -> str:
+    """A `csv:` dataset: the training images in these rows with these labels, and val and test."""
     lines = [
-        (path, dataset.classes[label], split)
+        (path, dataset.classes[label_of.get(row, label) if split == "train" else label], split)
         for split, samples in dataset.splits.items()
         for row, (path, label) in enumerate(zip(samples.paths, samples.labels, strict=True))
-        if split != "train" or row in kept
+        if split != "train" or row in label_of
     ]
-    place = folder / "few.csv"
     files.write_text(place, "image,label,split\n" + "".join(f"{a},{b},{c}\n" for a, b, c in lines))
     return f"csv:{place}?image_root={os.path.commonpath([path for path, _, _ in lines])}"
 

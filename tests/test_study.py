@@ -13,6 +13,8 @@ import pytest
 from scipy import stats
 from scipy.special import log_softmax
 
+from fgkd.data import open_dataset
+
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
 
@@ -52,6 +54,31 @@ def test_a_small_study(
     )
     assert capsys.readouterr().out.count("| 8 |") == len(ways)
     assert (tmp_path / "a.png").stat().st_size > 10_000
+
+
+def test_data_with_few_and_with_wrong_labels(
+    study: Any, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the training images alone, and as many as the tables say."""
+    inputs = study.inputs
+    monkeypatch.setattr(inputs, "SHARE", 2)
+    whole = open_dataset([f"folder:{tiny_data}"], 0.1)
+    few, rest, noisy = inputs.fill(["{few}", "{rest}", "{noisy}"], tmp_path, whole)
+
+    def labels(name: str, split: str) -> dict[str, int]:
+        samples = open_dataset([name], 0.1).splits[split]
+        return dict(zip(samples.paths, samples.labels.tolist(), strict=True))
+
+    true = dict(zip(whole.train.paths, whole.train.labels.tolist(), strict=True))
+    kept, wrong = labels(few, "train"), labels(noisy, "train")
+    assert kept.items() < true.items()
+    assert set(kept.values()) == set(true.values())
+    assert len(list(Path(rest.removeprefix("unlabeled:")).iterdir())) == len(true) - len(kept)
+    assert wrong.keys() == true.keys()
+    flipped = sum(wrong[path] != label for path, label in true.items())
+    assert abs(flipped / len(true) - inputs.NOISE) < 4 * (0.24 / len(true)) ** 0.5
+    for split in set(whole.splits) - {"train"}:
+        assert labels(noisy, split) == labels(few, split) == labels(f"folder:{tiny_data}", split)
 
 
 def row(arm: str, seed: int, hit_N: np.ndarray) -> dict[str, Any]:
