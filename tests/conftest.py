@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.failures import Fails, make_fails
 from helpers.runs import STUDENT, TEACHER, fgkd
 from PIL import Image
 
@@ -21,6 +22,12 @@ PER_CLASS = {"train": 12, "val": 4, "test": 4}
 def one_thread() -> None:
     """Tests share few cores; and a thread count is part of what makes sums equal."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
+    """Run a command that must fail; what it said."""
+    return make_fails(capsys)
 
 
 @pytest.fixture(scope="session")

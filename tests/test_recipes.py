@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import timm
 from helpers.datasets import write_cub, write_dogs, write_foodx
-from helpers.failures import make_fails, run_command
+from helpers.failures import Fails, run_command
 from helpers.runs import fgkd
 
 from fgkd import config
@@ -205,9 +205,8 @@ def test_a_file_extends_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert seen[0].model.model == student["model"]
 
 
-def test_files_that_cannot_be_extended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_that_cannot_be_extended(tmp_path: Path, fails: Fails) -> None:
     """Missing, circular, and with a wrong option, which is named with its own file."""
-    fails = make_fails(capsys)
     (tmp_path / "a.yaml").write_text("extends: b\n")
     said = fails("train-student", "-c", tmp_path / "a.yaml")
     assert isinstance(said.error, UnreadableFile)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.failures import make_fails
+from helpers.failures import Fails
 from helpers.models import build, images
 from helpers.runs import STUDENT, TEACHER, fgkd, rows, saved
 
@@ -20,11 +20,11 @@ from fgkd.views import orders
 
 
 def test_a_learning_rate_under_its_minimum_is_refused(
-    tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_data: Path, tmp_path: Path, fails: Fails
 ) -> None:
     """There, a rate scaled down with the batch rose to min_lr during training."""
     command = ("train-teacher", "--data", f"folder:{tiny_data}", *TEACHER, "--output", tmp_path)
-    said = make_fails(capsys)(*command, "--lr", 1e-7, "--min-lr", 1e-6)
+    said = fails(*command, "--lr", 1e-7, "--min-lr", 1e-6)
     assert "the learning rate would rise during training" in said
     assert not list(tmp_path.iterdir())
 

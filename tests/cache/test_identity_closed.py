@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.failures import Fails, copy_data, exit_code, first_image, make_fails
+from helpers.failures import Fails, copy_data, exit_code, first_image
 from helpers.runs import STUDENT, fgkd, tree
 from safetensors.torch import load_file, save_file
 
@@ -20,12 +20,6 @@ from fgkd.errors import DamagedCache
 from fgkd.files import fingerprint
 
 Change = Callable[[Path], None]
-
-
-@pytest.fixture
-def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
-    """Run a command that must fail; what it said."""
-    return make_fails(capsys)
 
 
 @pytest.fixture(scope="module")

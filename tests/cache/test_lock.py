@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from helpers.failures import Fails, make_fails
+from helpers.failures import Fails
 from helpers.runs import fgkd
 
 import fgkd as library
@@ -107,10 +107,9 @@ def test_two_captures_into_one_folder(
     other: subprocess.Popen[bytes],
     tiny_cache: Path,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    fails: Fails,
 ) -> None:
     """The second is refused, and a reader is told who writes; then the first is gone."""
-    fails: Fails = make_fails(capsys)
     cache = tmp_path / "cache"
     part = ("cache-logits", "-c", tiny_cache / "args.yaml", "--output", cache)
     fgkd(*part, "--shard-range", "0:2")

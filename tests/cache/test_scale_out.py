@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers.failures import Fails, make_fails
+from helpers.failures import Fails
 from helpers.runs import fgkd, run_ranks, start_ranks, tree
 
 from fgkd import files
@@ -19,12 +19,6 @@ from fgkd.cache.shards import ShardRow
 from fgkd.cache.writer import Writer
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
-    """Run a command that must fail; what it said."""
-    return make_fails(capsys)
 
 
 def capture(cache: Path, output: Path, *more: object) -> tuple[object, ...]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from helpers.failures import Fails, exit_code, make_fails
+from helpers.failures import Fails, exit_code
 from helpers.runs import (
     STUDENT,
     assert_same,
@@ -47,11 +47,6 @@ def caches(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
             *("--format", format, "--shard-size", BLOCK, "--workers", 0),
         )
     return {format: root / format for format in FORMATS}
-
-
-@pytest.fixture
-def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
-    return make_fails(capsys)
 
 
 def student(cache: object, run: Path, *more: object) -> tuple[object, ...]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.failures import make_fails
+from helpers.failures import Fails
 from helpers.runs import STUDENT, fgkd, rows
 from helpers.truncated import GRID, shapes, stored
 from hypothesis import given, settings
@@ -226,9 +226,8 @@ REFUSED = {
 
 @pytest.mark.parametrize("wanted", REFUSED)
 def test_train_student_refuses_what_a_tail_cannot_give(
-    topk_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], wanted: str
+    topk_cache: Path, tmp_path: Path, fails: Fails, wanted: str
 ) -> None:
-    fails = make_fails(capsys)
     command: Any = ("train-student", "--cache", topk_cache, *STUDENT, "--output", tmp_path / "run")
     said = fails(*command, *REFUSED[wanted])
     assert wanted in said

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.failures import make_fails, run_command
+from helpers.failures import Fails, run_command
 
 from fgkd import config
 from fgkd.config import args_file
@@ -235,14 +235,14 @@ def test_an_option_file_that_is_wrong(
     kind: type,
     facts: dict[str, Any],
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    fails: Fails,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The error names the file, and the remedy shows the line."""
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "my c.yaml"
     path.write_text(text)
-    failure = make_fails(capsys)("train-teacher", "-c", path)
+    failure = fails("train-teacher", "-c", path)
     assert type(failure.error) is kind
     assert failure.error.path == path
     assert {name: getattr(failure.error, name) for name in facts} == facts

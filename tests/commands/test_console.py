@@ -11,7 +11,7 @@ from unittest import mock
 
 import pytest
 import torch
-from helpers.failures import make_fails
+from helpers.failures import Fails
 from helpers.runs import STUDENT
 
 from fgkd import device
@@ -59,10 +59,10 @@ def test_what_a_gpu_refuses_is_explained(
     said: tuple[str, ...],
     tiny_cache: Path,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    fails: Fails,
 ) -> None:
     with mock.patch("fgkd.training.optim.clip_grad", side_effect=error):
-        text = make_fails(capsys)(
+        text = fails(
             *("train-student", "--cache", tiny_cache, *STUDENT, "--workers", 0),
             *("--output", tmp_path / "run"),
         )

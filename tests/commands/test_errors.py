@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.failures import Fails, copy_data, exit_code, first_image, make_fails
+from helpers.failures import Fails, copy_data, exit_code, first_image
 from helpers.runs import STUDENT, TEACHER, fgkd, rows
 
 from fgkd import files
@@ -36,12 +36,6 @@ RESNET = (
     64,
 )
 FAST = ("--epochs", 1, "--batch-size", 32, "--workers", 0)
-
-
-@pytest.fixture
-def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
-    """Run a command that must fail."""
-    return make_fails(capsys)
 
 
 def teacher(data: object, output: Path, *more: object) -> tuple[object, ...]:

@@ -8,19 +8,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers.failures import Fails, copy_data, exit_code, first_image, make_fails
+from helpers.failures import Fails, copy_data, exit_code, first_image
 from helpers.runs import STUDENT, fgkd, tree
 
 from fgkd import files
 from fgkd.errors import DataMismatch, Difference, OptionError, TooFewViews
 
 FAST = ("--epochs", 1, "--batch-size", 32, "--workers", 0)
-
-
-@pytest.fixture
-def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
-    """Run a command that must fail."""
-    return make_fails(capsys)
 
 
 @pytest.fixture

@@ -14,16 +14,10 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.failures import Fails, exit_code, full_disk, make_fails, partials
+from helpers.failures import Fails, exit_code, full_disk, partials
 from helpers.runs import STUDENT, TEACHER, assert_same_run, fgkd, rows, saved, start, tree
 
 from fgkd import files, losses
-
-
-@pytest.fixture
-def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
-    """Run a command that must fail; what it said."""
-    return make_fails(capsys)
 
 
 @pytest.fixture

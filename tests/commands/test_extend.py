@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.datasets import write_image
-from helpers.failures import Fails, exit_code, make_fails
+from helpers.failures import Fails, exit_code
 from helpers.runs import STUDENT, assert_same_run, fgkd, rows, tree
 
 import fgkd as library
@@ -21,11 +21,6 @@ from fgkd.views import orders
 
 ADDED = 23
 MIXED = ("--mixup", 0.8, "--cutmix", 1.0)
-
-
-@pytest.fixture
-def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
-    return make_fails(capsys)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from helpers.datasets import open_error, write_cub
 from helpers.errors import expected
-from helpers.failures import Fails, make_fails
+from helpers.failures import Fails
 from helpers.runs import fgkd
 
 from fgkd import files
@@ -33,12 +33,6 @@ from fgkd.training import run_folder
 from fgkd.views import recipes
 from fgkd.views.recipes import ViewRecipe
 from stages.remedies import explain, remedy
-
-
-@pytest.fixture
-def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
-    """Run a command that must fail; what it said."""
-    return make_fails(capsys)
 
 
 @pytest.mark.parametrize("name", ["plain", "with space", "d's", "Größe", "a;b"])

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from helpers.failures import Fails, copy_data, first_image, make_fails
+from helpers.failures import Fails, copy_data, first_image
 from helpers.runs import (
     STUDENT,
     TEACHER,
@@ -26,12 +26,6 @@ from fgkd.cache.reader import Reader
 from fgkd.files import fingerprint
 
 SIDE = ("--image-store-side", 24)
-
-
-@pytest.fixture
-def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
-    """Run a command that must fail; what it said."""
-    return make_fails(capsys)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers.failures import Fails, copy_data, make_fails
+from helpers.failures import Fails, copy_data
 from helpers.runs import STUDENT, TEACHER, fgkd, tree
 
 import fgkd as library
@@ -16,11 +16,6 @@ from fgkd.commands.teacher_accuracy import TeacherAccuracy
 from fgkd.errors import OptionError
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
-    return make_fails(capsys)
 
 
 @pytest.mark.parametrize("where", [".", "train", ".."])

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.failures import exit_code, make_fails
+from helpers.failures import Fails, exit_code
 from helpers.runs import TEACHER, assert_same_run, fgkd, rows, saved, start
 
 from fgkd import losses
@@ -70,10 +70,10 @@ def test_tensorboard_that_is_not_installed(
     command: tuple[object, ...],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    fails: Fails,
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "pip install tensorboard" in make_fails(capsys)(*command, "--tensorboard")
+    assert "pip install tensorboard" in fails(*command, "--tensorboard")
     assert not (tmp_path / "run").exists()
 
 

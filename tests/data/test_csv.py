@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from helpers.datasets import open_error, write_image
-from helpers.failures import Fails, make_fails
+from helpers.failures import Fails
 from helpers.runs import STUDENT, TEACHER, fgkd
 
 import fgkd as library
@@ -145,9 +145,8 @@ def test_options_of_the_commands_reach_the_file_and_its_run(
 
 
 def test_column_options_without_a_csv_file_are_refused(
-    tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_data: Path, tmp_path: Path, fails: Fails
 ) -> None:
-    fails: Fails = make_fails(capsys)
     command = ("train-teacher", "--data", f"folder:{tiny_data}", *TEACHER)
     said = fails(*command, "--label-column", "x", "--output", tmp_path / "t")
     assert isinstance(said.error, UnusedOption)

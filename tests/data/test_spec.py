@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from helpers.datasets import open_error, write_folder, write_image
 from helpers.errors import expected
-from helpers.failures import Fails, make_fails
+from helpers.failures import Fails
 from helpers.runs import STUDENT, TEACHER, fgkd, rows
 
 import fgkd as library
@@ -197,9 +197,8 @@ def test_unlabelled_images_are_learned_from_the_teacher_alone(
 
 
 def test_without_a_teacher_unlabelled_images_are_refused(
-    photos: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    photos: Path, tiny_data: Path, tmp_path: Path, fails: Fails
 ) -> None:
-    fails: Fails = make_fails(capsys)
     data = ("--data", f"folder:{tiny_data}", "--data", f"unlabeled:{photos}")
     for command in (
         ("train-teacher", *TEACHER),

@@ -13,16 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.failures import Fails, exit_code, full_disk, make_fails, partials
+from helpers.failures import Fails, exit_code, full_disk, partials
 from helpers.runs import cache_files, fgkd
 
 from fgkd import files
-
-
-@pytest.fixture
-def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
-    """Run a command that must fail; what it said."""
-    return make_fails(capsys)
 
 
 @pytest.fixture(scope="module")

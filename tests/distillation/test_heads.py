@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 import timm
 import torch
-from helpers.failures import make_fails
+from helpers.failures import Fails
 from helpers.models import DEIT, build, images, perturb, timm_logits, trained
 from helpers.runs import STUDENT, assert_same, fgkd, rows, saved
 from PIL import Image
@@ -108,9 +108,8 @@ def test_a_run_of_targets_alone_resumes_bit_for_bit(tiny_cache: Path, tmp_path: 
 
 
 def test_losses_that_all_have_weight_zero_are_refused(
-    tiny_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_cache: Path, tmp_path: Path, fails: Fails
 ) -> None:
-    fails = make_fails(capsys)
     command = ("train-student", "--cache", tiny_cache, *SHORT, "--output", tmp_path / "run")
     for losses in (("--distill-loss-weight", 0), ("--distillation", "none")):
         said = fails(*command, "--task-loss-weight", 0, *losses)

@@ -12,7 +12,7 @@ import pytest
 import timm
 import torch
 from helpers.datasets import encode, pixels
-from helpers.failures import make_fails
+from helpers.failures import Fails
 from helpers.models import CLASSES, write_run
 from helpers.runs import fgkd
 from PIL import Image
@@ -141,9 +141,9 @@ def test_a_csv_table(run: Path, photos: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_unreadable_images_are_named_and_the_others_answered(
-    run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: int
+    run: Path, photos: Path, tmp_path: Path, fails: Fails, workers: int
 ) -> None:
-    fails, out = make_fails(capsys), tmp_path / "out.jsonl"
+    out = tmp_path / "out.jsonl"
     (photos / "cut.jpg").write_bytes((photos / "b.jpg").read_bytes()[:300])
     (tmp_path / "empty").mkdir()
     given = [tmp_path / "gone.jpg", photos / "notes.txt", photos, tmp_path / "empty"]
@@ -161,9 +161,8 @@ def test_unreadable_images_are_named_and_the_others_answered(
 
 
 def test_what_cannot_be_predicted_with(
-    run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, photos: Path, tmp_path: Path, fails: Fails
 ) -> None:
-    fails = make_fails(capsys)
     said = fails("predict", run, photos, "--tta", "flip")
     assert "tta flip mirrors images" in said
     assert "no model at" in fails("predict", tmp_path / "no", photos)

@@ -12,7 +12,7 @@ import pytest
 import timm
 import torch
 from helpers.datasets import encode, pixels
-from helpers.failures import make_fails
+from helpers.failures import Fails
 from helpers.models import CLASSES, DEIT, write_run
 from helpers.runs import fgkd
 from PIL import Image
@@ -116,9 +116,9 @@ def test_tta_is_said_and_refused_where_it_is_wrong(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    fails: Fails,
 ) -> None:
     """The table names it; a bordered image has no five crops; chiral data are never mirrored."""
-    fails = make_fails(capsys)
     run = write_run(tmp_path / "run", f"folder:{odd_data}")
     fgkd("evaluate", run, "--workers", 0)
     assert "--tta" not in capsys.readouterr().out

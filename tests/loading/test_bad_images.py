@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.failures import exit_code, make_fails
+from helpers.failures import Fails, exit_code
 from helpers.runs import STUDENT, assert_same, fgkd, saved
 
 from fgkd.cache import reader
@@ -54,7 +54,7 @@ def test_beside_one_a_view_stays_unmixed(
 
 
 def test_tars_hold_what_there_is_of_one(
-    tiny_teacher: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_teacher: Path, data: Path, tmp_path: Path, fails: Fails
 ) -> None:
     """A file that cannot even be opened stops a capture of tars, unless it is to be left out."""
     key, cache = bad_key(data), tmp_path / "cache"
@@ -62,7 +62,7 @@ def test_tars_hold_what_there_is_of_one(
     (data / key).symlink_to(tmp_path / "nowhere.png")
     command = ("cache-logits", "--teacher", tiny_teacher, "--output", cache, "--views", 2, *EXACT)
     command = (*command, "--data", f"folder:{data}", "--format", "webdataset")
-    assert "cannot read" in make_fails(capsys)(*command)
+    assert "cannot read" in fails(*command)
     assert exit_code(*command, "--skip-bad-images") == 0
     assert Reader(cache).unreadable_keys == {key}
     train(tmp_path / "student", "--cache", cache)

@@ -15,7 +15,7 @@ import pytest
 import timm
 import torch
 from helpers.errors import expected
-from helpers.failures import make_fails
+from helpers.failures import Fails
 from helpers.models import CLASSES, DEIT, build, images, perturb, timm_logits, trained, write_run
 from helpers.runs import fgkd
 
@@ -112,9 +112,11 @@ def test_the_metadata_is_the_models_own(format: str, tmp_path: Path) -> None:
     assert str(Path(timm.__file__).parent).encode() not in data  # no stack trace of this machine
 
 
-def test_a_file_that_is_there_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_is_there_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], fails: Fails
+) -> None:
     """Refused, then renamed; --output names another folder, for one run alone."""
-    fails, run = make_fails(capsys), write_run(tmp_path / "run", "folder:none", "convnext_atto")
+    run = write_run(tmp_path / "run", "folder:none", "convnext_atto")
     model, out = run / "model", tmp_path / "out"
     fgkd("export", model, "--format", "pt2", "--output", out)  # a bare timm folder
     assert f"{out / 'model.pt2'}: convnext_atto, 3 classes, " in capsys.readouterr().out
@@ -137,14 +139,14 @@ def test_a_file_that_is_there_is_kept(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_a_missing_package_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Fails
 ) -> None:
     run = write_run(tmp_path / "run", "folder:none", "convnext_atto")
     found = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else found(name)
     )
-    said = make_fails(capsys)("export", run, "--format", "onnx")
+    said = fails("export", run, "--format", "onnx")
     assert isinstance(said.error, MissingPackage)
     assert said.error.package == "onnxruntime"
     assert "Try: pip install onnx onnxscript onnxruntime" in said

@@ -13,7 +13,7 @@ import safetensors.torch
 import timm
 import torch
 import torchvision
-from helpers.failures import Fails, make_fails
+from helpers.failures import Fails
 from helpers.models import TINY_CONVNEXT, build, images, perturb
 from helpers.runs import TEACHER, fgkd
 
@@ -35,11 +35,6 @@ from fgkd.models.class_names import fit_classes, match_classes
 
 State = dict[str, Any]
 KWARGS = TEACHER[5]
-
-
-@pytest.fixture
-def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
-    return make_fails(capsys)
 
 
 def prefixed(state: State, prefix: str) -> State:

@@ -6,18 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.failures import Fails, make_fails
+from helpers.failures import Fails
 from helpers.models import build
 from helpers.runs import fgkd
 
 from fgkd.errors import OptionError
 from fgkd.loading.schedule import Schedule
 from fgkd.training.setup import check_last_batch
-
-
-@pytest.fixture
-def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
-    return make_fails(capsys)
 
 
 def test_it_is_refused_at_the_start_with_a_batch_size_that_works(

@@ -6,18 +6,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers.failures import Fails, make_fails
+from helpers.failures import Fails
 from helpers.runs import STUDENT, TEACHER, assert_same_run, fgkd, rows
 
 from fgkd import device
 from fgkd.errors import RunMismatch, TooManyRanks, WrongKind
 
 SHORT = ("--batch-size", 32, "--workers", 0)
-
-
-@pytest.fixture
-def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
-    return make_fails(capsys)
 
 
 @pytest.mark.parametrize(

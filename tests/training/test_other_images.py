@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.datasets import write_image
-from helpers.failures import make_fails
+from helpers.failures import Fails
 from helpers.runs import STUDENT, TEACHER, fgkd
 
 import fgkd as library
@@ -54,12 +54,12 @@ def test_a_run_does_not_go_on_with_other_images(
     change: Callable[[Path], None],
     data: Path,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    fails: Fails,
 ) -> None:
     run = tmp_path / "run"
     fgkd(*train(data, run))
     change(data)
-    assert "images of train" in make_fails(capsys)(*train(data, run, "--resume", "--epochs", 2))
+    assert "images of train" in fails(*train(data, run, "--resume", "--epochs", 2))
 
 
 def test_a_run_of_an_earlier_version_goes_on(data: Path, tmp_path: Path) -> None:

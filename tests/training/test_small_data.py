@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from helpers.datasets import write_image
-from helpers.failures import Fails, make_fails
+from helpers.failures import Fails
 from helpers.runs import STUDENT, TEACHER, fgkd, rows
 
 import fgkd as library
@@ -24,9 +24,8 @@ def written(root: Path, classes: int, images: int) -> str:
 
 
 def test_one_class_is_refused_before_any_work(
-    tmp_path: Path, tiny_teacher: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, tiny_teacher: Path, fails: Fails
 ) -> None:
-    fails: Fails = make_fails(capsys)
     data = ("--data", written(tmp_path / "data", 1, 6), "--output", tmp_path / "x")
     for command in (
         ("train-teacher", *TEACHER),

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from helpers.errors import expected
-from helpers.failures import make_fails
+from helpers.failures import Fails
 from helpers.runs import TEACHER, fgkd, rows, tree
 
 from fgkd.config import RunSpec
@@ -115,12 +115,11 @@ def test_an_unknown_tracker_and_one_that_is_not_installed(
     tiny_data: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    fails: Fails,
 ) -> None:
     with expected(UnknownName, option="log_with", value="wandbb"):
         trackers.names_of(RunSpec(log_with="tensorboard,wandbb"))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    fails = make_fails(capsys)
     command = ("train-teacher", "--data", f"folder:{tiny_data}", *TEACHER)
     for name in trackers.TRACKERS:
         said = fails(*command, "--log-with", name, "--output", tmp_path / "run")

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.errors import expected
-from helpers.failures import Fails, make_fails
+from helpers.failures import Fails
 from helpers.loops import (
     assert_equal_weights,
     broken_gradient,
@@ -26,12 +26,6 @@ from torch import Tensor
 
 from fgkd.errors import FgkdError, NotFinite
 from fgkd.training import optim
-
-
-@pytest.fixture
-def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
-    return make_fails(capsys)
-
 
 # ---- a frozen backbone ------------------------------------------------------------------------
 

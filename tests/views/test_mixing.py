@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from helpers.failures import make_fails
+from helpers.failures import Fails
 from helpers.runs import (
     STUDENT,
     TEACHER,
@@ -238,10 +238,10 @@ def test_both_labels_enter_the_task_loss(batches: list[Batch]) -> None:
 
 @pytest.mark.parametrize(("given", "hint"), [(15, 14), (1, 2)])
 def test_an_odd_batch_is_refused(
-    cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], given: int, hint: int
+    cache: Path, tmp_path: Path, fails: Fails, given: int, hint: int
 ) -> None:
     command = ("train-student", "--cache", cache, *STUDENT, "--output", tmp_path / "run")
-    said = make_fails(capsys)(*command, "--batch-size", given)
+    said = fails(*command, "--batch-size", given)
     assert f"batch_size {given} is not even" in said
     assert f"Try: --batch-size {hint}\n" in said
 
