@@ -92,7 +92,7 @@ def with_views(
         f"{len(rows)} images in {len(views)} of {reader.views} views, with the teacher's first "
         f"predictions (softmax at T = {temperature:g}; ✓: the label). The pixels of {same} of "
         f"{len(rows) * len(views)} views are those the teacher saw, by their digests. "
-        "How a view was made is shown when the mouse rests on it."
+        "How a view was made is shown when the mouse rests on it, and when it is enlarged."
     )
     keys = [samples.keys[row] for row in rows.tolist()]
     groups = [Group(key, "", row, in_row=True) for key, row in zip(keys, cards, strict=True)]

@@ -133,6 +133,31 @@ def test_a_press_on_a_plot_enlarges_it(tiny_report: Path) -> None:
     assert seen.value == [False, True, True, True, False]
 
 
+def test_an_enlarged_view_says_how_it_was_made(tiny_gallery: Path) -> None:
+    """What the mouse shows is to be read on a phone as well; and nothing where nothing is said."""
+    script = """(() => {
+      const dialog = document.querySelector("dialog"), words = dialog.querySelector("p");
+      return [...document.querySelectorAll("figure.card")].map((card) => {
+        card.querySelector(".zoom").click();
+        const [image, text] = [dialog.querySelector("img"), words].map(
+          (e) => e.getBoundingClientRect());
+        const room = dialog.getBoundingClientRect();
+        const found = [card.title, words.textContent, image.height / room.height,
+          image.bottom <= text.top || text.height === 0, room.bottom >= text.bottom];
+        dialog.click();
+        return found;
+      });
+    })()"""
+    seen = browser.visit(tiny_gallery, script=script, width=390)
+    assert_quiet(seen, tiny_gallery)
+    assert any("crop of" in title for title, *_ in seen.value)
+    for title, said, share, apart, fits in seen.value:
+        assert said == title
+        assert share > 0.7
+        assert apart
+        assert fits
+
+
 def test_a_button_copies_the_command(tiny_report: Path) -> None:
     script = """(async () => {
       const copied = [];

@@ -23,13 +23,16 @@ for (const table of document.querySelectorAll("table")) {
   });
 }
 
-// A press on an image shows it as large as the window allows; Escape or a press closes it.
+// A press on an image shows it as large as the window allows, over what its card says when the
+// mouse rests on it; Escape or a press closes it.
 const dialog = document.querySelector("dialog");
 const shown = dialog.querySelector("div");
+const details = dialog.querySelector("p");
 for (const button of document.querySelectorAll("button.zoom")) {
   button.addEventListener("click", () => {
     const picture = button.querySelector("picture").cloneNode(true);
     shown.replaceChildren(picture);
+    details.textContent = button.closest("figure").title;
     dialog.showModal();
   });
 }
