@@ -1,4 +1,4 @@
-"""Downloads of files behind URLs that fsspec opens, in several attempts."""
+"""Downloads in several attempts: of files behind URLs that fsspec opens, and from model hubs."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import os
 import random
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from urllib.error import HTTPError
 
 from fgkd.errors import DownloadError, MissingPackage
 from fgkd.packages import require
@@ -16,6 +18,7 @@ from fgkd.packages import require
 HTTP = ("http", "https")
 ATTEMPTS, FIRST_PAUSE_S = 6, 0.5  # of a download; pauses double, with jitter: 15 to 31 s in all
 CONNECT_S, READ_S = 20, 60
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 log.addHandler(logging.NullHandler())  # who wants to see retries adds a handler of their own
 
@@ -41,17 +44,50 @@ def download(url: str, path: Path) -> None:
 
     Raises: DownloadError with the last reason; MissingPackage where fsspec needs another package.
     """
-    for attempt in range(ATTEMPTS):
+    in_attempts(lambda: _download_once(url, path), _may_pass)
+
+
+def from_hub(fetch: Callable[[], T]) -> T:
+    """What a client of a hub fetches, asked again where the server says that it is busy.
+
+    huggingface_hub itself repeats requests for a file's head, but not for the file.
+    """
+    return in_attempts(fetch, lambda error: is_busy(http_status(error)))
+
+
+def in_attempts(fetch: Callable[[], T], may_pass: Callable[[Exception], bool]) -> T:
+    """What fetch() returns, called again after errors that may pass, with growing pauses."""
+    for attempt in range(ATTEMPTS - 1):
         try:
-            _download_once(url, path)
-        except DownloadError as error:
-            if error.is_final or attempt == ATTEMPTS - 1:
+            return fetch()
+        except Exception as error:
+            if not may_pass(error):
                 raise
             pause = FIRST_PAUSE_S * 2**attempt * (1 + random.random())
-            log.warning("%s; trying again in %.1f s (%d)", error, pause, attempt + 2)
+            said = str(error).partition("\n")[0]
+            log.warning("%s; trying again in %.1f s (%d)", said, pause, attempt + 2)
             time.sleep(pause)
-        else:
-            return
+    return fetch()
+
+
+def http_status(error: BaseException | None) -> int:
+    """The status of the answer that an error, or what caused it, is about; 0 if there is none."""
+    while error is not None:
+        if isinstance(error, HTTPError):
+            return error.code
+        if status := getattr(getattr(error, "response", None), "status_code", 0):
+            return int(status)
+        error = error.__cause__ or error.__context__
+    return 0
+
+
+def is_busy(status: int) -> bool:
+    """Whether an HTTP status is about the moment: too many requests, or trouble of the server."""
+    return status == 429 or status >= 500
+
+
+def _may_pass(error: Exception) -> bool:
+    return isinstance(error, DownloadError) and not error.is_final
 
 
 def _download_once(url: str, path: Path) -> None:

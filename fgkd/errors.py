@@ -127,6 +127,18 @@ class MissingDataset(MissingFile):
 
 
 @dataclass(eq=False, kw_only=True)
+class DatasetHubError(MissingDataset):
+    """A dataset cannot be fetched from a hub. path: its name there; url: its page.
+
+    status: of the HTTP answer, 0 if there was none; offline: the hub's client was told to stay so.
+    """
+
+    url: str
+    status: int
+    offline: bool
+
+
+@dataclass(eq=False, kw_only=True)
 class UnreadableFile(FileError):
     """A file cannot be read: the system refuses, or it is of another format or damaged."""
 
@@ -406,7 +418,9 @@ class WeightsError(FileError):
 
 @dataclass(eq=False, kw_only=True)
 class HubError(ModelError):
-    """Pretrained weights cannot be fetched from the hub."""
+    """Pretrained weights cannot be fetched from a hub. status: of its HTTP answer, 0 if none."""
+
+    status: int = 0
 
 
 @dataclass(eq=False, kw_only=True)

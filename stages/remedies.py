@@ -12,9 +12,11 @@ from typing import Any
 
 from fgkd import config, errors
 from fgkd.config.schema import Leaf
+from fgkd.download import is_busy
 from fgkd.errors import quoted
 
 SHOWN = 8  # names of a registry that are listed
+HF_HUB = "hf-hub:"
 CONFIGS = (
     config.TrainTeacherConfig,
     config.CacheLogitsConfig,
@@ -174,6 +176,17 @@ def _dataset(error: errors.DatasetError) -> str:
     return f"head -c 300 {path}" if place.is_file() else f"ls {quoted(_nearest(place))}"
 
 
+def _dataset_hub(error: errors.DatasetHubError) -> str:
+    if error.offline:
+        return (
+            "unset HF_HUB_OFFLINE HF_DATASETS_OFFLINE   # or load it once where there is a network"
+        )
+    if is_busy(error.status):
+        return f"curl -I {quoted(error.url)}   # what was fetched is kept; run again later"
+    page = f"private or gated? see {error.url}"
+    return f"hf auth login   # {page}; a folder? give its place: --data hf:PATH"
+
+
 def _mismatch(error: errors.DataMismatch) -> str:
     store = "" if error.path is None else f"rm -r {quoted(error.path)}"
     remedies = {
@@ -259,7 +272,13 @@ def _device(error: errors.DeviceError) -> str:
 
 
 def _hub(error: errors.HubError) -> str:
-    if str(error.model).startswith(("timm:", "hf-hub:", "torchvision:")):  # a teacher, or a RUN
+    if is_busy(error.status):
+        return "run it again later: the server is busy, and what was fetched is kept"
+    model = str(error.model)
+    if error.status and model.startswith(HF_HUB):
+        page = f"https://huggingface.co/{model.removeprefix(HF_HUB)}"
+        return f"hf auth login   # private or gated? see {page}"
+    if model.startswith(("timm:", HF_HUB, "torchvision:")):  # a teacher, or a RUN
         fetch = "fetch its weights where there is a network"
         return f"{fetch}, then give that file in its place, with --teacher-model NAME"
     fetch = "fetch model.safetensors where there is a network"
@@ -283,6 +302,7 @@ REMEDIES: dict[type, Callable[[Any], str]] = {
     errors.MissingDataset: lambda e: (
         f"{_look(e.path)}   # moved? give its place: --data {e.dataset}:PATH"
     ),
+    errors.DatasetHubError: _dataset_hub,
     errors.UnreadableFile: lambda e: _read(e.path),
     errors.TooManyOpenFiles: _open_files,
     errors.WriteError: _write,

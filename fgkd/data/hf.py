@@ -9,6 +9,7 @@ files of their own; they are not encoded again.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,20 @@ import numpy as np
 
 from fgkd.data.csv_file import KNOWN, LABEL, SPLIT_OF
 from fgkd.data.samples import Dataset, Place, Samples
-from fgkd.errors import DatasetError, MissingDataset, OptionError, near
+from fgkd.data.spec import Spec
+from fgkd.download import from_hub, http_status
+from fgkd.errors import (
+    DatasetError,
+    DatasetHubError,
+    FgkdError,
+    MissingDataset,
+    OptionError,
+    near,
+)
 from fgkd.packages import require
 
 NONE: Mapping[str, str] = {}
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def load(where: str | Path, options: Mapping[str, str] = NONE) -> Dataset:
@@ -69,15 +80,37 @@ def _parts(where: str, options: Mapping[str, str]) -> Mapping[str, Any]:
             found = datasets.load_dataset("parquet", data_files=where)
         else:
             names = {"name": options.get("config"), "revision": options.get("revision")}
-            found = datasets.load_dataset(where, **names)
+            found = from_hub(lambda: datasets.load_dataset(where, **names))
     except Exception as error:  # the library raises many kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        message = f"cannot load the Hugging Face dataset {where}: {reason}"
-        if isinstance(error, FileNotFoundError | ConnectionError):
-            raise MissingDataset(message, path=where, dataset="hf") from error
-        raise DatasetError(message, path=where) from error
+        raise _explained(error, where, options) from error
     parts = dict(found) if isinstance(found, dict) else {str(found.split or "train"): found}
     return {name: part for name, part in parts.items() if len(part)}
+
+
+def _explained(error: Exception, where: str, options: Mapping[str, str]) -> FgkdError:
+    """The error of a dataset that the library does not load."""
+    import datasets
+
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    message = f"cannot load the Hugging Face dataset {where}: {reason}"
+    if "config" in options and isinstance(error, ValueError):
+        names = datasets.get_dataset_config_names(where, revision=options.get("revision"))
+        if options["config"] not in names:
+            known = [str(Spec("hf", where, {**options, "config": name})) for name in names]
+            given = str(Spec("hf", where, dict(options)))
+            return OptionError(message, option="data", value=given, suggestion=tuple(known[:1]))
+    if HUB_NAME.fullmatch(where) and not Path(where).exists():
+        return DatasetHubError(
+            message,
+            path=where,
+            dataset="hf",
+            url=f"{datasets.config.HF_ENDPOINT}/datasets/{where}",
+            status=http_status(error),
+            offline=datasets.config.HF_HUB_OFFLINE,
+        )
+    if isinstance(error, FileNotFoundError | ConnectionError):
+        return MissingDataset(message, path=where, dataset="hf")
+    return DatasetError(message, path=where)
 
 
 def _column(features: Any, kind: str, given: str | None, where: str | Path) -> str:

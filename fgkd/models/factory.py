@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fgkd.download import from_hub, http_status
 from fgkd.errors import HubError, ModelError, OptionError, UnknownName, near
 from fgkd.models import backbone, weights
 from fgkd.models.classifier import Classifier
@@ -69,14 +70,20 @@ def create(
     size_kwargs = {"img_size": img_size} if img_size and cfg and cfg.fixed_input_size else {}
     all_kwargs: dict[str, Any] = {"drop_rate": drop, "drop_path_rate": drop_path, **size_kwargs}
     all_kwargs |= {"num_classes": len(class_names), **(kwargs or {})}
+    drawn = torch.get_rng_state()
+
+    def build() -> Any:
+        torch.set_rng_state(drawn)  # a download that failed came after draws of random weights
+        return timm.create_model(name, pretrained=pretrained, **all_kwargs)
+
     try:
         try:
-            net = timm.create_model(name, pretrained=pretrained, **all_kwargs)
+            net = from_hub(build)
         except TypeError as error:  # VGG and others have no stochastic depth to switch off
             if drop_path or "'drop_path_rate'" not in str(error):
                 raise
             del all_kwargs["drop_path_rate"]
-            net = timm.create_model(name, pretrained=pretrained, **all_kwargs)
+            net = from_hub(build)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         if pretrained and not isinstance(error, TypeError):
             raise _no_hub(name, error) from error
@@ -129,4 +136,4 @@ def _no_hub(name: str, error: Exception) -> HubError:
     reason = str(error).splitlines()[0] if str(error) else "no reason given"
     kind = type(error).__name__
     message = f"cannot get pretrained weights of {name} from the hub ({kind}: {reason})"
-    return HubError(message, model=name)
+    return HubError(message, model=name, status=http_status(error))

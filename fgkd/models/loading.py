@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fgkd.download import from_hub, http_status
 from fgkd.errors import (
     HubError,
     MissingModel,
@@ -107,10 +108,11 @@ def _from_torchvision(source: str) -> Classifier:
         raise ModelError(message, model=source)
     try:
         given = zoo.get_model_weights(name).DEFAULT
-        net = zoo.get_model(name, weights=given)
+        net = from_hub(lambda: zoo.get_model(name, weights=given))
     except Exception as error:  # of the download, by torch's hub
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise HubError(f"cannot load {source}: {reason}", model=source) from error
+        status = http_status(error)
+        raise HubError(f"cannot load {source}: {reason}", model=source, status=status) from error
     transform: Any = given.transforms()
     side, resized = transform.crop_size[0], transform.resize_size[0]
     return as_classifier(
@@ -144,10 +146,11 @@ def _from_hub(source: str) -> Classifier:
     if source.startswith("timm:") and not timm.is_model(name):
         raise ModelError(f"timm {timm.__version__} has no model {name!r}", model=name)
     try:
-        net = timm.create_model(name, pretrained=True)
+        net = from_hub(lambda: timm.create_model(name, pretrained=True))
     except Exception as error:  # each hub client has its own; a KeyError says no more than the key
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise HubError(f"cannot load {source}: {reason}", model=source) from error
+        status = http_status(error)
+        raise HubError(f"cannot load {source}: {reason}", model=source, status=status) from error
     if not net.pretrained_cfg.get("label_names"):
         net.pretrained_cfg["label_names"] = _imagenet_names(net)
     return Classifier(net, uses_dist=True).eval()

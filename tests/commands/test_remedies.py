@@ -57,6 +57,7 @@ SAMPLES: dict[str, Any] = {
         "fields": ("seed",),
     },
     **{"difference": 0.5, "host": "node-1", "pid": 12, "how": "was killed", "count": 2},
+    **{"status": 404, "offline": False},
 }
 
 

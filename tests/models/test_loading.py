@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub.constants
 import numpy as np
 import pytest
+import timm
 import torch
 import torchvision
 from helpers.errors import expected
@@ -17,7 +19,7 @@ from helpers.models import CLASSES, build, images, perturb, timm_logits
 from torch import nn
 
 import fgkd
-from fgkd import models
+from fgkd import download, models
 from fgkd.errors import HubError, MissingModel, ModelError, UnreadableFile, WrongKind
 
 
@@ -96,8 +98,6 @@ def test_a_model_of_the_hugging_face_hub(
 
 def test_a_timm_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """ImageNet's classes are WordNet ids in timm's order; an unknown name is refused."""
-    import timm
-
     create = timm.create_model
     monkeypatch.setattr(
         timm, "create_model", lambda name, pretrained: create(name, pretrained=False)
@@ -108,6 +108,36 @@ def test_a_timm_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.logits(images(1, 64)).shape == (1, 1000)
     with pytest.raises(ModelError):
         fgkd.load_classifier("timm:resnet10tt")
+
+
+def test_a_download_that_is_repeated_leaves_the_same_new_head(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """timm draws a model's weights before it fetches others; a 503 then does not move the draws."""
+    create, failures = timm.create_model, [503, 429]
+
+    def busy(name: str, pretrained: bool, **kwargs: Any) -> Any:
+        net = create(name, pretrained=False, **kwargs)
+        if pretrained and failures:
+            error = OSError("busy")
+            error.response = SimpleNamespace(status_code=failures.pop())  # type: ignore[attr-defined]
+            raise error
+        return net
+
+    monkeypatch.setattr(timm, "create_model", busy)
+    monkeypatch.setattr(download, "FIRST_PAUSE_S", 0.01)
+    heads = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        made, _ = models.create("resnet10t.c3_in1k", class_names=CLASSES, pretrained=True)
+        heads.append(made.net.get_classifier().weight)
+    assert not failures
+    assert heads[0].equal(heads[1])
+    failures[:] = [404]
+    with pytest.raises(HubError) as gone:
+        models.create("resnet10t.c3_in1k", class_names=CLASSES, pretrained=True)
+    assert gone.value.status == 404
+    assert not failures  # asked once
 
 
 def test_a_torchvision_model_is_a_classifier() -> None:

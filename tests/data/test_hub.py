@@ -1,0 +1,174 @@
+"""Datasets and models of the Hugging Face hub, by its own clients, from a miniature of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+datasets = pytest.importorskip("datasets")
+
+from helpers import hub  # noqa: E402
+from helpers.datasets import encode, pixels  # noqa: E402
+from helpers.models import CLASSES, write_run  # noqa: E402
+
+ROOT = Path(__file__).parents[2]
+COUNTS = {"train": 6, "validation": 2, "test": 3}
+OPEN = """
+import json, sys
+from hashlib import sha256
+from fgkd import download
+from fgkd.data import open_dataset
+from fgkd.errors import FgkdError
+from stages.remedies import remedy
+
+download.FIRST_PAUSE_S = 0.01
+found = []
+for name in sys.argv[1:]:
+    try:
+        data = open_dataset(name)
+    except FgkdError as error:
+        facts = {key: str(value) for key, value in vars(error).items()}
+        found.append([type(error).__name__, facts, remedy(error)])
+    else:
+        found.append({split: [list(samples.keys), samples.labels.tolist(),
+            [sha256(samples.read(row)).hexdigest() for row in range(len(samples))]]
+            for split, samples in data.splits.items()})
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def repositories(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """birds: files in class folders; table: parquet files of the same; teacher: a model."""
+    root = tmp_path_factory.mktemp("repositories")
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=CLASSES))
+    (root / "datasets/me/table/data").mkdir(parents=True)
+    for number, (split, count) in enumerate(COUNTS.items()):
+        rows: dict[str, list[Any]] = {"image": [], "label": []}
+        for label, name in enumerate(CLASSES):
+            for i in range(count):
+                content = encode(pixels(10 * number + i, label), "PNG")
+                file = root / "datasets/me/birds" / split / name / f"{i}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(content)
+                rows["image"].append({"bytes": content, "path": file.name})
+                rows["label"].append(label)
+        part = datasets.Dataset.from_dict(rows, features=features)
+        part.to_parquet(root / f"datasets/me/table/data/{split}-00000-of-00001.parquet")
+    write_run(root / "run", "folder:none", "convnext_atto")
+    (root / "models/me").mkdir(parents=True)
+    (root / "run" / "model").rename(root / "models/me/teacher")
+    return root
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> dict[str, str]:
+    """The environment of a client with an empty cache of its own."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    return kept | {"HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": str(ROOT)}
+
+
+def ask(script: str, *names: str, env: dict[str, str]) -> Any:
+    """What a script prints as JSON."""
+    done = subprocess.run(
+        [sys.executable, "-c", script, *names], env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_datasets_by_their_name(repositories: Path, home: dict[str, str]) -> None:
+    """Files and labels of either form, at a hub that is busy at first; then without a network."""
+    failed = set[str]()
+
+    def busy_once(method: str, path: str) -> int:
+        is_first = method == "GET" and path.endswith((".parquet", ".png")) and not failed
+        failed.update([path] * is_first)
+        return 503 if is_first else 0
+
+    names = ("hf:me/table", "hf:me/birds")
+    with hub.serve(repositories, busy_once) as (url, asked):
+        found = ask(OPEN, *names, env=home | {"HF_ENDPOINT": url})
+    assert failed
+    assert any(line.startswith("GET /datasets/me/birds/resolve/") for line in asked)
+    for splits in found:
+        for hub_split, split in (("train", "train"), ("validation", "val"), ("test", "test")):
+            keys, labels, hashes = splits[split]
+            folder = repositories / "datasets/me/birds" / hub_split
+            expected = [
+                (label, sha256(file.read_bytes()).hexdigest())
+                for label, name in enumerate(CLASSES)
+                for file in (folder / name).iterdir()
+            ]
+            assert sorted(zip(labels, hashes, strict=True)) == sorted(expected)
+            assert len(set(keys)) == len(expected)
+            assert all(key.startswith(f"{hub_split}/") for key in keys)
+    offline = home | {"HF_ENDPOINT": url, "HF_HUB_OFFLINE": "1"}
+    assert ask(OPEN, *names, env=offline) == found
+
+
+def test_datasets_that_cannot_be_fetched(repositories: Path, home: dict[str, str]) -> None:
+    refused = {"/datasets/me/private/": 401, "/datasets/me/gated/": 403}
+
+    def refuse(method: str, path: str) -> int:
+        if method == "GET" and path.endswith(".parquet"):
+            return 503
+        return next((code for part, code in refused.items() if part in path), 0)
+
+    names = ("private", "gated", "nothing", "table", "table?config=birds", "table?revision=v2")
+    with hub.serve(repositories, refuse) as (url, _):
+        found = ask(OPEN, *(f"hf:me/{name}" for name in names), env=home | {"HF_ENDPOINT": url})
+    (kind, facts, remedy), found[4:5] = found[4], []
+    assert kind == "OptionError"
+    assert remedy == "--data 'hf:me/table?config=default'"
+    assert [kind for kind, *_ in found] == ["DatasetHubError"] * 5
+    statuses = [int(facts["status"]) for _, facts, _ in found]
+    assert (*statuses[:2], statuses[3]) == (401, 403, 503)
+    assert {statuses[2], statuses[4]} <= {0, 404}  # some versions of the client do not tell
+    assert ["hf auth login" in remedy for *_, remedy in found] == [True, True, True, False, True]
+    for name, (_, facts, remedy) in zip(("private", "gated", "nothing", "table"), found, strict=0):
+        assert facts["path"] == f"me/{name}"
+        assert f"{url}/datasets/me/{name}" in remedy
+    offline = home | {"HF_HUB_OFFLINE": "1"}
+    ((kind, facts, remedy),) = ask(OPEN, "hf:me/private", env=offline)
+    assert (kind, facts["offline"]) == ("DatasetHubError", "True")
+    assert remedy.startswith("unset HF_HUB_OFFLINE")
+
+
+def test_models_by_their_name(repositories: Path, home: dict[str, str]) -> None:
+    """Of the file's weights, from a hub that is busy at first; refused ones say which they are."""
+    script = """
+import json
+import torch
+import fgkd
+from fgkd import download, errors
+download.FIRST_PAUSE_S = 0.01
+teacher = fgkd.load_classifier("hf-hub:me/teacher")
+local = fgkd.load_classifier(f"local-dir:{FOLDER}")
+try:
+    fgkd.load_classifier("hf-hub:me/private")
+except errors.HubError as error:
+    status = error.status
+images = torch.arange(2 * 32 * 32 * 3).remainder(256).to(torch.uint8).reshape(2, 32, 32, 3)
+same = teacher.logits(images).equal(local.logits(images))
+print(json.dumps([same, teacher.classes, status]))
+""".replace("{FOLDER}", str(repositories / "models/me/teacher"))
+    failed = set[str]()
+
+    def busy_once(method: str, path: str) -> int:
+        is_first = method == "GET" and path.endswith("safetensors") and not failed
+        failed.update([path] * is_first)
+        return 503 if is_first else 401 if "private" in path else 0
+
+    with hub.serve(repositories, busy_once) as (url, _):
+        same, classes, status = ask(script, env=home | {"HF_ENDPOINT": url})
+    assert failed
+    assert same
+    assert (classes, status) == (CLASSES, 401)
