@@ -143,6 +143,8 @@ def test_controls_differ_from_their_students_in_distillation_alone() -> None:
         ("cub-dogs-kd-hard-finetuned", "cub-dogs-extra", set()),
         ("cub-dogs-finetuned", "cub-dogs-baseline", {"epochs"}),
         ("foodx251-kd", "foodx251-baseline", set()),
+        ("icons-student", "icons-baseline", {"data"}),
+        ("icons-long-student", "icons-long-baseline", {"data"}),
     ):
         a, b = (load_yaml(FOLDER / f"{name}.yaml") for name in (student, baseline))
         differ = {key for key in {*a, *b} if a.get(key) != b.get(key)}

@@ -7,9 +7,11 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
+from helpers.runs import fgkd
 from scipy import stats
 from scipy.special import log_softmax
 
@@ -79,6 +81,31 @@ def test_data_with_few_and_with_wrong_labels(
     assert abs(flipped / len(true) - inputs.NOISE) < 4 * (0.24 / len(true)) ** 0.5
     for split in set(whole.splits) - {"train"}:
         assert labels(noisy, split) == labels(few, split) == labels(f"folder:{tiny_data}", split)
+
+
+def test_the_long_recipes_are_what_was_studied(study: Any) -> None:
+    """The teacher and its cache, and each student with the setting that its rows were made with."""
+    table = study.table
+    for role, words in {
+        "teacher": table.TEACHERS["60-epochs"],
+        "cache": table.CACHES["60-epochs"].options,
+        "baseline": table.Student("small", "labels", 75).options(0, 1),
+        "student": table.Student("small", "cache", 75).options(0, 1),
+    }.items():
+        command = {"teacher": "train-teacher", "cache": "cache-logits"}.get(role, "train-student")
+        data = ["--data", "icons"] if role == "baseline" else []
+        given = [str(SCRIPTS.parent / w) if w.startswith(table.RECIPES) else w for w in words]
+        seeds = ["--view-seed", "0"] if command == "train-student" else []  # so that seeds share it
+        recipe = ["-c", f"icons-long-{role}", *seeds]
+        assert parsed(command, recipe) == parsed(command, [*given, *data])
+
+
+def parsed(command: str, words: list[str]) -> Any:
+    """The options that a command would run with."""
+    name = command.replace("-", "_")
+    with mock.patch(f"stages.{name}.{name}") as run:
+        fgkd(command, *words)
+    return run.call_args.args[0]
 
 
 def row(arm: str, seed: int, hit_N: np.ndarray) -> dict[str, Any]:
