@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +14,7 @@ import torch
 
 from fgkd import config, device, losses
 from fgkd.commands import banner, image_stores, sources
+from fgkd.commands.training import Prepared
 from fgkd.config import LossSpec, TrainStudentConfig
 from fgkd.data import Dataset
 from fgkd.distillation.step import distils, student_step
@@ -28,20 +27,13 @@ from fgkd.distillation.targets import (
 )
 from fgkd.download import is_url
 from fgkd.errors import MissingOption, OptionError
-from fgkd.estimate.image_store import estimate_store
-from fgkd.estimate.training import (
-    PlannedTraining,
-    TrainingEstimate,
-    estimate_training,
-    shapes_only,
-)
+from fgkd.estimate.training import TrainingEstimate, shapes_only
 from fgkd.loading.schedule import Schedule
 from fgkd.loading.train_loader import TrainLoader
 from fgkd.models import Classifier
 from fgkd.progress import SILENT, Progress
 from fgkd.training import run_folder, setup, trackers
-from fgkd.training.run_folder import RunFacts, RunFolder
-from fgkd.training.train import TrainedRun, Validation, finished_run, train
+from fgkd.training.train import TrainedRun
 
 
 def train_student(*, progress: Progress = SILENT, **options: Any) -> TrainedRun | TrainingEstimate:
@@ -130,69 +122,30 @@ def _train_from(
         gather=gather,
         class_weights_K=class_weights(options.loss, dataset, hardware),
     )
-    if spec.dry_run:
-        can_run = teacher is not None or source.cache is not None or not learns
-        planned = PlannedTraining(
-            run=spec,
-            optim=optim,
-            build=build,
-            loader=loader,
-            step_fn=step if can_run else None,
-            counted_step_fn=student_step(options.loss, gather=False),
-            lr=lr,
-            lr_at=lr_at,
-            num_val=len(dataset.splits.get("val", ())),
-            size=size,
-            freeze=model_spec.freeze,
-            store=estimate_store(store, samples, source.short_side),
-            teacher=teacher,
-            dtype=targets.dtype,
-        )
-        return estimate_training(planned, lines, hardware)
-    state = setup.make_state(optim, lr, model, hardware, spec.channels_last)
-    folder = RunFolder(Path(spec.output), progress)
-    facts = RunFacts(
+    has_targets = teacher is not None or source.cache is not None or not learns
+    prepared = Prepared(
         stage="train-student",
-        command=tuple(sys.argv),
-        device=device_line,
-        data=tuple(source.specs),
-        val_fraction=source.val_fraction,
-        views=loader.views.identity,
-        parents=source.parents,
-        images={split: samples.sha256 for split, samples in dataset.splits.items()},
-    )
-    resume = folder.begin(options, spec, facts)
-    if resume and (finished := finished_run(folder, schedule.total_steps, dataset)):
-        return finished
-    for line in lines:
-        folder.log(line)
-    image_stores.fill_store(
-        store, workers=spec.workers, skip_unreadable=data.skip_bad_images, progress=progress
-    )
-    eval_batch_size = setup.eval_batch_size(spec, optim, loader)
-    validation = Validation(
-        dataset,
-        model,
-        hardware,
-        batch_size=eval_batch_size,
-        workers=spec.workers,
-        amp_dtype=setup.autocast_dtype(optim),
-        skip_unreadable=data.skip_bad_images,
-        teacher_NK=val_targets(source, eval_batch_size, spec.workers, hardware),
-    )
-    return train(
-        folder,
-        options,
-        resume=resume,
-        state=state,
-        loader=loader,
-        step_fn=step,
-        validation=validation,
-        lr_at=lr_at,
+        options=options,
+        banner=lines,
         device=hardware,
-        teacher=source.teacher_text if learns else "none: learned from labels",
-        progress=progress,
+        device_line=device_line,
+        dataset=dataset,
+        specs=source.specs,
+        val_fraction=source.val_fraction,
+        build=build,
+        model=model,
+        loader=loader,
+        lr=lr,
+        lr_at=lr_at,
+        step_fn=step if has_targets else None,
+        counted_step_fn=student_step(options.loss, gather=False),
+        teacher=teacher,
+        dtype=targets.dtype,
+        parents=source.parents,
+        taught_by=source.teacher_text if learns else "none: learned from labels",
+        val_targets=lambda size: val_targets(source, size, spec.workers, hardware),
     )
+    return prepared.carry_out(progress)
 
 
 def _ready(teacher: Classifier | None, dtype: str, hardware: torch.device) -> Classifier | None:

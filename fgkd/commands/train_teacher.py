@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import functools
-import sys
-from pathlib import Path
 from typing import Any
 
 from fgkd import config, device, rng
 from fgkd.commands import banner, image_stores
+from fgkd.commands.training import Prepared
 from fgkd.config import TrainTeacherConfig
 from fgkd.data import absolute_specs, duplicates, open_dataset, specs_of, unlabeled, with_boxes
 from fgkd.distillation.step import label_step
 from fgkd.distillation.targets import DEFAULT_VAL_FRACTION
 from fgkd.errors import MissingOption
-from fgkd.estimate.image_store import estimate_store
-from fgkd.estimate.training import (
-    PlannedTraining,
-    TrainingEstimate,
-    estimate_training,
-    shapes_only,
-)
+from fgkd.estimate.training import TrainingEstimate, shapes_only
 from fgkd.loading.schedule import Schedule
 from fgkd.loading.train_loader import TrainLoader
 from fgkd.progress import SILENT, Progress
 from fgkd.training import run_folder, setup, trackers
-from fgkd.training.run_folder import RunFacts, RunFolder
-from fgkd.training.train import TrainedRun, Validation, finished_run, train
+from fgkd.training.train import TrainedRun
 from fgkd.views import recipes
 from fgkd.views.view_set import ViewSet
 
@@ -97,60 +89,24 @@ def run(options: TrainTeacherConfig, progress: Progress = SILENT) -> TrainedRun 
         },
     )
     step = label_step(options.loss.smoothing)
-    if spec.dry_run:
-        planned = PlannedTraining(
-            run=spec,
-            optim=optim,
-            build=build,
-            loader=loader,
-            step_fn=step,
-            counted_step_fn=step,
-            lr=lr,
-            lr_at=lr_at,
-            num_val=len(dataset.splits.get("val", ())),
-            size=size,
-            freeze=model_spec.freeze,
-            store=estimate_store(store, samples, data.image_store_side),
-        )
-        return estimate_training(planned, lines, hardware)
-    state = setup.make_state(optim, lr, model, hardware, spec.channels_last)
-    folder = RunFolder(Path(spec.output), progress)
-    facts = RunFacts(
+    prepared = Prepared(
         stage="train-teacher",
-        command=tuple(sys.argv),
-        device=device_line,
-        data=tuple(absolute_specs(specs_of(data))),
-        val_fraction=fraction,
-        views=views.identity,
-        images={split: samples.sha256 for split, samples in dataset.splits.items()},
-    )
-    resume = folder.begin(options, spec, facts)
-    if resume and (finished := finished_run(folder, schedule.total_steps, dataset)):
-        return finished
-    for line in lines:
-        folder.log(line)
-    image_stores.fill_store(
-        store, workers=spec.workers, skip_unreadable=data.skip_bad_images, progress=progress
-    )
-    return train(
-        folder,
-        options,
-        resume=resume,
-        state=state,
-        loader=loader,
-        step_fn=step,
-        validation=Validation(
-            *(dataset, model, hardware),
-            batch_size=setup.eval_batch_size(spec, optim, loader),
-            workers=spec.workers,
-            amp_dtype=setup.autocast_dtype(optim),
-            skip_unreadable=data.skip_bad_images,
-        ),
-        lr_at=lr_at,
+        options=options,
+        banner=lines,
         device=hardware,
-        teacher="none: learned from labels",
-        progress=progress,
+        device_line=device_line,
+        dataset=dataset,
+        specs=absolute_specs(specs_of(data)),
+        val_fraction=fraction,
+        build=build,
+        model=model,
+        loader=loader,
+        lr=lr,
+        lr_at=lr_at,
+        step_fn=step,
+        counted_step_fn=step,
     )
+    return prepared.carry_out(progress)
 
 
 def require_options(options: TrainTeacherConfig) -> None:
