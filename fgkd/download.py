@@ -48,9 +48,9 @@ def download(url: str, path: Path) -> None:
 
 
 def from_hub(fetch: Callable[[], T]) -> T:
-    """What a client of a hub fetches, asked again where the server says that it is busy.
+    """What a client of a hub fetches, repeated while the server answers with status 429 or 5xx.
 
-    huggingface_hub itself repeats requests for a file's head, but not for the file.
+    huggingface_hub itself repeats requests for a file's head, but not those for the file.
     """
     return in_attempts(fetch, lambda error: is_busy(http_status(error)))
 

@@ -31,7 +31,7 @@ def echo(line: str) -> None:
 
 
 def next_step(command: str) -> None:
-    """Print the next command, whole, so that it can be pasted."""
+    """Print the next command, complete, so that it can be pasted."""
     echo(paint("next: ", "bright_blue", sys.stdout) + command)
 
 

@@ -1,4 +1,4 @@
-"""`fgkd inspect`: prints what a cache is and what it knows of its teacher, and verifies it."""
+"""`fgkd inspect`: prints a cache's summary and its teacher's statistics, and verifies it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command that follows a finished one, whole: from images to a report in four."""
+"""The next command to type after one that finished: four lead from images to a report."""
 
 from __future__ import annotations
 

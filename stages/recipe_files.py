@@ -1,4 +1,4 @@
-"""The recipes that fgkd brings, by name, and `fgkd recipes`, which lists them."""
+"""Recipes that come with fgkd, by name, and `fgkd recipes`, which lists them."""
 
 from __future__ import annotations
 

@@ -206,7 +206,7 @@ class Reader:
         return view
 
     def close(self) -> None:
-        """Forget the file, which stays mapped as long as an array of it is used."""
+        """Release the file, which stays mapped as long as an array of it is used."""
         self._arrays = {}
 
 

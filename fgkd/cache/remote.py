@@ -157,7 +157,7 @@ class Stream:
         self.reader.want([self.reader.shard_of(block, view).name for block in ahead])
 
     def need(self, epoch: int, view: int, blocks: list[int]) -> None:
-        """Have these blocks' shards open, in local files."""
+        """Wait until these blocks' shards are open, in local files."""
         for block in blocks:
             if (epoch, block) not in self._held:
                 row = self.reader.shard_of(block, view)

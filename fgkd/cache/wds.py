@@ -175,5 +175,5 @@ class Reader:
         return out
 
     def close(self) -> None:
-        """Forget the file, which stays mapped as long as an array of it is used."""
+        """Release the file, which stays mapped as long as an array of it is used."""
         self._map = memoryview(b"")

@@ -1,4 +1,4 @@
-"""What both training commands end in: a prepared training, which is estimated or run."""
+"""A prepared training run, and its cost estimate: shared by both training commands."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fgkd.training.train import TrainedRun, Validation, finished_run, train
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A training whose data, model and losses are there, and of which nothing is written.
+    """A training run whose data, model and losses are loaded; nothing is written yet.
 
     banner: lines that describe it. specs, val_fraction: how the dataset was opened. build: makes
     the model. lr: the highest; lr_at: from a step to its own. step_fn: None if its targets are not

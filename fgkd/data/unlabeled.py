@@ -1,4 +1,4 @@
-"""Images without labels, to be joined to a labelled dataset: the teacher alone speaks of them."""
+"""Images without labels beside a labelled dataset; students learn the teacher's targets of them."""
 
 from __future__ import annotations
 
