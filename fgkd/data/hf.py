@@ -125,6 +125,8 @@ def _column(features: Any, kind: str, given: str | None, where: str | Path) -> s
     else:
         wanted = datasets.Image if kind == "image" else datasets.ClassLabel
         typed = [name for name, feature in features.items() if isinstance(feature, wanted)]
+        if kind == "image" and not typed:
+            typed = [name for name, feature in features.items() if _holds_images(feature)]
         usual = [name for name in ("labels", *KNOWN[LABEL]) if name in features]
         found = typed or (usual if kind == "label" else [])
         if len(found) == 1 or kind in found:
@@ -132,6 +134,16 @@ def _column(features: Any, kind: str, given: str | None, where: str | Path) -> s
     suggestion = kind if kind in features else next(iter(features))
     message = f"{message}; it has {', '.join(features)}"
     raise OptionError(message, option=f"{kind}_column", value=given, suggestion=suggestion)
+
+
+def _holds_images(feature: Any) -> bool:
+    """Whether a column's values are images: encoded bytes, alone or in an Image's own struct."""
+    import datasets
+
+    binary = datasets.Value("binary"), datasets.Value("large_binary")
+    if isinstance(feature, dict):
+        return feature.get("bytes") in binary and set(feature) <= {"bytes", "path"}
+    return isinstance(feature, datasets.Image) or feature in binary
 
 
 def _classes(
@@ -149,9 +161,7 @@ def _classes(
 
 
 def _samples(part: Any, image: str, name: str, labels: np.ndarray, where: str | Path) -> Samples:
-    import datasets
-
-    if not isinstance(part.features[image], datasets.Image):
+    if not _holds_images(part.features[image]):
         message = f"column {image!r} of {where} does not hold images"
         raise OptionError(message, option="image_column", value=image, suggestion="image")
     if part._indices is not None:
@@ -185,7 +195,9 @@ def _images(file: str, image: str, root: Path) -> Iterator[tuple[str, str, Place
         memory.seek(0)
         column = pa.ipc.open_stream(memory).read_all().column(image)
         for chunk in column.chunks:
-            contents = chunk.field("bytes")
+            known = {field.name for field in chunk.type} if pa.types.is_struct(chunk.type) else ()
+            contents = chunk.field("bytes") if known else chunk
+            names = chunk.field("path").to_pylist() if "path" in known else [None] * len(chunk)
             is_inside = contents.is_valid().to_numpy(zero_copy_only=False)
             _, offsets, data = contents.buffers()
             base = data.address - start if data is not None else 0
@@ -194,11 +206,12 @@ def _images(file: str, image: str, root: Path) -> Iterator[tuple[str, str, Place
                 raise DatasetError(message, path=file)
             kind = np.int64 if pa.types.is_large_binary(contents.type) else np.int32
             ends = np.frombuffer(offsets, kind)[contents.offset :].tolist() if offsets else []
-            for i, path in enumerate(chunk.field("path").to_pylist()):
+            for i, path in enumerate(names):
                 if is_inside[i]:
                     place = (file, base + ends[i], ends[i + 1] - ends[i])
                     yield os.path.basename(path or ""), file, place
                 else:
-                    known = Path(path or "")
-                    is_below = known.is_relative_to(root)
-                    yield known.relative_to(root).as_posix() if is_below else "", str(known), None
+                    file_path = Path(path or "")
+                    is_below = file_path.is_relative_to(root)
+                    key = file_path.relative_to(root).as_posix() if is_below else ""
+                    yield key, str(file_path), None

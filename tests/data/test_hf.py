@@ -6,9 +6,11 @@ import pickle
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
 import pytest
 from helpers.datasets import TAR_NAMES, encode, open_error, pixels, write_folder, write_hf
 from helpers.runs import STUDENT, TEACHER, fgkd
+from pyarrow import parquet
 
 import fgkd as library
 from fgkd.data import open_dataset
@@ -117,6 +119,23 @@ def test_columns_of_other_names_and_types(tmp_path: Path) -> None:
     assert error.option == "label_column"
     assert isinstance(error := open_error(f"{spec}?image_column=note"), OptionError)
     assert error.option == "image_column"
+
+
+@pytest.mark.parametrize("kind", ["binary", "large_binary", "struct", "bytes alone"])
+def test_images_as_bytes(kind: str, tmp_path: Path) -> None:
+    """As parquet files have them that the library did not write; read where they lie."""
+    contents = [encode(pixels(0, i), "PNG") for i in range(4)]
+    binary = pa.large_binary() if kind == "large_binary" else pa.binary()
+    column = pa.array(contents, binary)
+    if kind in ("struct", "bytes alone"):
+        names = {"path": pa.array(["a.png", "b.png", "c.png", "d.png"])} if kind == "struct" else {}
+        column = pa.StructArray.from_arrays([column, *names.values()], ["bytes", *names])
+    table = pa.table({"image": column, "label": pa.array(["tit", "jay", "jay", "tit"])})
+    parquet.write_table(table, tmp_path / "birds.parquet")
+    samples = open_dataset(f"hf:{tmp_path / 'birds.parquet'}", 0.0).train
+    assert [samples.read(i) for i in range(4)] == contents
+    assert samples.labels.tolist() == [1, 0, 0, 1]
+    assert samples.keys[0] == ("train/a.png" if kind == "struct" else "train/00000000")
 
 
 def test_a_choice_of_columns_is_asked_for(tmp_path: Path) -> None:
