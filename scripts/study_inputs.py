@@ -68,8 +68,7 @@ def few_labels(folder: Path, dataset: Dataset) -> str:
 
 
 def noisy_labels(folder: Path, dataset: Dataset) -> str:
-    """A `csv:` dataset: of the training images a share with another class, drawn evenly; val and
-    test as they are."""
+    """A `csv:` dataset: a share of the training images has another class, drawn uniformly."""
     draw = np.random.Generator(np.random.Philox(0))
     labels = dataset.train.labels
     wrong = draw.random(len(labels)) < NOISE

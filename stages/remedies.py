@@ -178,9 +178,7 @@ def _dataset(error: errors.DatasetError) -> str:
 
 def _dataset_hub(error: errors.DatasetHubError) -> str:
     if error.offline:
-        return (
-            "unset HF_HUB_OFFLINE HF_DATASETS_OFFLINE   # or load it once where there is a network"
-        )
+        return "unset HF_HUB_OFFLINE HF_DATASETS_OFFLINE   # or fetch it elsewhere first"
     if is_busy(error.status):
         return f"curl -I {quoted(error.url)}   # what was fetched is kept; run again later"
     page = f"private or gated? see {error.url}"

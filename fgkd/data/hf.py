@@ -8,6 +8,7 @@ files of their own; they are not encoded again.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -73,10 +74,17 @@ def _parts(where: str, options: Mapping[str, str]) -> Mapping[str, Any]:
     import datasets
 
     path = Path(where)
+    is_saved = (path / "dataset_dict.json").exists() or (path / "state.json").exists()
+    is_parquet = path.suffix == ".parquet" and path.is_file()
+    unused = {"config": is_saved or is_parquet, "revision": path.exists()}
+    for option in options:
+        if unused.get(option):
+            rest = {name: value for name, value in options.items() if name != option}
+            raise _data_error(f"{option} has no effect on {where}", where, options, rest)
     try:
-        if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+        if is_saved:
             found = datasets.load_from_disk(where)
-        elif path.suffix == ".parquet" and path.is_file():
+        elif is_parquet:
             found = datasets.load_dataset("parquet", data_files=where)
         else:
             names = {"name": options.get("config"), "revision": options.get("revision")}
@@ -94,11 +102,10 @@ def _explained(error: Exception, where: str, options: Mapping[str, str]) -> Fgkd
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     message = f"cannot load the Hugging Face dataset {where}: {reason}"
     if "config" in options and isinstance(error, ValueError):
-        names = datasets.get_dataset_config_names(where, revision=options.get("revision"))
-        if options["config"] not in names:
-            known = [str(Spec("hf", where, {**options, "config": name})) for name in names]
-            given = str(Spec("hf", where, dict(options)))
-            return OptionError(message, option="data", value=given, suggestion=tuple(known[:1]))
+        with contextlib.suppress(Exception):  # of the library, about what failed already
+            names = datasets.get_dataset_config_names(where, revision=options.get("revision"))
+            if options["config"] not in names:
+                return _data_error(message, where, options, {**options, "config": names[0]})
     if HUB_NAME.fullmatch(where) and not Path(where).exists():
         return DatasetHubError(
             message,
@@ -111,6 +118,14 @@ def _explained(error: Exception, where: str, options: Mapping[str, str]) -> Fgkd
     if isinstance(error, FileNotFoundError | ConnectionError):
         return MissingDataset(message, path=where, dataset="hf")
     return DatasetError(message, path=where)
+
+
+def _data_error(
+    message: str, where: str, given: Mapping[str, str], better: Mapping[str, str]
+) -> OptionError:
+    """The error of a spec with an option that is wrong there; `better` has the options to use."""
+    value, suggestion = (str(Spec("hf", where, dict(options))) for options in (given, better))
+    return OptionError(message, option="data", value=value, suggestion=(suggestion,))
 
 
 def _column(features: Any, kind: str, given: str | None, where: str | Path) -> str:

@@ -155,6 +155,18 @@ def test_a_choice_of_columns_is_asked_for(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("name", "option"), [("saved", "config"), ("x.parquet", "config"), ("saved", "revision")]
+)
+def test_options_of_the_hub_are_refused_elsewhere(
+    name: str, option: str, saved: Path, tmp_path: Path
+) -> None:
+    datasets.load_from_disk(str(saved))["train"].to_parquet(str(tmp_path / "x.parquet"))
+    assert isinstance(error := open_error(f"hf:{tmp_path / name}?{option}=other"), OptionError)
+    assert (error.option, error.value) == ("data", f"hf:{tmp_path / name}?{option}=other")
+    assert error.suggestion == (f"hf:{tmp_path / name}",)
+
+
 def test_what_is_not_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     (tmp_path / "empty").mkdir()

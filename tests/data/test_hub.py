@@ -10,13 +10,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
-
-datasets = pytest.importorskip("datasets")
-
-from helpers import hub  # noqa: E402
-from helpers.datasets import encode, pixels  # noqa: E402
-from helpers.models import CLASSES, write_run  # noqa: E402
+from helpers import hub
+from helpers.datasets import encode, pixels
+from helpers.models import CLASSES, write_run
 
 ROOT = Path(__file__).parents[2]
 COUNTS = {"train": 6, "validation": 2, "test": 3}

@@ -9,17 +9,18 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import threading
 from collections.abc import Callable, Iterator
 from hashlib import sha1
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from helpers.shard_server import running
+
 API = re.compile(
     r"/api/(?P<kind>datasets|models)/(?P<name>[^/]+/[^/]+)"
-    r"(?:/(?P<what>revision|tree|paths-info)/(?P<revision>[^/]+)(?:/(?P<path>.*))?)?"
+    r"(?:/(?P<what>revision|tree)/(?P<revision>[^/]+)(?:/(?P<path>.*))?)?"
 )
 FILE = re.compile(
     r"/(?:(?P<kind>datasets)/)?(?P<name>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)"
@@ -64,13 +65,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self.answer()
 
-    def do_POST(self) -> None:
-        self.answer()
-
     def answer(self) -> None:
         """Find what the request is about."""
-        length = int(self.headers.get("Content-Length") or 0)
-        body = self.rfile.read(length).decode()
         path = unquote(urlsplit(self.path).path)
         self.asked.append(f"{self.command} {path}")
         if status := self.fails(self.command, path):
@@ -99,10 +95,6 @@ class Handler(BaseHTTPRequestHandler):
             all_of_it = "true" in parse_qs(urlsplit(self.path).query.lower()).get("recursive", [])
             listed = place.rglob("*") if all_of_it else place.iterdir()
             return self.send_json([entry(repository, path) for path in sorted(listed)])
-        if parts["what"] == "paths-info":
-            asked = json.loads(body)["paths"] if body.startswith("{") else parse_qs(body)["paths"]
-            there = [repository / name for name in asked if (repository / name).exists()]
-            return self.send_json([entry(repository, path) for path in there])
         names = [p.relative_to(repository).as_posix() for p in repository.rglob("*") if p.is_file()]
         return self.send_json(
             {
@@ -119,15 +111,9 @@ class Handler(BaseHTTPRequestHandler):
         self.send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
     def send(self, status: int, content: bytes, headers: dict[str, str] | None = None) -> None:
-        """Answer, with the part of the content that is asked for."""
-        headers = headers or {}
-        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
-        if wanted and status == 200:
-            first, last = int(wanted[1]), min(int(wanted[2] or len(content)), len(content) - 1)
-            headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
-            status, content = 206, content[first : last + 1]
+        """Answer with a status, a body and headers."""
         self.send_response(status)
-        for name, value in headers.items():
+        for name, value in (headers or {}).items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
@@ -145,12 +131,5 @@ def serve(
     """A hub of a folder's repositories while the block lasts: (its URL, the requests made)."""
     asked: list[str] = []
     members = {"folder": folder, "asked": asked, "fails": staticmethod(fails)}
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Hub", (Handler,), members))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with running(type("Hub", (Handler,), members)) as url:
+        yield url, asked

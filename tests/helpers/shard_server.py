@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +28,25 @@ class Handler(SimpleHTTPRequestHandler):
 
 
 @contextmanager
-def serve(folder: Path) -> Iterator[tuple[str, Counter[str]]]:
-    """The folder's URL, and the GET requests for each of its files so far."""
-    requested: Counter[str] = Counter()
-    handler = functools.partial(Handler, directory=str(folder), requested=requested)
+def running(handler: Callable[..., BaseHTTPRequestHandler]) -> Iterator[str]:
+    """The URL of a server on this machine, which runs while the block lasts."""
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:
-            yield f"http://127.0.0.1:{server.server_port}", requested
+            yield f"http://127.0.0.1:{server.server_port}"
         finally:
             server.shutdown()
             thread.join()
+
+
+@contextmanager
+def serve(folder: Path) -> Iterator[tuple[str, Counter[str]]]:
+    """The folder's URL, and the GET requests for each of its files so far."""
+    requested: Counter[str] = Counter()
+    handler = functools.partial(Handler, directory=str(folder), requested=requested)
+    with running(handler) as url:
+        yield url, requested
 
 
 def shards_of(requested: Counter[str]) -> Counter[str]:
