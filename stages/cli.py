@@ -33,7 +33,8 @@ TOP = """Train many students from one expensive teacher, whose logits are cached
 \b
   fgkd train-teacher --data icons --model convnext_atto --output runs/t
   fgkd cache-logits --teacher runs/t --views 8 --output runs/cache
-  fgkd train-student --cache runs/cache --model deit_tiny_distilled_patch16_224 --output runs/s
+  fgkd train-student --cache runs/cache --model deit_tiny_patch16_224 \\
+      --output runs/s
   fgkd evaluate runs/t runs/s --split test
 
 Each command prints the next one. An error message ends with something to try.
@@ -42,8 +43,8 @@ Each command prints the next one. An error message ends with something to try.
 TEACHER = """Finetune a teacher.
 
 \b
-  fgkd train-teacher --data cub:/data/CUB_200_2011 \\
-      --model convnext_base.fb_in22k_ft_in1k --pretrained --output runs/teacher
+  fgkd train-teacher --data cub:/data/CUB_200_2011 --pretrained \\
+      --model convnext_base.fb_in22k_ft_in1k --output runs/teacher
 
 Next: fgkd cache-logits --teacher runs/teacher --views 30 --output runs/cache
 """
@@ -63,8 +64,8 @@ Next: fgkd train-student --cache runs/cache --model NAME --output runs/student
 STUDENT = """Train a student from a cache, with no teacher in memory.
 
 \b
-  fgkd train-student --cache runs/cache --model deit_base_distilled_patch16_384 \\
-      --pretrained --output runs/student
+  fgkd train-student --cache runs/cache --pretrained --output runs/student \\
+      --model deit_base_distilled_patch16_384
 
 \b
 Baseline, on labels alone:   --distillation none --data NAME:PATH
