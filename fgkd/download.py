@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.error import HTTPError
 
 from fgkd.errors import DownloadError, MissingPackage
 from fgkd.packages import require
@@ -18,6 +17,7 @@ from fgkd.packages import require
 HTTP = ("http", "https")
 ATTEMPTS, FIRST_PAUSE_S = 6, 0.5  # of a download; pauses double, with jitter: 15 to 31 s in all
 CONNECT_S, READ_S = 20, 60
+NO_CREDENTIALS = "Unable to locate credentials"  # botocore, before it has asked anybody
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 log.addHandler(logging.NullHandler())  # who wants to see retries adds a handler of their own
@@ -32,11 +32,6 @@ def require_fsspec(url: str) -> None:
     """Raise MissingPackage unless fsspec, and what it needs for http(s)://, is installed."""
     is_http = url.partition("://")[0] in HTTP
     require("reading from a URL", "fsspec", *["aiohttp"] * is_http)
-
-
-def is_url(where: str) -> bool:
-    """Whether a place is a URL that fsspec opens, and not a path."""
-    return "://" in where
 
 
 def download(url: str, path: Path) -> None:
@@ -73,17 +68,25 @@ def in_attempts(fetch: Callable[[], T], may_pass: Callable[[Exception], bool]) -
 def http_status(error: BaseException | None) -> int:
     """The status of the answer that an error, or what caused it, is about; 0 if there is none."""
     while error is not None:
-        if isinstance(error, HTTPError):
-            return error.code
-        if status := getattr(getattr(error, "response", None), "status_code", 0):
-            return int(status)
+        if status := _status_of(error):
+            return status
         error = error.__cause__ or error.__context__
+    return 0
+
+
+def _status_of(error: BaseException) -> int:
+    """The HTTP status that an error itself is about; 0 if it is about none."""
+    answer = getattr(error, "response", None)
+    for place, name in ((answer, "status_code"), (error, "status"), (error, "code")):
+        status = getattr(place, name, 0)  # of requests; of aiohttp and urllib; of gcsfs
+        if isinstance(status, int) and 400 <= status < 600:
+            return status
     return 0
 
 
 def is_busy(status: int) -> bool:
     """Whether an HTTP status is about the moment: too many requests, or trouble of the server."""
-    return status == 429 or status >= 500
+    return status in (408, 429) or status >= 500
 
 
 def _may_pass(error: Exception) -> bool:
@@ -107,9 +110,9 @@ def _download_once(url: str, path: Path) -> None:
         raise MissingPackage(message, package=package, install=package) from error
     except Exception as error:  # every file system has its own
         final = isinstance(error, FileNotFoundError | PermissionError | ValueError)
-        status = getattr(error, "status", None)
-        final = final or (isinstance(status, int) and 400 <= status < 500 and status != 429)
         said = "it is not there" if isinstance(error, FileNotFoundError) else str(error)
+        status = _status_of(error)  # aiohttp gives a short answer's cause 400
+        final = final or (status > 0 and not is_busy(status)) or said.startswith(NO_CREDENTIALS)
         reason = said.splitlines()[0] if said else type(error).__name__
         message = f"cannot fetch {url}: {reason}"
         raise DownloadError(message, url=url, reason=reason, is_final=final) from None

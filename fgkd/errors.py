@@ -115,6 +115,11 @@ class FileError(FgkdError):
 
 
 @dataclass(eq=False, kw_only=True)
+class NotLocal(FileError):
+    """A URL was given where a path on this machine is needed. path: the URL."""
+
+
+@dataclass(eq=False, kw_only=True)
 class MissingFile(FileError):
     """A file or folder is not there."""
 

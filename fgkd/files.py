@@ -18,6 +18,7 @@ from typing import Any
 from fgkd.errors import (
     MissingFile,
     MissingOption,
+    NotLocal,
     OptionError,
     OutputExists,
     TooManyOpenFiles,
@@ -30,6 +31,18 @@ OPEN_FILES = 65_536  # that a process allows itself, where the system lets it
 PIECE = 4096  # entries of a list in JSON
 # How a file of results of fgkd begins, by its first key; or a file is empty.
 RESULTS = re.compile(rb'\s*(\[\s*)?\{\s*"(run|cache|image|samples|images)":|$')
+
+
+def is_url(where: str) -> bool:
+    """Whether a place is a URL that fsspec opens, and not a path."""
+    return "://" in where
+
+
+def local_path(where: str | Path) -> Path:
+    """A path with the home folder in the place of `~`. Raises: NotLocal for a URL."""
+    if is_url(str(where)):
+        raise NotLocal(f"{where} is a URL, not a path on this machine", path=where)
+    return Path(where).expanduser()
 
 
 def fsync_dir(path: Path) -> None:

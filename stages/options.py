@@ -18,7 +18,7 @@ import click
 import cloup
 
 from fgkd import config, distributed
-from fgkd.config.schema import Leaf
+from fgkd.config.schema import Leaf, expanded
 from fgkd.errors import near
 
 from . import help as help_pages
@@ -36,7 +36,7 @@ class Checked(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value in self.meta["words"]:
             return value
-        value = self.base.convert(value, param, ctx)
+        value = expanded(self.base.convert(value, param, ctx), self.meta)
         if problem := config.check(value, {**self.meta, "choices": ()}):
             self.fail(problem, param, ctx)
         return value

@@ -14,9 +14,10 @@ from fgkd import config, errors
 from fgkd.config.schema import Leaf
 from fgkd.download import is_busy
 from fgkd.errors import quoted
+from fgkd.files import is_url
 
 SHOWN = 8  # names of a registry that are listed
-HF_HUB = "hf-hub:"
+HF_HUB, HF_URL = "hf-hub:", "hf://"
 CONFIGS = (
     config.TrainTeacherConfig,
     config.CacheLogitsConfig,
@@ -209,13 +210,9 @@ def _run_mismatch(error: errors.RunMismatch) -> str:
 # Caches
 
 
-def _is_url(cache: object) -> bool:
-    return "://" in str(cache)
-
-
 def _rewrite(cache: object) -> str:
     """The command that continues, grows or repairs a cache; of a URL's, where it was written."""
-    if _is_url(cache):
+    if is_url(str(cache)):
         return "where it was written: fgkd cache-logits -c CACHE/args.yaml --output CACHE"
     folder = quoted(cache)
     if not (Path(str(cache)) / "args.yaml").is_file():
@@ -224,13 +221,13 @@ def _rewrite(cache: object) -> str:
 
 
 def _version(error: errors.FormatVersionMismatch) -> str:
-    if "://" in str(error.cache):
+    if is_url(str(error.cache)):
         return "write the cache again with this version of fgkd, and upload it"
     return f"{_rewrite(error.cache)} --overwrite   # writes a new one"
 
 
 def _shard(error: errors.DamagedShard) -> str:
-    if _is_url(error.cache):
+    if is_url(str(error.cache)):
         return "upload the shard again; `fgkd inspect CACHE --verify` checks the original"
     if not error.rewritable:
         return f"restore it, or {_rewrite(error.cache)} --overwrite   # writes a new cache"
@@ -240,6 +237,9 @@ def _shard(error: errors.DamagedShard) -> str:
 def _download(error: errors.DownloadError) -> str:
     if error.url.startswith(("http://", "https://")):
         return f"curl -I {quoted(error.url)}"
+    if error.url.startswith(HF_URL):
+        page = "/".join(error.url.removeprefix(HF_URL).split("/")[:3])
+        return f"hf auth login   # private or gated? see https://huggingface.co/{page}"
     return "check the address, the network and the credentials, then run again"
 
 
@@ -293,6 +293,7 @@ REMEDIES: dict[type, Callable[[Any], str]] = {
     errors.TooFewViews: _too_few_views,
     errors.MissingPackage: lambda e: f"pip install {shlex.join(e.install.split())}",
     errors.FileError: lambda e: _look(e.path),
+    errors.NotLocal: lambda e: "download it, and give the path of the copy",
     errors.MissingModel: lambda e: (
         f"{_look(e.path)}   # an unfinished run? continue it with --resume"
     ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fgkd.commands import train_student as library
 from fgkd.config import TrainStudentConfig
-from fgkd.download import is_url
+from fgkd.files import is_url
 from fgkd.training.train import TrainedRun
 
 from . import console, results

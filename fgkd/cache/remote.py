@@ -21,7 +21,7 @@ from fgkd.cache.reader import Reader
 from fgkd.cache.samples import SampleTables
 from fgkd.data import Samples
 from fgkd.data.samples import Place
-from fgkd.download import download, is_url, require_fsspec
+from fgkd.download import download, require_fsspec
 
 DOWNLOADS = "fgkd-download-"  # how the name of a temporary folder begins
 
@@ -126,7 +126,8 @@ def open_cache(where: str | Path) -> Reader:
     teacher's logits. Raises: IncompleteCache, DamagedCache, FormatVersionMismatch, MissingFile or,
     for a URL, DownloadError.
     """
-    return RemoteReader(str(where)) if is_url(str(where)) else Reader(Path(where))
+    is_remote = files.is_url(str(where))
+    return RemoteReader(str(where)) if is_remote else Reader(files.local_path(where))
 
 
 class Stream:

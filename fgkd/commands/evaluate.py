@@ -22,6 +22,7 @@ from fgkd.errors import MissingOption
 from fgkd.evaluation import scoring
 from fgkd.evaluation.intervals import McNemar
 from fgkd.evaluation.scoring import Result, Score
+from fgkd.models.loading import located
 from fgkd.progress import SILENT, Progress
 from fgkd.report import page, results_page, tables
 from fgkd.report.sections import Run
@@ -92,7 +93,7 @@ def run(
     check(options, runs)
     hardware, device_line = device.set_up(options.device)
     progress.message(f"evaluating {len(runs)} run(s) on the {options.split} split; {device_line}")
-    scored = [_score(Path(path), options, hardware, progress) for path in runs]
+    scored = [_score(Path(located(path)), options, hardware, progress) for path in runs]
     teacher = next((one for one in scored if one.role == "teacher"), None)
     known = [teacher_logits(one, teacher, options.split) for one in scored]
     tests: list[list[tuple[str, McNemar]]] = [[] for _ in scored]

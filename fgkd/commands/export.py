@@ -11,7 +11,7 @@ from fgkd.commands import sources
 from fgkd.config import ExportConfig, build
 from fgkd.errors import MissingOption, OutputExists
 from fgkd.models import export as formats
-from fgkd.models.loading import LOCAL_DIR, is_checkpoint, is_remote
+from fgkd.models.loading import LOCAL_DIR, is_checkpoint, is_remote, located
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def run(options: ExportConfig, source: str | Path) -> ExportedModel:
         names = ", ".join(formats.FORMATS)
         raise MissingOption(f"format is required: {names}", option="format", suggestion="onnx")
     sources.check([source], options.architecture)
-    path = Path(options.output or _default_folder(str(source))) / f"model.{format}"
+    path = Path(options.output or _default_folder(located(source))) / f"model.{format}"
     model = sources.load(source, options.architecture)
     if distributed.rank() == 0:
         _claim(path, options.overwrite)

@@ -10,7 +10,13 @@ from fgkd.config import ArchitectureSpec, SourceSpec
 from fgkd.errors import UnusedOption
 from fgkd.models import Classifier, weights
 from fgkd.models.class_names import fit_classes
-from fgkd.models.loading import is_checkpoint, is_remote, load_classifier, model_folder
+from fgkd.models.loading import (
+    is_checkpoint,
+    is_remote,
+    load_classifier,
+    located,
+    model_folder,
+)
 from fgkd.training import run_folder
 from fgkd.training.run_folder import RunFacts
 
@@ -23,10 +29,10 @@ def load(source: str | Path, spec: ArchitectureSpec) -> Classifier:
 
 def check(sources: Sequence[str | Path], spec: ArchitectureSpec) -> None:
     """Refuse sources that are not there before any work, and options that no source needs."""
-    for source in sources:
-        if not is_remote(str(source)) and not is_checkpoint(str(source)):
+    for source in map(located, sources):
+        if not is_remote(source) and not is_checkpoint(source):
             weights.require_model(model_folder(source))
-    if any(is_checkpoint(str(one)) for one in sources):
+    if any(is_checkpoint(located(one)) for one in sources):
         return
     for name in ("teacher_model", "teacher_model_kwargs"):
         if value := getattr(spec, name):
@@ -37,9 +43,10 @@ def check(sources: Sequence[str | Path], spec: ArchitectureSpec) -> None:
 def describe_run(source: str | Path) -> RunFacts | None:
     """run.json of a run folder; None for a model of another form.
 
-    Raises: MissingFile, WrongKind for a cache, UnreadableFile.
+    Raises: MissingFile, NotLocal for a URL, WrongKind for a cache, UnreadableFile.
     """
-    path, text = Path(source), str(source)
+    text = located(source)
+    path = Path(text)
     if is_remote(text) or text.startswith("local-dir:") or is_checkpoint(text):
         return None
     if (path / "config.json").exists() and not (path / "run.json").exists():

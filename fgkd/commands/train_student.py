@@ -25,9 +25,9 @@ from fgkd.distillation.targets import (
     reads_by_shard,
     val_targets,
 )
-from fgkd.download import is_url
 from fgkd.errors import MissingOption, OptionError
 from fgkd.estimate.training import TrainingEstimate, shapes_only
+from fgkd.files import is_url
 from fgkd.loading.schedule import Schedule
 from fgkd.loading.train_loader import TrainLoader
 from fgkd.models import Classifier

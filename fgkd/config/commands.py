@@ -77,8 +77,10 @@ class EvaluateConfig:
     tta: str = option(
         "none", "Test-time augmentation: views whose logits are averaged.", choices=TTA_NAMES
     )
-    json: str | None = option(None, "File to write the results to.")
-    report: str | None = option(None, "Folder to write an HTML report of plots and examples to.")
+    json: str | None = option(None, "File to write the results to.", place="path")
+    report: str | None = option(
+        None, "Folder to write an HTML report of plots and examples to.", place="path"
+    )
     skip_bad_images: bool = option(False, "Leave out unreadable images, and say so.")
     batch_size: int | str = option(256, BATCH_HELP, low=1, words=("auto",))
     device: str = option("auto", DEVICE_HELP)
@@ -91,7 +93,9 @@ class PredictConfig:
 
     top_k: int = option(5, "Classes given for each image.", low=1)
     output: str | None = option(
-        None, "File to write: a table (.csv), or a line of JSON per image (.jsonl)."
+        None,
+        "File to write: a table (.csv), or a line of JSON per image (.jsonl).",
+        place="path",
     )
     tta: str = option(
         "none", "Test-time augmentation: views whose logits are averaged.", choices=TTA_NAMES
@@ -107,7 +111,7 @@ class ExportConfig:
     """Options of `export`."""
 
     format: str | None = option(None, "Format of the file.", choices=EXPORT_NAMES)
-    output: str | None = option(None, "Folder of the file. Default: RUN/export.")
+    output: str | None = option(None, "Folder of the file. Default: RUN/export.", place="path")
     overwrite: bool = option(False, "Rename a file that exists.", free=True)
     architecture: ArchitectureSpec = ArchitectureSpec()
 
@@ -122,8 +126,12 @@ class InspectConfig:
     samples: int = option(64, "Images whose views are rendered again, 4 views each.", low=1)
     seed: int = option(0, "Seed of that choice.", low=0)
     data: tuple[str, ...] = option((), DATA_HELP)
-    teacher: tuple[str, ...] = option((), "The cache's teacher, run again. " + TEACHER_HELP)
+    teacher: tuple[str, ...] = option(
+        (), "The cache's teacher, run again. " + TEACHER_HELP, place="source"
+    )
     source: SourceSpec = SourceSpec()
-    json: str | None = option(None, "File to write the report to.")
-    gallery: str | None = option(None, "Folder to write an HTML page of views and targets to.")
+    json: str | None = option(None, "File to write the report to.", place="path")
+    gallery: str | None = option(
+        None, "Folder to write an HTML page of views and targets to.", place="path"
+    )
     device: str = option("auto", DEVICE_HELP)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fgkd.errors import Difference, OptionError, UnknownName, near
+from fgkd.files import is_url
 
 T = TypeVar("T")
 
@@ -35,14 +36,16 @@ def option(
     free: bool = False,
     renamed: Mapping[str, str] | None = None,
     words: tuple[str, ...] = (),
+    place: str = "",
 ) -> Any:
     """A field with its help and range (low <= x <= high, x > above); free: may change on resume.
 
     renamed: old values that are still accepted, with a FutureWarning, and their new names. words:
-    values of a number that are none.
+    values of a number that are none. place: `path` for a path on this machine, `source` for one
+    that may also be a URL or a name on a hub; `~` is expanded in both.
     """
     meta = {"help": help, "choices": choices, "low": low, "high": high, "above": above}
-    more = {"free": free, "renamed": renamed or {}, "words": words}
+    more = {"free": free, "renamed": renamed or {}, "words": words, "place": place}
     return field(default=default, metadata={**meta, **more})
 
 
@@ -54,6 +57,8 @@ def check(value: Any, meta: typing.Mapping[str, Any]) -> str | None:
         return next((problem for v in value if (problem := check(v, meta))), None)
     if meta["choices"] and value not in meta["choices"]:
         return f"{value!r} is not one of {', '.join(meta['choices'])}"
+    if meta["place"] == "path" and is_url(value):
+        return f"{value} is a URL; give a path on this machine"
     if isinstance(value, float) and not math.isfinite(value):
         return f"{value} is not a finite number"
     if meta["above"] is not None and value <= meta["above"]:
@@ -126,6 +131,13 @@ def convert(value: Any, kind: Any) -> Any:
     return value
 
 
+def expanded(value: Any, meta: Mapping[str, Any]) -> Any:
+    """A value with the home folder in the place of `~`, if its field is a path."""
+    if isinstance(value, tuple):
+        return tuple(expanded(one, meta) for one in value)
+    return os.path.expanduser(value) if meta["place"] and isinstance(value, str) else value
+
+
 def build(cls: type[T], values: Mapping[str, Any], where: str | Path) -> T:
     """A config from flat plain values; the rest keeps its defaults.
 
@@ -157,6 +169,7 @@ def _checked(leaf: Leaf, value: Any, where: str | Path) -> Any:
         value = _renamed(name, value, meta["renamed"][value])
     try:
         converted = value if value in meta["words"] else convert(value, leaf.kind)
+        converted = expanded(converted, meta)
         problem = check(converted, meta)
     except ValueError as error:
         problem = str(error)

@@ -59,7 +59,10 @@ class DataSpec:
         low=8,
     )
     image_store: str | None = option(
-        None, "Folder that keeps the resized images decoded; it is written once.", free=True
+        None,
+        "Folder that keeps the resized images decoded; it is written once.",
+        free=True,
+        place="path",
     )
     skip_bad_images: bool = option(
         False, "Leave out unreadable images, and list them in the output folder.", free=True
@@ -71,7 +74,10 @@ class DataSpec:
         None, "Key of the label in the json files of a webdataset's samples."
     )
     image_root: str | None = option(
-        None, "Folder that a csv dataset's paths are relative to. Default: the file's.", free=True
+        None,
+        "Folder that a csv dataset's paths are relative to. Default: the file's.",
+        free=True,
+        place="path",
     )
 
 
@@ -138,6 +144,7 @@ class ModelSpec:
         None,
         "Start from the weights of a .safetensors or .pth file, or of a run folder.",
         free=True,
+        place="path",
     )
     img_size: int | None = option(None, "Input side in pixels. Default: the model's own.", low=8)
     crop_pct: float | None = option(
@@ -242,7 +249,9 @@ TEACHER_HELP = (
 class TargetSpec:
     """Where a student's views and targets come from: a cache, a live teacher, or labels alone."""
 
-    cache: str | None = option(None, "Cache to learn from: a folder, or a URL.", free=True)
+    cache: str | None = option(
+        None, "Cache to learn from: a folder, or a URL.", free=True, place="source"
+    )
     order: str = option(
         "sample",
         "shard reads the cache shard by shard, as one behind a URL always is.",
@@ -251,7 +260,9 @@ class TargetSpec:
     shard_buffer: int = option(
         4, "Shards whose samples are shuffled together (order shard).", low=1
     )
-    teacher: tuple[str, ...] = option((), "Live teacher, instead of a cache. " + TEACHER_HELP)
+    teacher: tuple[str, ...] = option(
+        (), "Live teacher, instead of a cache. " + TEACHER_HELP, place="source"
+    )
     dtype: str = option("float32", "Number type of a live teacher.", choices=DTYPE_NAMES)
     views: int | None = option(
         None, "Use the first N views. Default: all of the cache, else one per epoch.", low=1
@@ -268,7 +279,7 @@ class TargetSpec:
 class RunSpec:
     """Where a training run is kept, what it runs on, and how it reports."""
 
-    output: str = option("", "Folder of this run (created).", free=True)
+    output: str = option("", "Folder of this run (created).", free=True, place="path")
     resume: bool = option(False, "Continue the run in the output folder.", free=True)
     overwrite: bool = option(False, "Rename an existing output and start over.", free=True)
     device: str = option("auto", DEVICE_HELP, free=True)
@@ -297,7 +308,9 @@ class RunSpec:
         0, "Also save a checkpoint every N steps; 0: after each epoch only.", low=0, free=True
     )
     dry_run: bool = option(False, "Estimate memory, FLOPs, hours; write nothing.", free=True)
-    json: str | None = option(None, "File to write the estimate of a dry run to.", free=True)
+    json: str | None = option(
+        None, "File to write the estimate of a dry run to.", free=True, place="path"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,6 +332,7 @@ class SourceSpec(ArchitectureSpec):
     class_map: str | None = option(
         None,
         "CSV file (teacher,data) for classes of other names; or `order`. Several to one add up.",
+        place="path",
     )
 
 
@@ -326,7 +340,9 @@ class SourceSpec(ArchitectureSpec):
 class TeacherSpec:
     """The teachers of a cache, and how they compute."""
 
-    teacher: tuple[str, ...] = option((), TEACHER_HELP + " Repeat for an ensemble.", free=True)
+    teacher: tuple[str, ...] = option(
+        (), TEACHER_HELP + " Repeat for an ensemble.", free=True, place="source"
+    )
     ensemble: str = option(
         "logits", "What an ensemble averages.", choices=("logits", "probs"), free=True
     )
@@ -361,7 +377,7 @@ class CacheSpec:
 class CaptureSpec:
     """Where a cache is written, by which machine, and what it runs on."""
 
-    output: str = option("", "Folder of the cache.", free=True)
+    output: str = option("", "Folder of the cache.", free=True, place="path")
     overwrite: bool = option(False, "Rename an existing output and start over.", free=True)
     extend: bool = option(
         False, "Add images that are in the data and not yet in the cache.", free=True
@@ -371,4 +387,6 @@ class CaptureSpec:
     workers: int = option(2, WORKERS_HELP, low=0, free=True)
     compile: str = option("auto", COMPILE_HELP, choices=COMPILE_NAMES, free=True)
     dry_run: bool = option(False, "Estimate bytes, speed and hours; write nothing.", free=True)
-    json: str | None = option(None, "File to write the estimate of a dry run to.", free=True)
+    json: str | None = option(
+        None, "File to write the estimate of a dry run to.", free=True, place="path"
+    )

@@ -28,6 +28,7 @@ from fgkd.data.lists import read_text
 from fgkd.data.samples import Dataset, Samples
 from fgkd.data.spec import OPTIONS, PATHS, Spec, absolute_specs, moved, takes
 from fgkd.errors import MissingDataset, MissingOption, OptionError, UnknownName, UnusedOption, near
+from fgkd.files import is_url
 
 __all__ = [
     "DATASETS",
@@ -130,13 +131,22 @@ def _load(spec: Spec) -> Dataset:
         )
         example = ("folder:PATH",)
         raise UnknownName(message, option="data", value=str(spec), known=known, suggestion=example)
+    if is_url(path) and name != "webdataset":
+        message = f"dataset {spec} is behind a URL; {name} reads a path on this machine"
+        raise OptionError(
+            message,
+            option="data",
+            value=str(spec),
+            suggestion=(f"{name}:PATH",),
+            advice="webdataset:URL of tars",
+        )
     if name == "icons":  # the one that is in the package, and that makes its folder itself
         return icons.load(Path(path).expanduser() if path else None)
     if not path:
         message = f"dataset {spec} needs a path"
         raise OptionError(message, option="data", value=str(spec), suggestion=(f"{name}:PATH",))
     if name in WITH_OPTIONS:
-        where = path if "://" in path else os.path.expanduser(path)
+        where = path if is_url(path) else os.path.expanduser(path)
         return DATASETS[name](where, spec.options)
     root = Path(path).expanduser()
     if not root.is_dir():

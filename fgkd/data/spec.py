@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl, quote, urlencode
 
 from fgkd.errors import OptionError, UnknownName, near
+from fgkd.files import is_url
 
 QUERY = re.compile(r"(.*?)\?([a-z_]+=.*)", re.DOTALL)
 ANY = "*"  # an option of every dataset
@@ -110,7 +111,7 @@ def moved(given: Sequence[str], recorded: Sequence[str]) -> list[str]:
 
 
 def _absolute(path: str) -> str:
-    return path if "://" in path else os.path.abspath(os.path.expanduser(path))
+    return path if is_url(path) else os.path.abspath(os.path.expanduser(path))
 
 
 def _is_share(text: str) -> bool:

@@ -28,8 +28,8 @@ from fgkd.data import folder
 from fgkd.data.csv_file import SPLIT_OF
 from fgkd.data.lists import make_samples, read_text
 from fgkd.data.samples import Dataset, Place
-from fgkd.download import download, home, is_url, log, require_fsspec
-from fgkd.errors import DatasetError, MissingDataset, UnreadableFile, near
+from fgkd.download import download, home, log, require_fsspec
+from fgkd.errors import DatasetError, MissingDataset, OptionError, UnreadableFile, near
 from fgkd.packages import require
 
 LAYOUT = "train-*.tar (and val-*.tar, test-*.tar) of <stem>.jpg and <stem>.cls"
@@ -77,7 +77,7 @@ def load(where: str | Path, options: Mapping[str, str] = NONE) -> Dataset:
 
 def _tars(where: str) -> tuple[dict[str, list[Path]], list[str]]:
     """The tars of each split, and notes on what is not read."""
-    if is_url(where) or not os.path.isdir(where):
+    if files.is_url(where) or not os.path.isdir(where):
         paths, top = _expanded(where), ""
     else:
         paths = sorted([*Path(where).glob("*.tar"), *Path(where).glob("*/*.tar")])
@@ -98,7 +98,14 @@ def _tars(where: str) -> tuple[dict[str, list[Path]], list[str]]:
 
 
 def _expanded(pattern: str) -> list[Path]:
-    """The tars of a pattern of braces and wildcards, in order. Raises: MissingDataset."""
+    """The tars of a pattern of braces and wildcards, in order.
+
+    Raises: MissingDataset; OptionError for wildcards in a URL.
+    """
+    if files.is_url(pattern) and "*" in pattern:
+        message = f"a URL takes braces, as in train-{{000..011}}.tar, and no wildcards: {pattern}"
+        braces = f"webdataset:{pattern.replace('*', '{000..011}')}"
+        raise OptionError(message, option="data", value=pattern, suggestion=(braces,))
     names = [pattern]
     if "{" in pattern:
         require("braces in a path", "braceexpand")
@@ -108,7 +115,7 @@ def _expanded(pattern: str) -> list[Path]:
             names = list(braceexpand(pattern))
         except ValueError:  # unbalanced
             names = []
-    if is_url(pattern):
+    if files.is_url(pattern):
         return _downloaded(names)
     found = []
     for name in names:

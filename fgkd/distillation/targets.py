@@ -22,9 +22,9 @@ from fgkd.data import (
     unlabeled,
     with_boxes,
 )
-from fgkd.download import is_url
 from fgkd.errors import MissingOption, NoTargets, OptionError, TooFewViews
 from fgkd.evaluation import inference
+from fgkd.files import is_url
 from fgkd.loading.cached_data import cached_data
 from fgkd.models.class_names import fit_classes
 from fgkd.models.loading import load_classifier

@@ -53,12 +53,13 @@ def find_images(given: Sequence[str | Path]) -> tuple[list[str], list[Prediction
     """(image files, the paths that give none) of files, folders and patterns such as `d/**/*.jpg`.
 
     Folders are walked, and patterns expanded, in sorted order. A file is taken whatever its name.
+    Raises: NotLocal for a URL.
     """
     from PIL import Image
 
     kinds = {end for end, kind in Image.registered_extensions().items() if kind in FORMATS}
     paths, missing = [], []
-    for path in map(Path, given):
+    for path in map(files.local_path, given):
         inside = sorted(path.rglob("*")) if path.is_dir() else []
         found = [
             str(file)

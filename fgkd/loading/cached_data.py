@@ -12,8 +12,8 @@ from fgkd.cache.reader import Reader
 from fgkd.config import args_file
 from fgkd.data import Dataset, absolute_specs, moved, open_dataset, with_boxes
 from fgkd.data.spec import Spec
-from fgkd.download import is_url
 from fgkd.errors import MissingOption
+from fgkd.files import is_url
 
 
 def cached_data(reader: Reader, data: str | Sequence[str] = ()) -> tuple[list[str], Dataset]:

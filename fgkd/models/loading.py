@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fgkd import files
 from fgkd.download import from_hub, http_status
 from fgkd.errors import (
     HubError,
@@ -39,10 +40,10 @@ def load_classifier(
     `local-dir:PATH`; `hf-hub:ORG/NAME`; `timm:NAME` or `torchvision:NAME` for pretrained weights by
     name; or a checkpoint file (see `weights.read_state`), of the timm architecture `model` with
     `model_kwargs` (`img_size`: the side of its input, by default the architecture's). Raises:
-    MissingModel; MissingOption for a file without `model`; WrongKind for a cache; UnreadableFile,
-    WeightsError, ModelError; HubError when weights cannot be fetched.
+    MissingModel; MissingOption for a file without `model`; WrongKind for a cache; NotLocal for a
+    URL; UnreadableFile, WeightsError, ModelError; HubError when weights cannot be fetched.
     """
-    text = str(source)
+    text = located(source)
     if text.startswith(HUBS):
         return _from_hub(text)
     if text.startswith(TORCHVISION):
@@ -50,6 +51,15 @@ def load_classifier(
     if is_checkpoint(text):
         return _from_checkpoint(Path(text), model, dict(model_kwargs or {}))
     return load(model_folder(text))
+
+
+def located(source: str | Path) -> str:
+    """A source as text, the home folder in the place of `~`. Raises: NotLocal for a URL."""
+    text = str(source)
+    if is_remote(text):
+        return text
+    prefix = LOCAL_DIR if text.startswith(LOCAL_DIR) else ""
+    return f"{prefix}{files.local_path(text.removeprefix(prefix))}"
 
 
 def is_checkpoint(source: str) -> bool:

@@ -13,7 +13,9 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import fsspec
 import pytest
+from fsspec import AbstractFileSystem
 from helpers.caches import write_cache
 from helpers.failures import run_command
 
@@ -120,15 +122,39 @@ def test_faults_that_last_are_told_after_several_attempts(tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("quick")
-def test_what_is_not_there_is_not_asked_for_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("status", "passes"),
+    [(401, False), (403, False), (404, False), (410, False), (408, True), (429, True), (500, True)],
+)
+def test_only_what_may_pass_is_asked_for_again(status: int, passes: bool, tmp_path: Path) -> None:
     asked: list[int] = []
 
-    def count(handler: Any, number: int) -> bool:
+    def refuse(handler: Any, number: int) -> bool:
         asked.append(number)
-        return False
+        handler.send_error(status)
+        return True
 
-    with serving(tmp_path, count) as url, pytest.raises(DownloadError) as error:
+    with serving(tmp_path, refuse) as url, pytest.raises(DownloadError) as error:
         fgkd.open_cache(url)
+    assert error.value.is_final != passes
+    assert len(asked) == (download.ATTEMPTS if passes else 1)
+
+
+@pytest.mark.usefixtures("quick")
+def test_missing_credentials_are_not_asked_for_again() -> None:
+    """The words are botocore's, on a machine without credentials."""
+    asked: list[str] = []
+
+    class Bucket(AbstractFileSystem):
+        protocol = "bucket"
+
+        def get_file(self, rpath: str, lpath: str, **options: Any) -> None:
+            asked.append(rpath)
+            raise RuntimeError("Unable to locate credentials")
+
+    fsspec.register_implementation("bucket", Bucket)
+    with pytest.raises(DownloadError) as error:
+        fgkd.open_cache("bucket://birds/cache")
     assert error.value.is_final
     assert len(asked) == 1
 

@@ -50,6 +50,14 @@ def test_what_it_says_of_itself(cache: Reader) -> None:
     assert cache.samples["train"].keys == TABLES["train"].keys
 
 
+def test_a_folder_may_begin_with_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_cache(tmp_path / "cache")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert open_cache("~/cache").classes == open_cache(tmp_path / "cache").classes
+
+
 def test_the_teacher_s_accuracy(cache: Reader) -> None:
     labels = TABLES["train"].labels
     known = np.flatnonzero(labels >= 0)

@@ -50,6 +50,7 @@ def test_near_names() -> None:
 
 M = ("--model", "m")
 ICONS = ("train-teacher", "--data", "icons", *M)
+OUT = ("--output", "o")
 
 
 @pytest.mark.parametrize(
@@ -90,6 +91,12 @@ def test_an_option_that_is_missing_is_named_with_an_example(
         (("train-student", *M, "--teacher", "no"), {"path": Path("no")}, "ls "),
         (("cache-logits", "--teacher", "no", "--output", "o"), {"path": Path("no")}, "ls "),
         (("evaluate", "no"), {"path": Path("no")}, "ls "),
+        (("train-student", *M, "--teacher", "s3://b/t"), {"path": "s3://b/t"}, "download it"),
+        (("cache-logits", "--teacher", "s3://b/t", *OUT), {"path": "s3://b/t"}, "download it"),
+        (("evaluate", "s3://b/t"), {"path": "s3://b/t"}, "download it"),
+        (("predict", "s3://b/t", "a.jpg"), {"path": "s3://b/t"}, "download it"),
+        (("export", "s3://b/t.pth", "--format", "pt2"), {"path": "s3://b/t.pth"}, "download it"),
+        (("train-teacher", "--data", "csv:s3://b/a.csv", *M), {"option": "data"}, "--data csv:P"),
         ((*ICONS, "--device", "gpu"), {"device": "gpu"}, "--device auto"),
         ((*ICONS, "--device", "cuda:99"), {"device": "cuda:99"}, "--device auto"),
     ],

@@ -358,3 +358,40 @@ def test_names_in_a_file_may_have_dashes_and_an_empty_file_is_empty(tmp_path: Pa
     (tmp_path / "b.yaml").write_text("# nothing\n")
     assert args_file.load_yaml(tmp_path / "a.yaml") == {"batch_size": 16}
     assert args_file.load_yaml(tmp_path / "b.yaml") == {}
+
+
+# ---- paths ---------------------------------------------------------------------------------
+
+PLACES = {name: leaf.field.metadata["place"] for name, (_, leaf) in FIELDS.items()}
+
+
+@pytest.mark.parametrize("name", [name for name, place in PLACES.items() if place == "path"])
+def test_a_path_is_no_url(name: str) -> None:
+    """A folder called `s3:` on this disk is never what `--output s3://bucket/run` means."""
+    cls, leaf = FIELDS[name]
+    url = "s3://bucket/name.csv"
+    with pytest.raises(OptionError) as error:
+        config.build(cls, {leaf.field.name: url}, "here")
+    assert (error.value.option, error.value.value) == (leaf.field.name, url)
+
+
+@pytest.mark.parametrize("name", [name for name, place in PLACES.items() if place])
+def test_a_path_may_begin_with_the_home_folder(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a YAML file, in Python and in --output=~/x, where no shell expands it."""
+    monkeypatch.setenv("HOME", "/home/me")
+    cls, leaf = FIELDS[name]
+    found = leaf.of(config.build(cls, {leaf.field.name: "~/a/~b.csv"}, "here"))
+    wanted = "/home/me/a/~b.csv"
+    assert found == ((wanted,) if isinstance(found, tuple) else wanted)
+
+
+def test_every_option_that_names_a_file_or_folder_is_a_path() -> None:
+    said = {
+        name
+        for name, (_, leaf) in FIELDS.items()
+        if leaf.field.metadata["help"].startswith(("Fold", "File", "CSV file"))
+    }
+    others = {name for name in FIELDS if name.endswith((".cache", ".teacher", "checkpoint"))}
+    assert {name for name, place in PLACES.items() if place} == said | others
+    assert {place for name, place in PLACES.items() if name in said} == {"path"}
+    assert all(PLACES[name] == "source" for name in others if not name.endswith("checkpoint"))

@@ -31,7 +31,14 @@ from hypothesis import strategies as st
 
 from fgkd.data import DATASETS, open_dataset
 from fgkd.data.decoding import decode_rgb
-from fgkd.errors import DatasetError, DownloadError, FgkdError, MissingDataset, UnreadableFile
+from fgkd.errors import (
+    DatasetError,
+    DownloadError,
+    FgkdError,
+    MissingDataset,
+    OptionError,
+    UnreadableFile,
+)
 
 Members = list[tuple[str, bytes]]
 
@@ -197,6 +204,9 @@ def test_tars_behind_a_url_are_downloaded_once(
         assert requested == {"birds-0.tar": 1, "birds-1.tar": 1}
         with pytest.raises(DownloadError):
             open_dataset(f"webdataset:{url}/birds-7.tar")
+        with pytest.raises(OptionError) as error:  # a web server has no list of its files
+            open_dataset(f"webdataset:{url}/birds-*.tar")
+        assert error.value.value == f"{url}/birds-*.tar"
 
 
 # ---- what is refused -----------------------------------------------------------------------

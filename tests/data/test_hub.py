@@ -13,8 +13,11 @@ from typing import Any
 import datasets
 import pytest
 from helpers import hub
+from helpers.caches import write_cache
 from helpers.datasets import encode, pixels
 from helpers.models import CLASSES, write_run
+
+import fgkd
 
 ROOT = Path(__file__).parents[2]
 COUNTS = {"train": 6, "validation": 2, "test": 3}
@@ -138,6 +141,41 @@ def test_datasets_that_cannot_be_fetched(repositories: Path, home: dict[str, str
     ((kind, facts, remedy),) = ask(OPEN, "hf:me/private", env=offline)
     assert (kind, facts["offline"]) == ("DatasetHubError", "True")
     assert remedy.startswith("unset HF_HUB_OFFLINE")
+
+
+def test_caches_by_their_url(repositories: Path, home: dict[str, str], tmp_path: Path) -> None:
+    """As fsspec opens hf://, from a hub that is busy at first; refused ones are asked for once."""
+    script = """
+import json
+import fgkd
+from fgkd import download, errors
+from stages.remedies import remedy
+download.FIRST_PAUSE_S = 0.01
+cache = fgkd.open_cache("hf://datasets/me/cache")
+found = [cache.targets(range(len(cache.samples["train"])), view).tolist() for view in range(2)]
+try:
+    fgkd.open_cache("hf://datasets/me/private")
+except errors.DownloadError as error:
+    print(json.dumps([found, error.is_final, remedy(error)]))
+"""
+    cache = write_cache(tmp_path / "datasets/me/cache", views=2)
+    failed = set[str]()
+
+    def busy_once(method: str, path: str) -> int:
+        is_first = method == "GET" and path.endswith(".h5") and not failed
+        failed.update([path] * is_first)
+        return 503 if is_first else 401 if "private" in path else 0
+
+    with hub.serve(tmp_path, busy_once) as (url, asked):
+        found, final, remedy = ask(script, env=home | {"HF_ENDPOINT": url})
+    assert failed
+    reader = fgkd.open_cache(cache)
+    rows = range(len(reader.samples["train"]))
+    assert found == [reader.targets(rows, view).tolist() for view in range(2)]
+    assert final
+    assert len([line for line in asked if "private" in line]) == 1
+    assert "hf auth login" in remedy
+    assert "https://huggingface.co/datasets/me/private" in remedy
 
 
 def test_models_by_their_name(repositories: Path, home: dict[str, str]) -> None:

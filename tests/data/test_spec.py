@@ -15,7 +15,7 @@ from helpers.runs import STUDENT, TEACHER, fgkd, rows
 
 import fgkd as library
 from fgkd.config import DataSpec
-from fgkd.data import moved, open_dataset, specs_of
+from fgkd.data import DATASETS, moved, open_dataset, specs_of
 from fgkd.data.spec import Spec
 from fgkd.errors import DatasetError, OptionError, UnknownName, UnusedOption
 
@@ -43,6 +43,14 @@ def test_a_spec_is_read_and_written(
     found = Spec.parse(text)
     assert found == Spec(name, path, options)
     assert Spec.parse(str(found)) == found
+
+
+@pytest.mark.parametrize("name", sorted({*DATASETS, "icons"} - {"webdataset"}))
+def test_tars_alone_are_read_from_urls(name: str) -> None:
+    with pytest.raises(OptionError) as error:
+        open_dataset([f"{name}:s3://bucket/birds"])
+    assert (error.value.option, error.value.value) == ("data", f"{name}:s3://bucket/birds")
+    assert error.value.suggestion == (f"{name}:PATH",)
 
 
 def test_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

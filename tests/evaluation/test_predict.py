@@ -18,6 +18,7 @@ from helpers.runs import fgkd
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 
+from fgkd.errors import NotLocal
 from stages import cli
 
 ONE_PROCESS = ("--workers", 0)
@@ -176,3 +177,10 @@ def test_what_cannot_be_predicted_with(
         assert "names 2 classes of 3" in fails("predict", run, photos)
     finally:
         path.write_text(kept)
+
+
+def test_a_url_is_no_image(run: Path, photos: Path, fails: Fails) -> None:
+    url = "https://host/bird.jpg"
+    failure = fails("predict", run, photos, url, *ONE_PROCESS)
+    assert isinstance(failure.error, NotLocal)
+    assert failure.error.path == url

@@ -20,7 +20,7 @@ from torch import nn
 
 import fgkd
 from fgkd import download, models
-from fgkd.errors import HubError, MissingModel, ModelError, UnreadableFile, WrongKind
+from fgkd.errors import HubError, MissingModel, ModelError, NotLocal, UnreadableFile, WrongKind
 
 
 @pytest.fixture
@@ -69,6 +69,16 @@ def test_what_is_no_model_is_named(run: Path, tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(UnreadableFile):
         fgkd.load_classifier(run)
+
+
+@pytest.mark.parametrize("form", ["{}", "local-dir:{}"])
+def test_the_home_folder_and_urls(form: str, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(run.parent))
+    assert fgkd.load_classifier(form.format("~/run")).classes == CLASSES
+    for url in ("s3://bucket/run", "https://host/weights.pth"):
+        with pytest.raises(NotLocal) as error:
+            fgkd.load_classifier(form.format(url))
+        assert error.value.path == url
 
 
 def hub_folder(cache: Path, repo: str, model: Path) -> None:
