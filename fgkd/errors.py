@@ -473,6 +473,14 @@ class NotDeterministic(DeviceError):
 
 
 @dataclass(eq=False, kw_only=True)
+class TrackerError(FgkdError):
+    """An experiment tracker cannot be started. tracker: its name; reason: its client's words."""
+
+    tracker: str
+    reason: str
+
+
+@dataclass(eq=False, kw_only=True)
 class CompileError(FgkdError):
     """torch.compile cannot compile a model here."""
 

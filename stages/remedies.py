@@ -265,6 +265,15 @@ def _checkpoint(error: errors.CheckpointError) -> str:
     return f"{look}--overwrite to start over"
 
 
+def _tracker(error: errors.TrackerError) -> str:
+    first = {
+        "wandb": "wandb login, or export WANDB_MODE=offline",
+        "mlflow": "export MLFLOW_TRACKING_URI=http://HOST:PORT of a server that runs",
+    }
+    ready = first.get(error.tracker, "run again")
+    return f"{ready}; then the same command with --resume, or with --log-with ''"
+
+
 def _device(error: errors.DeviceError) -> str:
     return "--device cpu" if error.device == "cuda" else "--device auto"
 
@@ -352,6 +361,7 @@ REMEDIES: dict[type, Callable[[Any], str]] = {
         "in training --grad-accum-steps 2 (the same steps in parts), elsewhere --batch-size auto"
     ),
     errors.NotDeterministic: lambda e: "--no-deterministic",
+    errors.TrackerError: _tracker,
     errors.CompileError: lambda e: "--compile off, or a C++ compiler: apt-get install g++",
     errors.LostWorker: lambda e: (
         "--workers 0, or in Docker more shared memory: docker run --shm-size=8g"

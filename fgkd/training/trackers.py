@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from fgkd import config, distributed, files
 from fgkd.config import RunSpec
-from fgkd.errors import FgkdError, UnknownName, near
+from fgkd.errors import FgkdError, TrackerError, UnknownName, near
 from fgkd.packages import require
 
 PROJECT = "fgkd"  # of wandb, and experiment of mlflow, unless the environment names another
@@ -123,19 +123,54 @@ def names_of(spec: RunSpec) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-@contextlib.contextmanager
-def opened(run: Path, spec: RunSpec, options: object, step: int) -> Any:
-    """The trackers of a run, as a list; of rank 0 alone. options: the command's config.
+class Trackers:
+    """The trackers of a run, of rank 0 alone. One that fails is left, and training goes on.
 
-    step: the step a resumed run continues from.
+    options: the command's config. step: the step a resumed run continues from. warn: is told of a
+    tracker that failed. Raises: TrackerError for one that cannot be started; WriteError.
     """
-    with contextlib.ExitStack() as stack:
-        found = []
+
+    def __init__(
+        self, run: Path, spec: RunSpec, options: object, step: int, warn: Callable[[str], None]
+    ) -> None:
+        self._open: dict[str, Tracker] = {}
+        self._warn = warn
         for name in names_of(spec) if distributed.rank() == 0 else ():
-            tracker = TRACKERS[name][0](run, config.to_dict(options), step)
-            stack.callback(tracker.close)
-            found.append(tracker)
-        yield found
+            try:
+                self._open[name] = TRACKERS[name][0](run, config.to_dict(options), step)
+            except Exception as error:  # every client has its own
+                self.close()
+                if isinstance(error, FgkdError):
+                    raise
+                reason = _words(error)
+                message = f"{name} cannot be started: {reason}"
+                raise TrackerError(message, tracker=name, reason=reason) from error
+
+    def add(self, row: Mapping[str, float]) -> None:
+        """Log every number of an epoch's row at its step."""
+        for name, tracker in list(self._open.items()):
+            with self._survived(name):
+                tracker.add(row)
+
+    def close(self) -> None:
+        """Flush and close the logs."""
+        for name, tracker in list(self._open.items()):
+            with self._survived(name):
+                tracker.close()
+
+    @contextlib.contextmanager
+    def _survived(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            del self._open[name]
+            what = f"{name} failed and gets no more metrics, which are all in metrics.jsonl"
+            self._warn(f"WARNING: {what}: {_words(error)}")
+
+
+def _words(error: Exception) -> str:
+    """The first line of an error's text."""
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _numbers(row: Mapping[str, float]) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import time
@@ -132,7 +133,8 @@ def train(
     pace = Pace(schedule.total_steps, spec.log_interval)
     sizes = loader.usual_sizes(optim.grad_accum_steps) if spec.compile == "on" else ()
     epoch_start, finished = time.monotonic(), True
-    with progress.stoppable(), trackers.opened(run.path, spec, options, state.step) as logs:
+    logs = trackers.Trackers(run.path, spec, options, state.step, run.log)
+    with progress.stoppable(), contextlib.closing(logs):
         for report in loop.fit(
             state,
             batches=loader.batches(state.step),
@@ -160,8 +162,7 @@ def train(
             if report.epoch_ends:
                 train_s = time.monotonic() - epoch_start
                 row = _end_epoch(run, state, report, validation, train_s, optim.epochs)
-                for log in logs:
-                    log.add(row)
+                logs.add(row)
                 epoch_start = time.monotonic()
             every = spec.checkpoint_steps
             if report.epoch_ends or report.stopping or (every and report.step % every == 0):

@@ -45,6 +45,7 @@ SAMPLES: dict[str, Any] = {
         "url": "https://example.org/x",
         "model": "deit",
         "device": "cuda",
+        "tracker": "mlflow",
         "rank": 1,
         "stored": (1.0, 2.0),
         "paths": ("a b.jpg",),

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 from helpers.errors import expected
 from helpers.failures import Fails
 from helpers.runs import TEACHER, fgkd, rows, tree
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fgkd.config import RunSpec
-from fgkd.errors import MissingPackage, UnknownName
+from fgkd.errors import MissingPackage, TrackerError, UnknownName
 from fgkd.training import trackers
 
 SHORT = ("--batch-size", 32, "--workers", 0, "--sched", "constant")
@@ -126,3 +128,58 @@ def test_an_unknown_tracker_and_one_that_is_not_installed(
         assert isinstance(said.error, MissingPackage)
         assert said.remedy.startswith("pip install")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_one_that_cannot_be_started(
+    name: str, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Fails
+) -> None:
+    """wandb without a key, and mlflow without a server; the run goes on from there."""
+    run, command = tmp_path / "run", ("train-teacher", "--data", f"folder:{tiny_data}", *TEACHER)
+    more = (*SHORT, "--log-with", f"tensorboard,{name}", "--epochs", 1, "--output", run)
+    with monkeypatch.context() as patch:
+        patch.setenv("WANDB_MODE", "online")
+        patch.delenv("WANDB_API_KEY", raising=False)
+        patch.setenv("NETRC", str(tmp_path / "netrc"))
+        patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        wandb.teardown()  # its mode is read once in a process
+        failure = fails(*command, *more)
+        wandb.teardown()
+    assert isinstance(failure.error, TrackerError)
+    assert failure.error.tracker == name
+    assert failure.error.reason in failure
+    assert {"wandb": "wandb login", "mlflow": "MLFLOW_TRACKING_URI="}[name] in failure.remedy
+    fgkd(*command, *more, "--resume")
+    assert len(rows(run)) == 1
+
+
+@pytest.mark.parametrize("fails_at", ["add", "close"])
+def test_one_that_fails_later_ends_no_training(
+    fails_at: str, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    class Flaky:
+        def __init__(self, *_: object) -> None: ...
+
+        def add(self, row: Mapping[str, float]) -> None:
+            asked.append("add")
+            if fails_at == "add" and row["epoch"] == 2:
+                raise ConnectionError("the server is gone")
+
+        def close(self) -> None:
+            asked.append("close")
+            raise ConnectionError("the server is gone")
+
+    monkeypatch.setitem(trackers.TRACKERS, "wandb", (Flaky, "wandb"))
+    command = ("train-teacher", "--data", f"folder:{tiny_data}", *TEACHER, *SHORT, "--epochs", 3)
+    fgkd(*command, "--output", tmp_path / "a")
+    fgkd(*command, "--output", tmp_path / "b", "--log-with", "wandb,tensorboard")
+    assert asked == {"add": ["add", "add"], "close": ["add", "add", "add", "close"]}[fails_at]
+    assert (tmp_path / "b" / "log.txt").read_text().count("the server is gone") == 1
+    assert rows(tmp_path / "b") == rows(tmp_path / "a")
+    weights = "model/model.safetensors"
+    assert (tmp_path / "b" / weights).read_bytes() == (tmp_path / "a" / weights).read_bytes()
+    events = EventAccumulator(str(tmp_path / "b" / "tensorboard")).Reload()
+    assert len(events.Scalars("loss")) == 3  # the other tracker goes on
