@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from fgkd.commands.train_teacher import train_teacher as train_teacher
     from fgkd.data import open_dataset as open_dataset
     from fgkd.loading.cached_views import CachedViews as CachedViews
-    from fgkd.models.loading import as_classifier as as_classifier
+    from fgkd.models.external import as_classifier as as_classifier
     from fgkd.models.loading import load_classifier as load_classifier
 
 __version__ = "0.1.0"
@@ -41,7 +41,7 @@ _MODULE_OF = {  # of each public name
     "CachedViews": "fgkd.loading.cached_views",
     "open_dataset": "fgkd.data",
     "load_classifier": "fgkd.models.loading",
-    "as_classifier": "fgkd.models.loading",
+    "as_classifier": "fgkd.models.external",
     "capture": "fgkd.commands.capture",
     "train_teacher": "fgkd.commands.train_teacher",
     "cache_logits": "fgkd.commands.cache_logits",

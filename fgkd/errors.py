@@ -415,6 +415,13 @@ class ModelError(FgkdError):
 
 
 @dataclass(eq=False, kw_only=True)
+class OtherLibrary(ModelError):
+    """A model of another library was given as timm's. suggestion: the source that names it."""
+
+    suggestion: str
+
+
+@dataclass(eq=False, kw_only=True)
 class WeightsError(FileError):
     """A file of weights cannot be loaded into the model. path: of the file."""
 

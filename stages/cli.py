@@ -84,8 +84,8 @@ With a teacher among the runs, the table adds agreement with it and KL to it. Ac
 bootstrap intervals, and pairs of runs McNemar's test. --report writes a single index.html with
 curves, classes, confusions, calibration and example images.
 
-A RUN is a run folder, local-dir:PATH, hf-hub:NAME, timm:NAME, torchvision:NAME or a file of
-weights (with --teacher-model).
+A RUN is a run folder, local-dir:PATH, hf-hub:NAME, transformers:NAME, timm:NAME,
+torchvision:NAME or a file of weights (with --teacher-model).
 """
 
 PREDICT = """Predict the classes of any images.

@@ -17,7 +17,7 @@ from fgkd.errors import quoted
 from fgkd.files import is_url
 
 SHOWN = 8  # names of a registry that are listed
-HF_HUB, HF_URL = "hf-hub:", "hf://"
+HF_HUB, HF_URL, TRANSFORMERS = "hf-hub:", "hf://", "transformers:"
 CONFIGS = (
     config.TrainTeacherConfig,
     config.CacheLogitsConfig,
@@ -282,9 +282,12 @@ def _hub(error: errors.HubError) -> str:
     if is_busy(error.status):
         return "run it again later: the server is busy, and what was fetched is kept"
     model = str(error.model)
-    if error.status and model.startswith(HF_HUB):
-        page = f"https://huggingface.co/{model.removeprefix(HF_HUB)}"
+    if error.status and model.startswith((HF_HUB, TRANSFORMERS)):
+        page = f"https://huggingface.co/{model.partition(':')[2]}"
         return f"hf auth login   # private or gated? see {page}"
+    if model.startswith(TRANSFORMERS):
+        get = f"hf download {quoted(model.removeprefix(TRANSFORMERS))} --local-dir DIR"
+        return f"{get}   # where there is a network; then {TRANSFORMERS}DIR in its place"
     if model.startswith(("timm:", HF_HUB, "torchvision:")):  # a teacher, or a RUN
         fetch = "fetch its weights where there is a network"
         return f"{fetch}, then give that file in its place, with --teacher-model NAME"
@@ -347,6 +350,7 @@ REMEDIES: dict[type, Callable[[Any], str]] = {
     errors.UnstorableLogits: _unstorable,
     errors.WeightsError: _weights,
     errors.HubError: _hub,
+    errors.OtherLibrary: lambda e: f"{quoted(e.suggestion)} in the place of {quoted(e.model)}",
     errors.ModelError: lambda e: "another --model, or --model-kwargs K=V that this one takes",
     errors.ExportError: lambda e: f"--format {e.others[0]}" if e.others else "another model",
     errors.CheckpointError: _checkpoint,

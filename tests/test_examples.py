@@ -37,7 +37,7 @@ def test_it_is_short(name: str) -> None:
     assert len((FOLDER / name).read_text().splitlines()) < 60
 
 
-PACKAGES = {"lightning_module.py": "lightning", "hugging_face_trainer.py": "transformers"}
+PACKAGES = {"lightning_module.py": "lightning", "hugging_face_trainer.py": "accelerate"}
 
 
 @pytest.mark.parametrize("name", TRAINING)

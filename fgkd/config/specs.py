@@ -241,7 +241,7 @@ class LossSpec:
 
 
 TEACHER_HELP = (
-    "A run folder, local-dir:PATH, hf-hub:NAME, timm:NAME, torchvision:NAME or weights file."
+    "Run folder, weights file, or local-dir:, hf-hub:, transformers:, timm:, torchvision:NAME."
 )
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor, nn
 
 from fgkd import files
 from fgkd.download import from_hub, http_status
@@ -15,19 +13,20 @@ from fgkd.errors import (
     MissingModel,
     MissingOption,
     ModelError,
+    OtherLibrary,
     UnknownName,
     WeightsError,
     WrongKind,
     near,
 )
-from fgkd.models import weights
+from fgkd.models import external, weights
 from fgkd.models.classifier import Classifier
+from fgkd.models.external import TORCHVISION, TRANSFORMERS
 from fgkd.models.local_dir import load
 
 HUBS = ("hf-hub:", "timm:")
-LOCAL_DIR, TORCHVISION = "local-dir:", "torchvision:"
+LOCAL_DIR = "local-dir:"
 CHECKPOINTS = (".safetensors", ".pth", ".pt", ".tar", ".bin", ".ckpt")  # files of weights alone
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def load_classifier(
@@ -37,17 +36,21 @@ def load_classifier(
 
     source: a run folder of `train_teacher` or `train_student`; a folder in timm's local-dir form
     (`save_for_hf`: config.json with model.safetensors or pytorch_model.bin), also as
-    `local-dir:PATH`; `hf-hub:ORG/NAME`; `timm:NAME` or `torchvision:NAME` for pretrained weights by
-    name; or a checkpoint file (see `weights.read_state`), of the timm architecture `model` with
+    `local-dir:PATH`; `hf-hub:ORG/NAME` of timm's models; `transformers:ORG/NAME` (or a folder) of
+    Hugging Face's transformers; `timm:NAME` or `torchvision:NAME` for pretrained weights by name;
+    or a checkpoint file (see `weights.read_state`), of the timm architecture `model` with
     `model_kwargs` (`img_size`: the side of its input, by default the architecture's). Raises:
     MissingModel; MissingOption for a file without `model`; WrongKind for a cache; NotLocal for a
-    URL; UnreadableFile, WeightsError, ModelError; HubError when weights cannot be fetched.
+    URL; UnreadableFile, WeightsError, ModelError, OtherLibrary; HubError when weights cannot be
+    fetched.
     """
     text = located(source)
     if text.startswith(HUBS):
         return _from_hub(text)
     if text.startswith(TORCHVISION):
-        return _from_torchvision(text)
+        return external.from_torchvision(text)
+    if text.startswith(TRANSFORMERS):
+        return external.from_transformers(text)
     if is_checkpoint(text):
         return _from_checkpoint(Path(text), model, dict(model_kwargs or {}))
     return load(model_folder(text))
@@ -70,7 +73,7 @@ def is_checkpoint(source: str) -> bool:
 
 def is_remote(source: str) -> bool:
     """Whether a source names weights that a library fetches, and not a file or folder."""
-    return source.startswith((*HUBS, TORCHVISION))
+    return source.startswith((*HUBS, TORCHVISION, TRANSFORMERS))
 
 
 def _from_checkpoint(path: Path, name: str, kwargs: dict[str, Any]) -> Classifier:
@@ -109,34 +112,6 @@ def _from_checkpoint(path: Path, name: str, kwargs: dict[str, Any]) -> Classifie
     return found
 
 
-def _from_torchvision(source: str) -> Classifier:
-    from torchvision import models as zoo
-
-    name = source.removeprefix(TORCHVISION)
-    if name not in (known := zoo.list_models(zoo)):
-        message = f"torchvision has no classifier {name!r}{near(name, known)}"
-        raise ModelError(message, model=source)
-    try:
-        given = zoo.get_model_weights(name).DEFAULT
-        net = from_hub(lambda: zoo.get_model(name, weights=given))
-    except Exception as error:  # of the download, by torch's hub
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        status = http_status(error)
-        raise HubError(f"cannot load {source}: {reason}", model=source, status=status) from error
-    transform: Any = given.transforms()
-    side, resized = transform.crop_size[0], transform.resize_size[0]
-    return as_classifier(
-        net.eval(),
-        name=name,
-        classes=given.meta["categories"],
-        input_size=side,
-        mean=transform.mean,
-        std=transform.std,
-        crop_pct=side / resized,
-        interpolation=transform.interpolation.value,
-    )
-
-
 def model_folder(source: str | Path) -> Path:
     """The folder of config.json and model.safetensors of a run folder or a local-dir source."""
     path = Path(str(source).removeprefix(LOCAL_DIR))
@@ -158,6 +133,10 @@ def _from_hub(source: str) -> Classifier:
     try:
         net = from_hub(lambda: timm.create_model(name, pretrained=True))
     except Exception as error:  # each hub client has its own; a KeyError says no more than the key
+        if isinstance(error, KeyError) and error.args == ("architecture",):
+            other = f"{TRANSFORMERS}{name.partition(':')[2]}"
+            message = f"{source} is no model of timm: its config.json names no architecture"
+            raise OtherLibrary(message, model=source, suggestion=other) from None
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         status = http_status(error)
         raise HubError(f"cannot load {source}: {reason}", model=source, status=status) from error
@@ -172,56 +151,3 @@ def _imagenet_names(net: Any) -> list[str]:
 
     subset = infer_imagenet_subset(net)
     return list(ImageNetInfo(subset).label_names()) if subset else []
-
-
-class _Wrapped(nn.Module):
-    """Any classifier, with the facts that timm keeps in `pretrained_cfg`."""
-
-    def __init__(self, model: Callable[[Tensor], Any], config: dict[str, Any]) -> None:
-        super().__init__()
-        self.model, self.pretrained_cfg = model, config
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.model(x)
-        out = getattr(out, "logits", out)  # Hugging Face models return an object
-        want = [len(x), self.pretrained_cfg["num_classes"]]
-        if not isinstance(out, Tensor) or list(out.shape) != want:
-            found = list(out.shape) if isinstance(out, Tensor) else f"a {type(out).__name__}"
-            name = self.pretrained_cfg["architecture"]
-            raise ModelError(f"{name} returned {found}, not logits {want}", model=name)
-        return out
-
-
-def as_classifier(
-    model: Callable[[Tensor], Any],
-    *,
-    name: str,
-    classes: Sequence[str],
-    input_size: int | tuple[int, int, int] = 224,
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
-    crop_pct: float = 1.0,
-    interpolation: str = "bicubic",
-) -> Classifier:
-    """Any classifier as a `Classifier`: an `nn.Module`, or a function of a batch of images.
-
-    model: from float32 images [B, 3, H, W], normalised by mean and std, to logits [B, C] (or to an
-    object with `.logits`). name: recorded in caches. classes: names by index of the logits.
-    input_size: the side in pixels, or (3, H, W). crop_pct, interpolation: of the evaluation view,
-    as in timm. The weights of a function are not known: its name stands for them in a cache.
-
-    Called with images, it raises ModelError where the model returns anything but logits [B, C].
-    """
-    size = (3, input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
-    config: dict[str, Any] = {
-        "architecture": name,
-        "num_classes": len(classes),
-        "label_names": list(classes),
-        "input_size": size,
-        "mean": tuple(map(float, mean)),
-        "std": tuple(map(float, std)),
-        "crop_pct": crop_pct,
-        "interpolation": interpolation,
-        "weights_sha256": None if isinstance(model, nn.Module) else f"function {name}",
-    }
-    return Classifier(_Wrapped(model, config), uses_dist=False).eval()

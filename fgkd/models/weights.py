@@ -8,7 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fgkd.errors import FgkdError, MissingFile, MissingModel, UnreadableFile, WeightsError
+from fgkd import files
+from fgkd.errors import (
+    FgkdError,
+    MissingFile,
+    MissingModel,
+    OtherLibrary,
+    UnreadableFile,
+    WeightsError,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,9 +27,16 @@ SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".tar")  # of weights in a ti
 
 
 def require_model(folder: Path) -> None:
-    """Raise MissingModel unless a folder has a model's config and weights; neither is read."""
+    """Raise MissingModel unless a folder has a model's config and weights, which are not read.
+
+    Raises OtherLibrary for a config of transformers.
+    """
     if not (folder / "config.json").is_file():
         raise MissingModel(f"no trained model at {folder} (config.json is missing)", path=folder)
+    config = files.read_json(folder / "config.json", "model config")
+    if isinstance(config, dict) and "model_type" in config and "architecture" not in config:
+        message = f"{folder} holds a model of transformers ({config['model_type']}), not of timm"
+        raise OtherLibrary(message, model=str(folder), suggestion=f"transformers:{folder}")
     if not any(path.suffix in SUFFIXES for path in folder.iterdir()):
         message = f"model {folder} does not load: no weights beside its config.json"
         raise MissingModel(message, path=folder)

@@ -75,7 +75,9 @@ TYPES = sorted({FgkdError, *subclasses(FgkdError)}, key=lambda cls: cls.__name__
 def example(cls: type[FgkdError], **given: Any) -> FgkdError:
     """An error of a type, with all its attributes set to something of their kind."""
     names = {field.name for field in dataclasses.fields(cls)} - {"message"}
-    own = {"option": "views"} if cls is errors.TooFewViews else {}
+    own = {errors.TooFewViews: {"option": "views"}, errors.OtherLibrary: {"suggestion": "x:y"}}.get(
+        cls, {}
+    )
     return cls("what happened", **{n: SAMPLES[n] for n in names & set(SAMPLES)} | own | given)
 
 
