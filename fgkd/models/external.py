@@ -134,9 +134,12 @@ def from_transformers(source: str) -> Classifier:
         message = f"{source} is no trained classifier: {missing[0]} is not among its weights"
         raise ModelError(message, model=source)
     names = [str(net.config.id2label[i]) for i in range(net.config.num_labels)]
-    found = as_classifier(
-        net.float().eval(), name=net.config.model_type, classes=names, **_preparation(processor)
-    )
+    try:
+        prepared = _preparation(processor)
+    except (KeyError, TypeError, ValueError) as error:
+        message = f"the image processor of {source} is of an unknown kind: {error!r}"
+        raise ModelError(message, model=source) from None
+    found = as_classifier(net.float().eval(), name=net.config.model_type, classes=names, **prepared)
     if all(map(UNNAMED.fullmatch, names)):
         found.config["label_names"] = []
     _check_pixels(found, processor, source)

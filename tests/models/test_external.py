@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,10 @@ def test_what_cannot_be_a_teacher(tmp_path: Path) -> None:
         tmp_path / "bgr", MobileViTImageProcessor(size={"shortest_edge": 32}, do_center_crop=False)
     )
     save(tmp_path / "headless", PROCESSORS["squashed"], kind=ViTModel)
-    for name in ("bgr", "headless"):
+    save(tmp_path / "longest", PROCESSORS["squashed"])
+    config = tmp_path / "longest" / "preprocessor_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"size": {"longest_edge": 32}}))
+    for name in ("bgr", "headless", "longest"):
         with expected(ModelError, model=f"transformers:{tmp_path / name}"):
             fgkd.load_classifier(f"transformers:{tmp_path / name}")
     with expected(MissingModel, path=f"{tmp_path}/nothing"):
