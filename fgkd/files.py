@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fgkd.errors import (
+    FileError,
     MissingFile,
     MissingOption,
     NotLocal,
@@ -144,12 +145,30 @@ TRANSIENT = frozenset(
     (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EACCES, errno.EPERM, errno.EAGAIN)
 ) | {errno.ESTALE, errno.ETIMEDOUT, errno.EBUSY, errno.ENOTCONN, errno.EINTR}
 
+OF_A_DISK = frozenset(
+    (errno.EDQUOT, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOSPC, errno.ENOTDIR, errno.EROFS)
+)
+
 
 def is_transient(error: BaseException) -> bool:
     """Whether a read failed because of the system, and not because of what the file holds."""
     return isinstance(error, MemoryError) or (
         isinstance(error, OSError) and error.errno in TRANSIENT
     )
+
+
+def explain(error: Exception) -> FileError | None:
+    """What the system says about a file, as an FgkdError; None for other errors."""
+    if (
+        not isinstance(error, OSError)
+        or not error.filename
+        or error.errno not in OF_A_DISK | TRANSIENT
+    ):
+        return None
+    if not error.filename:
+        return None
+    said = f"{error.filename}: {error.strerror}"
+    return FileError(said, path=error.filename, reason=str(error.strerror))
 
 
 def read_error(path: Path, error: BaseException) -> UnreadableFile:

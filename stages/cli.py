@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from fgkd import device, distributed
+from fgkd import device, distributed, files
 from fgkd.config import (
     CacheLogitsConfig,
     EvaluateConfig,
@@ -212,7 +212,7 @@ def show_warnings() -> None:
 def _fail(error: Exception) -> None:
     """Exit with an explained error, or with the traceback of a bug; one rank reports it."""
     known = error if isinstance(error, FgkdError) else device.explain(error)
-    known = known or failures.lost_worker(error) or failures.lost(error)
+    known = known or failures.lost_worker(error) or failures.lost(error) or files.explain(error)
     is_first = failures.first_to_fail()
     if known and is_first:
         start = console.paint("error: ", "bright_red", sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import os
 import re
 import shlex
 from collections.abc import Callable
@@ -112,20 +113,19 @@ def _too_few_views(error: errors.TooFewViews) -> str:
 def _nearest(path: object) -> Path:
     """The innermost folder of a path that exists, itself included."""
     place = Path(str(path))
-    return next((p for p in (place, *place.parents) if p.is_dir()), Path("."))
+    return next((p for p in (place, *place.parents) if os.path.isdir(p)), Path("."))
 
 
 def _look(path: object) -> str:
     """A command that shows what is at a path, or, where nothing is, in the folder above."""
-    place = Path(str(path))
-    if place.is_dir() or not place.exists():
-        return f"ls -la {quoted(_nearest(place))}"
+    if os.path.isdir(str(path)) or not os.path.exists(str(path)):
+        return f"ls -la {quoted(_nearest(path))}"
     return f"ls -l {quoted(path)}"
 
 
 def _read(path: object) -> str:
     """A command that shows how a file begins."""
-    begins = f"; head -c 300 {quoted(path)}" if Path(str(path)).is_file() else ""
+    begins = f"; head -c 300 {quoted(path)}" if os.path.isfile(str(path)) else ""
     return f"{_look(path)}{begins}"
 
 

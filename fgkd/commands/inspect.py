@@ -53,13 +53,23 @@ def inspect(caches: str | Path | Sequence[str | Path], **options: Any) -> list[I
 
 
 def check(options: InspectConfig) -> None:
-    """Refuse outputs that cannot be written, and options that have no effect without `verify`."""
-    if options.source.class_map and not options.teacher:
-        message = "class_map has no effect without a teacher"
-        raise UnusedOption(message, option="class_map", value=options.source.class_map)
-    if options.teacher and not options.verify:
-        message = "teacher has no effect without verify"
-        raise UnusedOption(message, option="teacher", value=options.teacher, advice="set verify")
+    """Refuse outputs that cannot be written, and options that have no effect."""
+    source, nothing = options.source, InspectConfig()
+    for value, name in (
+        (source.class_map, "class_map"),
+        (source.teacher_model, "teacher_model"),
+        (source.teacher_model_kwargs, "teacher_model_kwargs"),
+    ):
+        if value and not options.teacher:
+            message = f"{name} has no effect without a teacher"
+            raise UnusedOption(message, option=name, value=value)
+    shows = options.verify or options.gallery
+    used = {"teacher": options.verify, "samples": options.verify, "device": options.verify}
+    for name, is_used in (used | {"seed": shows, "data": shows}).items():
+        value = getattr(options, name)
+        if not is_used and value != getattr(nothing, name):
+            message = f"{name} has no effect without verify"
+            raise UnusedOption(message, option=name, value=value, advice="verify as well")
     files.claim_option(options.json, "json")
     if options.gallery:
         from fgkd.report import page

@@ -109,8 +109,11 @@ def specs_of(spec: DataSpec) -> tuple[str, ...]:
     parsed = [Spec.parse(text) for text in spec.data]
     for name in [name for name in OPTIONS if hasattr(spec, name)]:
         value = getattr(spec, name)
-        if value is None or not parsed:
+        if value is None:
             continue
+        if not parsed:
+            message = f"{name} has no effect without data"
+            raise UnusedOption(message, option=name, value=value, advice="name the data as well")
         if not any(takes(one.name, name) for one in parsed):
             message = f"{name} has no effect without a dataset {' or '.join(OPTIONS[name])}"
             raise UnusedOption(message, option=name, value=value)

@@ -33,13 +33,13 @@ def require_model(folder: Path) -> None:
     """
     if not (folder / "config.json").is_file():
         raise MissingModel(f"no trained model at {folder} (config.json is missing)", path=folder)
+    if not any(path.suffix in SUFFIXES for path in folder.iterdir()):
+        message = f"model {folder} does not load: no weights beside its config.json"
+        raise MissingModel(message, path=folder)
     config = files.read_json(folder / "config.json", "model config")
     if isinstance(config, dict) and "model_type" in config and "architecture" not in config:
         message = f"{folder} holds a model of transformers ({config['model_type']}), not of timm"
         raise OtherLibrary(message, model=str(folder), suggestion=f"transformers:{folder}")
-    if not any(path.suffix in SUFFIXES for path in folder.iterdir()):
-        message = f"model {folder} does not load: no weights beside its config.json"
-        raise MissingModel(message, path=folder)
 
 
 def read_state(path: Path, net: Any) -> dict[str, Tensor]:

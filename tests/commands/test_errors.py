@@ -16,6 +16,7 @@ from fgkd import files
 from fgkd.errors import (
     CheckpointError,
     DatasetError,
+    FileError,
     MissingFile,
     MissingOption,
     OptionError,
@@ -116,6 +117,14 @@ def test_what_does_not_exist_is_named(
     named = str(next(iter(facts.values()), "no"))
     assert named in failure
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_path_that_no_file_system_takes(fails: Fails, tiny_data: Path, tmp_path: Path) -> None:
+    """What the system says of a file is no traceback, wherever it comes up."""
+    name = "x" * 300
+    failure = fails(*teacher(f"folder:{tiny_data}", tmp_path / "o", "--initial-checkpoint", name))
+    assert isinstance(failure.error, FileError)
+    assert failure.error.path == name
 
 
 def test_wrong_data(fails: Fails, tiny_data: Path, tmp_path: Path) -> None:

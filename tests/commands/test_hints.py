@@ -123,8 +123,21 @@ def test_hints_on_files_of_data_quote_them(tmp_path: Path) -> None:
             "leave --shard-size out",
         ),
         ((*FROM_CACHE, "--shard-buffer", 9), "--shard-buffer has no effect", "--order shard"),
-        (("inspect", "c", "--teacher", "t"), "--teacher has no effect", "--verify"),
-        (("inspect", "c", "--samples", 3), "--samples has no effect", "--verify"),
+        (("inspect", "c", "--teacher", "t"), "teacher has no effect", "verify as well"),
+        (("inspect", "c", "--samples", 3), "samples has no effect", "leave --samples out"),
+        (("inspect", "c", "--device", "cpu"), "device has no effect", "leave --device out"),
+        (("inspect", "c", "--seed", 3), "seed has no effect", "leave --seed out"),
+        (("inspect", "c", "--data", "icons"), "data has no effect", "leave --data out"),
+        (
+            ("inspect", "c", "--verify", "--teacher-model", "resnet18"),
+            "teacher_model has no effect",
+            "leave --teacher-model out",
+        ),
+        (
+            ("inspect", "c", "--verify", "--teacher-model-kwargs", "a=1"),
+            "teacher_model_kwargs has no effect",
+            "leave --teacher-model-kwargs out",
+        ),
     ],
 )
 def test_an_option_without_effect_is_refused(

@@ -90,6 +90,10 @@ def test_options_of_the_command_line_become_part_of_the_specs() -> None:
         {"test_fraction": "0.25"},
         {"test_fraction": "0.25"},
     ]
+    for name in ("image_column", "label_key", "image_root", "test_fraction"):
+        value = 0.2 if name == "test_fraction" else "k"
+        with expected(UnusedOption, option=name):  # the data are a teacher's or a cache's
+            specs_of(DataSpec(**{name: value}))
     with expected(UnusedOption, option="label_key", value="k"):
         specs_of(DataSpec(data=("folder:a",), label_key="k"))
 
