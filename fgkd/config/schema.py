@@ -170,13 +170,20 @@ def _checked(leaf: Leaf, value: Any, where: str | Path) -> Any:
     try:
         converted = value if value in meta["words"] else convert(value, leaf.kind)
         converted = expanded(converted, meta)
-        problem = check(converted, meta)
+        problem = check(converted, meta) or _is_empty(converted, leaf)
     except ValueError as error:
         problem = str(error)
     if problem:
         path = where if isinstance(where, Path) else None
         raise OptionError(f"{where}: {name}: {problem}", option=name, value=value, path=path)
     return converted
+
+
+def _is_empty(value: Any, leaf: Leaf) -> str | None:
+    """A complaint about an empty text, such as a shell's variable that is not set, or None."""
+    is_empty = value == "" and leaf.field.default != ""
+    in_list = leaf.field.metadata["place"] and isinstance(value, tuple) and "" in value
+    return "it is empty" if is_empty or in_list else None
 
 
 def _renamed(name: str, old: str, new: str) -> str:

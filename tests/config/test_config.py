@@ -40,6 +40,12 @@ FIELDS = {
 }
 
 
+def is_text(leaf: Leaf) -> bool:
+    """Whether an option's value is a text without which it has another meaning, or such texts."""
+    is_list = leaf.kind == tuple[str, ...] and leaf.field.metadata["place"]
+    return leaf.kind == str | None or bool(is_list)
+
+
 def choices(cls: type, name: str) -> tuple[str, ...]:
     """The choices that an option declares."""
     found: tuple[str, ...] = FIELDS[f"{cls.__name__}.{name}"][1].field.metadata["choices"]
@@ -383,6 +389,16 @@ def test_a_path_may_begin_with_the_home_folder(name: str, monkeypatch: pytest.Mo
     found = leaf.of(config.build(cls, {leaf.field.name: "~/a/~b.csv"}, "here"))
     wanted = "/home/me/a/~b.csv"
     assert found == ((wanted,) if isinstance(found, tuple) else wanted)
+
+
+@pytest.mark.parametrize("name", [name for name, (_, leaf) in FIELDS.items() if is_text(leaf)])
+def test_an_empty_text_is_no_value(name: str) -> None:
+    """`--initial-checkpoint "$UNSET"` must not train from random weights."""
+    cls, leaf = FIELDS[name]
+    given = ("runs/a", "") if leaf.kind == tuple[str, ...] else ""
+    with pytest.raises(OptionError) as error:
+        config.build(cls, {leaf.field.name: given}, "here")
+    assert (error.value.option, error.value.value) == (leaf.field.name, given)
 
 
 def test_every_option_that_names_a_file_or_folder_is_a_path() -> None:
