@@ -41,6 +41,7 @@ from fgkd.estimate.capture import CaptureEstimate, estimate_capture, estimate_wi
 from fgkd.estimate.image_store import estimate_store
 from fgkd.evaluation.cost import fitting_batch
 from fgkd.models import Classifier
+from fgkd.models.loading import absolute, is_here
 from fgkd.progress import SILENT, Progress
 from fgkd.views import recipes
 from fgkd.views.view_set import ViewSet
@@ -86,7 +87,7 @@ def run(options: CacheLogitsConfig, progress: Progress = SILENT) -> CapturedCach
     started = time.monotonic()
     spec, data = options.capture, options.data
     paths = list(options.teacher.teacher)
-    if spec.dry_run and data.data and not any(Path(path).exists() for path in paths):
+    if spec.dry_run and data.data and not any(map(is_here, paths)):
         return _estimate_without_teacher(options, progress)
     if not paths:
         raise MissingOption("teacher is required", option="teacher", suggestion="runs/teacher")
@@ -339,9 +340,7 @@ def _rows(done: manifest.Manifest | None) -> list[ShardRow]:
 
 def resolved(options: CacheLogitsConfig, specs: list[str]) -> CacheLogitsConfig:
     """The options with absolute paths, so that args.yaml can be used from any folder."""
-    teacher = [
-        str(Path(one).resolve()) if Path(one).exists() else one for one in options.teacher.teacher
-    ]
+    teacher = [absolute(one) for one in options.teacher.teacher]
     return config.replaced(
         options, data=specs, teacher=teacher, dry_run=False, shard_range=None, extend=False
     )

@@ -27,7 +27,7 @@ from fgkd.evaluation import inference
 from fgkd.files import is_url
 from fgkd.loading.cached_data import cached_data
 from fgkd.models.class_names import fit_classes
-from fgkd.models.loading import load_classifier
+from fgkd.models.loading import absolute, load_classifier
 from fgkd.training import run_folder
 from fgkd.training.run_folder import Parents
 from fgkd.views import recipes
@@ -239,13 +239,12 @@ class _Opener:
         teacher, fit = fit_classes(loaded, source.dataset.classes, spec.class_map, name=name)
         options = args_file.load_yaml(Path(name) / "args.yaml") if is_run else None
         args_sha256 = files.fingerprint(options or {"weights": teacher.weights_sha256})
-        where = str(Path(name).resolve()) if Path(name).exists() else name
         return replace(
             source,
             text=f"{text}; {fit}" if fit else text,
             teacher=teacher,
             img_size=teacher.input_size[-1],
-            parents=Parents(teacher=where, args_sha256=args_sha256),
+            parents=Parents(teacher=absolute(name), args_sha256=args_sha256),
         )
 
     def _from_data(

@@ -65,6 +65,24 @@ def located(source: str | Path) -> str:
     return f"{prefix}{files.local_path(text.removeprefix(prefix))}"
 
 
+def absolute(source: str | Path) -> str:
+    """A source that can be read from any folder: the path of one that is here is made absolute."""
+    prefix, path = _parts(source)
+    return f"{prefix}{path.absolute()}" if path.exists() else str(source)
+
+
+def is_here(source: str | Path) -> bool:
+    """Whether a source is a file or a folder on this machine, and there."""
+    return _parts(source)[1].exists()
+
+
+def _parts(source: str | Path) -> tuple[str, Path]:
+    """What a source says before its path, and the path."""
+    text = str(source)
+    prefix = next((p for p in (LOCAL_DIR, TRANSFORMERS) if text.startswith(p)), "")
+    return prefix, Path(text.removeprefix(prefix)).expanduser()
+
+
 def is_checkpoint(source: str) -> bool:
     """Whether a source is a file of weights, for which an architecture must be named."""
     path = Path(source)

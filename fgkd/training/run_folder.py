@@ -33,6 +33,7 @@ from fgkd.errors import (
     UnreadableFile,
     WrongKind,
 )
+from fgkd.models import loading
 from fgkd.progress import SILENT, Progress
 from fgkd.training import checkpoint
 from fgkd.training.schedules import warmup_epochs
@@ -312,7 +313,8 @@ def _portable(options: Config, facts: RunFacts) -> Config:
     if isinstance(options, TrainStudentConfig):
         targets = options.targets
         paths |= {"cache": absolute(targets.cache)} if targets.cache else {}
-        paths |= {"teacher": [absolute(one) for one in targets.teacher]} if targets.teacher else {}
+        teachers = [loading.absolute(one) for one in targets.teacher]
+        paths |= {"teacher": teachers} if teachers else {}
     return config.replaced(options, **paths)
 
 

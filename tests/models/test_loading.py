@@ -21,6 +21,7 @@ from torch import nn
 import fgkd
 from fgkd import download, models
 from fgkd.errors import HubError, MissingModel, ModelError, NotLocal, UnreadableFile, WrongKind
+from fgkd.models import loading
 
 
 @pytest.fixture
@@ -79,6 +80,18 @@ def test_the_home_folder_and_urls(form: str, run: Path, monkeypatch: pytest.Monk
         with pytest.raises(NotLocal) as error:
             fgkd.load_classifier(form.format(url))
         assert error.value.path == url
+
+
+@pytest.mark.parametrize("prefix", ["", "local-dir:", "transformers:"])
+def test_a_source_for_any_folder(prefix: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("run", "r:u n"):
+        (tmp_path / name).mkdir()
+        assert loading.absolute(f"{prefix}{name}") == f"{prefix}{tmp_path}/{name}"
+        assert loading.is_here(f"{prefix}{name}")
+    for elsewhere in (f"{prefix}no/run", "hf-hub:me/run", "timm:run", "torchvision:run"):
+        assert loading.absolute(elsewhere) == elsewhere
+        assert not loading.is_here(elsewhere)
 
 
 def hub_folder(cache: Path, repo: str, model: Path) -> None:
