@@ -188,6 +188,13 @@ class OutputExists(FileError):
 
 
 @dataclass(eq=False, kw_only=True)
+class RunInUse(FileError):
+    """Another process trains in a run's folder. pid: which, on this machine; 0: not known."""
+
+    pid: int = 0
+
+
+@dataclass(eq=False, kw_only=True)
 class WrongKind(FileError):
     """A folder is of another kind than expected. found: "run" or "cache".
 

@@ -318,6 +318,9 @@ REMEDIES: dict[type, Callable[[Any], str]] = {
     errors.TooManyOpenFiles: _open_files,
     errors.WriteError: _write,
     errors.OutputExists: _output_exists,
+    errors.RunInUse: lambda e: (
+        f"wait for it, or stop it: kill {e.pid}" if e.pid else "wait for it, or another --output"
+    ),
     errors.WrongKind: _wrong_kind,
     errors.DatasetError: _dataset,
     errors.NoTrainSplit: lambda e: "--data of a dataset with training images",

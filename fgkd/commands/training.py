@@ -96,38 +96,38 @@ class Prepared:
             parents=self.parents,
             images={split: samples.sha256 for split, samples in self.dataset.splits.items()},
         )
-        resume = folder.begin(options, spec, facts)
-        total_steps = self.loader.schedule.total_steps
-        if resume and (finished := finished_run(folder, total_steps, self.dataset)):
-            return finished
-        for line in self.banner:
-            folder.log(line)
-        skip_unreadable = options.data.skip_bad_images
-        image_stores.fill_store(
-            self.loader.renderer.store,
-            workers=spec.workers,
-            skip_unreadable=skip_unreadable,
-            progress=progress,
-        )
-        batch_size = setup.eval_batch_size(spec, optim, self.loader)
-        validation = Validation(
-            *(self.dataset, self.model, self.device),
-            batch_size=batch_size,
-            workers=spec.workers,
-            amp_dtype=setup.autocast_dtype(optim),
-            skip_unreadable=skip_unreadable,
-            teacher_NK=self.val_targets(batch_size),
-        )
-        return train(
-            folder,
-            options,
-            resume=resume,
-            state=state,
-            loader=self.loader,
-            step_fn=self.step_fn,
-            validation=validation,
-            lr_at=self.lr_at,
-            device=self.device,
-            teacher=self.taught_by,
-            progress=progress,
-        )
+        with folder.opened(options, spec, facts) as resume:
+            total_steps = self.loader.schedule.total_steps
+            if resume and (finished := finished_run(folder, total_steps, self.dataset)):
+                return finished
+            for line in self.banner:
+                folder.log(line)
+            skip_unreadable = options.data.skip_bad_images
+            image_stores.fill_store(
+                self.loader.renderer.store,
+                workers=spec.workers,
+                skip_unreadable=skip_unreadable,
+                progress=progress,
+            )
+            batch_size = setup.eval_batch_size(spec, optim, self.loader)
+            validation = Validation(
+                *(self.dataset, self.model, self.device),
+                batch_size=batch_size,
+                workers=spec.workers,
+                amp_dtype=setup.autocast_dtype(optim),
+                skip_unreadable=skip_unreadable,
+                teacher_NK=self.val_targets(batch_size),
+            )
+            return train(
+                folder,
+                options,
+                resume=resume,
+                state=state,
+                loader=self.loader,
+                step_fn=self.step_fn,
+                validation=validation,
+                lr_at=self.lr_at,
+                device=self.device,
+                teacher=self.taught_by,
+                progress=progress,
+            )

@@ -17,7 +17,7 @@ import platform
 import subprocess
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,7 +35,7 @@ from fgkd.errors import (
 )
 from fgkd.models import loading
 from fgkd.progress import SILENT, Progress
-from fgkd.training import checkpoint
+from fgkd.training import checkpoint, run_lock
 from fgkd.training.schedules import warmup_epochs
 from fgkd.views.recipes import ViewIdentity, ViewRecipe
 
@@ -180,6 +180,16 @@ class RunFolder:
         self.is_writer = distributed.rank() == 0
         self.last, self.best = path / "checkpoints" / "last.pt", path / "checkpoints" / "best.pt"
         self.model_dir = path / "model"
+
+    @contextlib.contextmanager
+    def opened(self, options: Config, spec: RunSpec, facts: RunFacts) -> Iterator[bool]:
+        """`begin`, and hold the folder's lock while entered. Raises: as `begin`; RunInUse."""
+        if self.is_writer and (self.path / "args.yaml").exists():
+            with run_lock.held(self.path):  # before it is renamed, or anything is cut back
+                pass
+        resume = self.begin(options, spec, facts)
+        with run_lock.held(self.path) if self.is_writer else contextlib.nullcontext():
+            yield resume
 
     def begin(self, options: Config, spec: RunSpec, facts: RunFacts) -> bool:
         """Create the run, or check that `options` may continue it; True if a checkpoint is there.

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import csv
 import datetime
+import errno
 import json
+import subprocess
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +24,12 @@ from fgkd.errors import (
     MissingOption,
     OptionError,
     OutputExists,
+    RunInUse,
     RunMismatch,
     UnreadableFile,
 )
 from fgkd.progress import Progress
-from fgkd.training import run_folder
+from fgkd.training import run_folder, run_lock
 from fgkd.training.run_folder import Parents, RunFacts, RunFolder
 from fgkd.views.recipes import ViewIdentity, ViewRecipe
 from stages.remedies import remedy
@@ -285,3 +290,76 @@ def test_rows_of_another_kind_are_forgotten_on_resume(tmp_path: Path) -> None:
         files.append_line(tmp_path / "metrics.jsonl", row)
     RunFolder(tmp_path).cut_back(5)
     assert files.read_lines(tmp_path / "metrics.jsonl") == [{"step": 2}]
+
+
+# ---- two processes -------------------------------------------------------------------------
+
+HOLD = """
+import os, sys, time
+from pathlib import Path
+from fgkd.training import run_lock
+with run_lock.held(Path(sys.argv[1])):
+    if os.fork() == 0:  # a worker, which outlives its parent by a while
+        time.sleep(3)
+        os._exit(0)
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def trained_in(tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
+    """A run's folder, and a process that trains in it."""
+    begin(tmp_path / "run")
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        yield tmp_path / "run", holder
+        holder.kill()
+
+
+def test_a_second_process_is_refused(trained_in: tuple[Path, subprocess.Popen[str]]) -> None:
+    """It changes nothing, and goes on once the first was killed, though a worker lives on."""
+    path, holder = trained_in
+    there = {file.name: file.read_bytes() for file in path.iterdir() if file.is_file()}
+    for options in ({"resume": True}, {"overwrite": True}):
+        given = config.build(TrainTeacherConfig, {"output": str(path), **options}, "test")
+        with (
+            expected(RunInUse, path=path, pid=holder.pid),
+            RunFolder(path).opened(given, given.run, FACTS),
+        ):
+            raise AssertionError
+    assert {file.name: file.read_bytes() for file in path.iterdir() if file.is_file()} == there
+    holder.kill()
+    holder.wait()
+    given = config.build(TrainTeacherConfig, {"output": str(path), "resume": True}, "test")
+    with RunFolder(path).opened(given, given.run, FACTS) as resume:
+        assert not resume  # it made no checkpoint
+        assert (path / run_lock.NAME).exists()
+    assert not (path / run_lock.NAME).exists()
+
+
+def test_a_run_that_was_killed_can_be_overwritten(
+    trained_in: tuple[Path, subprocess.Popen[str]],
+) -> None:
+    path, holder = trained_in
+    holder.kill()
+    holder.wait()
+    given = config.build(TrainTeacherConfig, {"output": str(path), "overwrite": True}, "test")
+    with RunFolder(path).opened(given, given.run, FACTS):
+        assert [file.name for file in path.parent.iterdir() if file != path] == ["run.old1"]
+
+
+def test_a_folder_that_cannot_be_locked_is_used_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr("fcntl.lockf", refuse)
+    with run_lock.held(tmp_path):
+        pass
+    with run_lock.held(tmp_path / "missing"):
+        pass
+    assert not (tmp_path / run_lock.NAME).exists()
