@@ -6,12 +6,15 @@ import contextlib
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from fgkd.errors import RunInUse
 
 NAME = "train.lock"
+PATIENCE_S = 5.0  # of waiting for one that finds that its run is finished
 
 
 @contextlib.contextmanager
@@ -23,13 +26,7 @@ def held(folder: Path) -> Iterator[None]:
     path = folder / NAME
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):  # such as a read-only folder
-            file = stack.enter_context(open(path, "a+", encoding="ascii"))
-            try:
-                # Unlike flock, it is not inherited by worker processes, which may outlive this one.
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno in (errno.EACCES, errno.EAGAIN):
-                    raise _in_use(folder, path) from None
+            file = stack.enter_context(_locked(path))
             file.truncate(0)
             file.write(f"{os.getpid()}\n")
             file.flush()
@@ -37,7 +34,38 @@ def held(folder: Path) -> Iterator[None]:
         yield
 
 
-def _in_use(folder: Path, path: Path) -> RunInUse:
+def _locked(path: Path) -> IO[str]:
+    """A lock file, open and locked; not one that its holder deleted meanwhile."""
+    while True:
+        file = open(path, "a+", encoding="ascii")  # noqa: SIM115: the caller closes it
+        if _is_taken(file):
+            file.close()
+            raise _in_use(path)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                return file
+        file.close()
+
+
+def _is_taken(file: IO[str]) -> bool:
+    """Lock a file, or tell that another process holds its lock for longer than a moment."""
+    give_up = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            # Unlike flock, it is not inherited by worker processes, which may outlive this one.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                return False
+            if time.monotonic() > give_up:
+                return True
+            time.sleep(0.05)
+        else:
+            return False
+
+
+def _in_use(path: Path) -> RunInUse:
+    folder = path.parent
     with contextlib.suppress(OSError, ValueError):
         pid = int(path.read_text())
         return RunInUse(f"process {pid} is training in {folder}", path=folder, pid=pid)

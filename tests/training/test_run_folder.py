@@ -8,6 +8,8 @@ import errno
 import json
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -319,9 +321,12 @@ def trained_in(tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
         holder.kill()
 
 
-def test_a_second_process_is_refused(trained_in: tuple[Path, subprocess.Popen[str]]) -> None:
+def test_a_second_process_is_refused(
+    trained_in: tuple[Path, subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It changes nothing, and goes on once the first was killed, though a worker lives on."""
     path, holder = trained_in
+    monkeypatch.setattr(run_lock, "PATIENCE_S", 0.2)
     there = {file.name: file.read_bytes() for file in path.iterdir() if file.is_file()}
     for options in ({"resume": True}, {"overwrite": True}):
         given = config.build(TrainTeacherConfig, {"output": str(path), **options}, "test")
@@ -338,6 +343,18 @@ def test_a_second_process_is_refused(trained_in: tuple[Path, subprocess.Popen[st
         assert not resume  # it made no checkpoint
         assert (path / run_lock.NAME).exists()
     assert not (path / run_lock.NAME).exists()
+
+
+def test_a_process_that_ends_soon_is_waited_for(
+    trained_in: tuple[Path, subprocess.Popen[str]],
+) -> None:
+    """As two that find that a run is finished."""
+    path, holder = trained_in
+    given = config.build(TrainTeacherConfig, {"output": str(path), "resume": True}, "test")
+    began = time.monotonic()
+    threading.Timer(0.5, holder.kill).start()
+    with RunFolder(path).opened(given, given.run, FACTS):
+        assert time.monotonic() - began > 0.4
 
 
 def test_a_run_that_was_killed_can_be_overwritten(
