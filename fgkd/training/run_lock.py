@@ -37,7 +37,7 @@ def held(folder: Path) -> Iterator[None]:
 def _locked(path: Path) -> IO[str]:
     """A lock file, open and locked; not one that its holder deleted meanwhile."""
     while True:
-        file = open(path, "a+", encoding="ascii")  # noqa: SIM115: the caller closes it
+        file = open(path, "a+", encoding="ascii")  # noqa: SIM115
         if _is_taken(file):
             file.close()
             raise _in_use(path)
