@@ -63,8 +63,9 @@ def to_torchscript(net: nn.Module, image_B3HW: Tensor, metadata: dict[str, str])
     """A traced TorchScript module, for torch.jit.load and libtorch."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        # torch prefers torch.export (pt2); libtorch of many installations reads this.
-        warnings.filterwarnings("ignore", r"`torch\.jit", FutureWarning)
+        # torch prefers torch.export (pt2), but libtorch of many installations reads this; a trace
+        # reads all attributes of a model, those that its library has deprecated, too.
+        warnings.simplefilter("ignore", FutureWarning)
         # Checks of the image's size, constant by design; the batch is checked after the trace.
         warnings.filterwarnings("ignore", "Converting a tensor to a Python")
         traced = torch.jit.trace(net, image_B3HW, check_trace=False)

@@ -33,11 +33,11 @@ class _Wrapped(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = self.model(x)
         out = getattr(out, "logits", out)  # Hugging Face models return an object
-        want = [len(x), self.pretrained_cfg["num_classes"]]
-        if not isinstance(out, Tensor) or list(out.shape) != want:
+        want = (x.shape[0], self.pretrained_cfg["num_classes"])  # len(x) is a constant to export
+        if not isinstance(out, Tensor) or out.shape != want:
             found = list(out.shape) if isinstance(out, Tensor) else f"a {type(out).__name__}"
             name = self.pretrained_cfg["architecture"]
-            raise ModelError(f"{name} returned {found}, not logits {want}", model=name)
+            raise ModelError(f"{name} returned {found}, not logits {list(want)}", model=name)
         return out
 
 

@@ -27,6 +27,7 @@ from transformers import (
 
 import fgkd
 from fgkd.errors import HubError, MissingModel, ModelError, OtherLibrary
+from fgkd.models import export
 
 PROCESSORS: dict[str, Any] = {
     "squashed": ViTImageProcessor(size={"height": 32, "width": 32}),
@@ -91,6 +92,16 @@ def test_logits_are_those_of_transformers(name: str, tmp_path: Path) -> None:
     probs = dict(predicted.top)
     for name_of, prob in zip(CLASSES, wanted.softmax(1)[0].tolist(), strict=True):
         assert probs[name_of] == pytest.approx(prob, abs=0.05)
+
+
+@pytest.mark.parametrize("format", export.FORMATS)
+def test_it_is_exported_for_any_batch(format: str, tmp_path: Path) -> None:
+    """`convert` runs the file on batches of several sizes."""
+    save(tmp_path / "vit", PROCESSORS["squashed"])
+    found = fgkd.load_classifier(f"transformers:{tmp_path / 'vit'}")
+    data, worst = export.convert(found, format, "vit")
+    assert data
+    assert worst < 1e-5
 
 
 def test_large_images_of_convnext_are_not_cropped(tmp_path: Path) -> None:
