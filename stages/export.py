@@ -8,6 +8,7 @@ from fgkd.config import ExportConfig
 from fgkd.errors import OptionError
 
 from . import console
+from .next_step import after_export
 
 
 def export(options: ExportConfig, runs: list[str]) -> None:
@@ -22,3 +23,4 @@ def export(options: ExportConfig, runs: list[str]) -> None:
             f"{found.path}: {found.architecture}, {found.num_classes} classes, "
             f"{files.human_bytes(found.num_bytes)}; logits within {found.difference:.0e} of torch's"
         )
+    console.next_step(after_export(runs[-1]))

@@ -8,6 +8,7 @@ from fgkd.commands import inspect as library
 from fgkd.config import InspectConfig
 
 from . import console, remedies
+from .next_step import after_cache
 
 
 def inspect(options: InspectConfig, caches: list[str]) -> None:
@@ -28,3 +29,4 @@ def inspect(options: InspectConfig, caches: list[str]) -> None:
         console.echo(f"gallery: {gallery}")
     if any(one.problems for one in found):
         sys.exit(1)
+    console.next_step(after_cache(caches[0]))

@@ -1,14 +1,15 @@
-"""The next command to type after one that finished: four lead from images to a report."""
+"""The next command to type after one that finished.
+
+What needs torch is imported where it is used: `inspect` does without.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from fgkd.commands.evaluate import role_of
 from fgkd.config import args_file
 from fgkd.errors import FgkdError, quoted
-from fgkd.files import as_typed
-from fgkd.training import run_folder
+from fgkd.files import as_typed, is_url
 
 STUDENT_MODEL = "deit_tiny_distilled_patch16_224"
 
@@ -19,14 +20,17 @@ def after_teacher(run: Path) -> str:
     return f"fgkd cache-logits --teacher {quoted(run)} --views 8 --output {cache}"
 
 
-def after_cache(cache: Path) -> str:
-    """To train a student."""
-    run = quoted(unused(beside(cache, "student")))
+def after_cache(cache: Path | str) -> str:
+    """To train a student from a folder or a URL."""
+    place = Path("cache" if is_url(str(cache)) else cache)
+    run = quoted(unused(beside(place, "student")))
     return f"fgkd train-student --cache {quoted(cache)} --model {STUDENT_MODEL} --output {run}"
 
 
 def after_student(run: Path, splits: tuple[str, ...]) -> str:
     """To compare the run with its teacher, and with the baseline (or student) beside it."""
+    from fgkd.commands.evaluate import role_of
+
     split = next(one for one in ("test", "val", "train") if one in splits)
     other = partner(run)
     pair = [run] if other is None else [other, run]
@@ -44,8 +48,20 @@ def after_evaluation(run: Path, role: str) -> str:
     return f"fgkd export {quoted(run)} --format pt2"
 
 
+def after_export(run: str) -> str:
+    """To see what the model says."""
+    return f"fgkd predict {quoted(run)} --help"
+
+
+def after_prediction(run: str) -> str:
+    """To use the model elsewhere."""
+    return f"fgkd export {quoted(run)} --format pt2"
+
+
 def teachers(run: Path) -> list[Path]:
     """The run folders of a student's teachers, where they are on this machine."""
+    from fgkd.training import run_folder
+
     parents = run_folder.read(run).parents
     found = [parents.teacher] if parents.teacher else []
     args = Path(parents.cache or "") / "args.yaml"
@@ -60,6 +76,9 @@ def teachers(run: Path) -> list[Path]:
 
 def partner(run: Path) -> Path | None:
     """Of a student, the first baseline in a folder beside it; of a baseline, the first student."""
+    from fgkd.commands.evaluate import role_of
+    from fgkd.training import run_folder
+
     facts, role = run_folder.read(run), role_of(run, "train-student")
     try:
         folders = sorted(one for one in run.absolute().parent.iterdir() if (one / "model").is_dir())

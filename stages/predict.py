@@ -10,6 +10,7 @@ from fgkd.errors import UnreadableImages
 from fgkd.report import tables
 
 from . import console
+from .next_step import after_prediction
 
 
 def predict(options: PredictConfig, words: list[str]) -> None:
@@ -32,6 +33,8 @@ def predict(options: PredictConfig, words: list[str]) -> None:
             console.echo(tables.predictions_table(failed, many_models=False))
         message = f"{len(failed)} of {len(found)} images could not be read"
         raise UnreadableImages(message, paths=[one.image for one in failed])
+    if options.output or sys.stdout.isatty():  # a table in a pipe is for another program
+        console.next_step(after_prediction(run))
 
 
 def _listed() -> list[str]:

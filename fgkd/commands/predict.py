@@ -28,8 +28,8 @@ def predict(
     those of the one before. images: files, folders, whose images of any depth are taken, and
     patterns (`photos/**/*.jpg`). options: those of `fgkd predict` by name: `top_k`, `output`, `tta`
     and others. Paths without an image come last, with the reason. Raises: as `load_classifier`;
-    NotLocal for an image's URL;
-    ModelError for a model with a wrong number of class names; OptionError; WriteError.
+    NotLocal for an image's URL; ModelError for a model with a wrong number of class names;
+    OptionError; WriteError.
     """
     names = [models] if isinstance(models, str | Path) else list(models)
     given = [images] if isinstance(images, str | Path) else list(images)

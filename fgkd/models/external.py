@@ -135,11 +135,10 @@ def from_transformers(source: str) -> Classifier:
         raise ModelError(message, model=source)
     names = [str(net.config.id2label[i]) for i in range(net.config.num_labels)]
     try:
-        prepared = _preparation(processor)
+        found = _as_timm(net.float().eval(), net.config.model_type, names, processor)
     except (KeyError, TypeError, ValueError) as error:
         message = f"the image processor of {source} is of an unknown kind: {error!r}"
         raise ModelError(message, model=source) from None
-    found = as_classifier(net.float().eval(), name=net.config.model_type, classes=names, **prepared)
     if all(map(UNNAMED.fullmatch, names)):
         found.config["label_names"] = []
     _check_pixels(found, processor, source)
@@ -160,8 +159,8 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _preparation(processor: Any) -> dict[str, Any]:
-    """A processor's steps as timm's evaluation transform: arguments of `as_classifier`."""
+def _as_timm(net: nn.Module, kind: str, names: list[str], processor: Any) -> Classifier:
+    """The model, with its processor's steps as timm's evaluation transform."""
     given = processor.to_dict()
     resized, cropped = given.get("size") or {}, given.get("crop_size") or {}
     shortest = resized.get("shortest_edge")
@@ -178,14 +177,17 @@ def _preparation(processor: Any) -> dict[str, Any]:
     normalises = given.get("do_normalize", bool(given.get("image_mean")))
     mean = given["image_mean"] if normalises else (0.0, 0.0, 0.0)
     std = given["image_std"] if normalises else (1.0, 1.0, 1.0)
-    return {
-        "input_size": crop,
-        "mean": [m / scale for m in mean],
-        "std": [s / scale for s in std],
-        "crop_pct": pct,
-        "crop_mode": mode,
-        "interpolation": RESAMPLING[int(given.get("resample", 2))],
-    }
+    return as_classifier(
+        net,
+        name=kind,
+        classes=names,
+        input_size=crop,
+        mean=[m / scale for m in mean],
+        std=[s / scale for s in std],
+        crop_pct=pct,
+        crop_mode=mode,
+        interpolation=RESAMPLING[int(given.get("resample", 2))],
+    )
 
 
 def _check_pixels(model: Classifier, processor: Any, source: str) -> None:

@@ -124,10 +124,10 @@ def names_of(spec: RunSpec) -> list[str]:
 
 
 class Trackers:
-    """The trackers of a run, of rank 0 alone. One that fails is left, and training goes on.
+    """The trackers of a run, on rank 0. One that fails gets no more metrics; training goes on.
 
-    options: the command's config. step: the step a resumed run continues from. warn: is told of a
-    tracker that failed. Raises: TrackerError for one that cannot be started; WriteError.
+    options: the command's config. step: the step a resumed run continues from. warn: called with a
+    message when a tracker fails. Raises: TrackerError for one that cannot be started; WriteError.
     """
 
     def __init__(

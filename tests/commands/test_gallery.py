@@ -17,6 +17,7 @@ from PIL import Image
 
 from fgkd.cache.reader import Reader
 from fgkd.views import transforms
+from stages import next_step
 
 MIXED = ("--mixup", "0.8", "--cutmix", "1.0", "--aug-recipe", "light", "--color-jitter", "0.3")
 
@@ -184,7 +185,9 @@ def test_without_its_images_the_remedy_is_named(
     assert "--data" in err
     code, out, _ = command(capsys, *arguments, "--data", f"folder:{tiny_data}")
     assert code == 0
-    assert out.splitlines()[-1] == f"gallery: {tmp_path / 'page' / 'index.html'}"
+    gallery, following = out.splitlines()[-2:]
+    assert gallery == f"gallery: {tmp_path / 'page' / 'index.html'}"
+    assert following == f"next: {next_step.after_cache(moved)}"
     assert_digests(outline(tmp_path / "page" / "index.html"), moved, 2)
 
 

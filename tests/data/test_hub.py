@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -90,15 +91,24 @@ def ask(script: str, *names: str, env: dict[str, str]) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_datasets_by_their_name(repositories: Path, home: dict[str, str]) -> None:
-    """Files and labels of either form, at a hub that is busy at first; then without a network."""
+def busy_at_first(*endings: str) -> tuple[set[str], Callable[[str, str], int]]:
+    """What a hub answers that is busy when it is first asked for a file of these endings.
+
+    With the files that it was busy for; what is private, it refuses.
+    """
     failed = set[str]()
 
-    def busy_once(method: str, path: str) -> int:
-        is_first = method == "GET" and path.endswith((".parquet", ".png")) and not failed
+    def answer(method: str, path: str) -> int:
+        is_first = method == "GET" and path.endswith(endings) and not failed
         failed.update([path] * is_first)
-        return 503 if is_first else 0
+        return 503 if is_first else 401 if "private" in path else 0
 
+    return failed, answer
+
+
+def test_datasets_by_their_name(repositories: Path, home: dict[str, str]) -> None:
+    """Files and labels of either form, at a hub that is busy at first; then without a network."""
+    failed, busy_once = busy_at_first(".parquet", ".png")
     names = ("hf:me/table", "hf:me/birds")
     with hub.serve(repositories, busy_once) as (url, asked):
         found = ask(OPEN, *names, env=home | {"HF_ENDPOINT": url})
@@ -164,13 +174,7 @@ except errors.DownloadError as error:
     print(json.dumps([found, error.is_final, remedy(error)]))
 """
     cache = write_cache(tmp_path / "datasets/me/cache", views=2)
-    failed = set[str]()
-
-    def busy_once(method: str, path: str) -> int:
-        is_first = method == "GET" and path.endswith(".h5") and not failed
-        failed.update([path] * is_first)
-        return 503 if is_first else 401 if "private" in path else 0
-
+    failed, busy_once = busy_at_first(".h5")
     with hub.serve(tmp_path, busy_once) as (url, asked):
         found, final, remedy = ask(script, env=home | {"HF_ENDPOINT": url})
     assert failed
@@ -206,13 +210,7 @@ images = torch.arange(2 * 32 * 32 * 3).remainder(256).to(torch.uint8).reshape(2,
 same = teacher.logits(images).equal(local.logits(images))
 print(json.dumps([same, teacher.classes, status, vit.classes, suggestion]))
 """.replace("{FOLDER}", str(repositories / "models/me/teacher"))
-    failed = set[str]()
-
-    def busy_once(method: str, path: str) -> int:
-        is_first = method == "GET" and path.endswith("safetensors") and not failed
-        failed.update([path] * is_first)
-        return 503 if is_first else 401 if "private" in path else 0
-
+    failed, busy_once = busy_at_first("safetensors")
     with hub.serve(repositories, busy_once) as (url, _):
         found = ask(script, env=home | {"HF_ENDPOINT": url})
     assert failed

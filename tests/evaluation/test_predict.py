@@ -68,6 +68,8 @@ def test_probabilities_are_timms(
     images = [photos / "b.jpg", photos / "more/a.PNG", photos / "more/z.webp"]
     assert [line["image"] for line in found] == list(map(str, images))
     table = capsys.readouterr().out
+    nexts = [line for line in table.splitlines() if line.startswith("next: ")]
+    assert nexts == [f"next: fgkd export {run} --format pt2"]  # none below a table in a pipe
     for line in found:
         probs = timm_probs(run / "model", Path(line["image"]))
         best = probs.topk(2)

@@ -118,8 +118,11 @@ def test_a_file_that_is_there_is_kept(
     """Refused, then renamed; --output names another folder, for one run alone."""
     run = write_run(tmp_path / "run", "folder:none", "convnext_atto")
     model, out = run / "model", tmp_path / "out"
+    capsys.readouterr()
     fgkd("export", model, "--format", "pt2", "--output", out)  # a bare timm folder
-    assert f"{out / 'model.pt2'}: convnext_atto, 3 classes, " in capsys.readouterr().out
+    said, following = capsys.readouterr().out.splitlines()[-2:]
+    assert f"{out / 'model.pt2'}: convnext_atto, 3 classes, " in said
+    assert following == f"next: fgkd predict {model} --help"
     before = (out / "model.pt2").read_bytes()
     again = ("export", run, "--format", "pt2", "--output", out)
     assert "model.pt2 exists" in fails(*again)
