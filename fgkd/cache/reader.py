@@ -61,6 +61,10 @@ class Reader:
         self.checked_names: MutableSet[str] = set()  # shards whose sha256 was checked
         self._hashes: dict[str, str] = {}  # sha256 that was computed before a shard is checked
 
+    def __repr__(self) -> str:
+        what = f"{self._num:,} images x {self.views} views, {len(self.classes)} classes"
+        return f"{type(self).__name__}({self.name!r}: {what}, {self.codec.name} logits)"
+
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_open": {}, "_hashes": {}}  # a copy opens shards for itself
 

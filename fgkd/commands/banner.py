@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fgkd.config import ModelSpec, OptimSpec, RunSpec
-from fgkd.data import Dataset, Samples
+from fgkd.data import Dataset
 from fgkd.data.image_store import ImageStore
 from fgkd.loading.schedule import Schedule
 from fgkd.models import Classifier
@@ -20,15 +20,8 @@ def banner(title: str, lines: Mapping[str, str]) -> list[str]:
 
 def describe_data(dataset: Dataset) -> str:
     """`icons: 85 classes; 5,114 train, 715 val, 1,433 test images`, and the dataset's notes."""
-    counts = ", ".join(_counts(name, samples) for name, samples in dataset.splits.items())
     notes = "".join(f"\n           {note_line(note)}" for note in dataset.notes)
-    return f"{dataset.name}: {len(dataset.classes)} classes; {counts} images{notes}"
-
-
-def _counts(name: str, samples: Samples) -> str:
-    unlabelled = int((samples.labels < 0).sum())
-    found = f"{len(samples) - unlabelled:,} {name}"
-    return f"{found} (and {unlabelled:,} without a label)" if unlabelled else found
+    return f"{dataset}{notes}"
 
 
 def note_line(note: str) -> str:

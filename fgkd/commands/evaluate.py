@@ -30,9 +30,11 @@ from fgkd.training import run_folder
 from fgkd.training.run_folder import Parents
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation(Sequence[Result]):
     """Scored runs: a sequence of their results, and notes on what they are of.
+
+    Printed, it is the table of the results.
 
     results: in the order of the runs; runs: their logits; report: the page, if one was written.
     """
@@ -52,6 +54,9 @@ class Evaluation(Sequence[Result]):
 
     def __len__(self) -> int:
         return len(self.results)
+
+    def __repr__(self) -> str:
+        return "\n".join(self.lines()).strip()
 
     def lines(self, width: int | None = None) -> list[str]:
         """The table of the results, the tests between runs, and the notes.

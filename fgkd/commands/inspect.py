@@ -15,17 +15,20 @@ from fgkd.config import InspectConfig
 from fgkd.errors import FgkdError, UnusedOption
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Inspection:
     """What is known of a cache. reader: the open cache. problems: of `verify`, else empty.
 
-    verified: the lines of what was verified; None if nothing was.
+    verified: the lines of what was verified; None if nothing was. Printed, it is the summary.
     """
 
     reader: Reader
     summary: CacheSummary
     problems: list[FgkdError] = field(default_factory=list)
     verified: list[str] | None = None
+
+    def __repr__(self) -> str:
+        return "\n".join(self.lines())
 
     def lines(self) -> list[str]:
         """The summary as text, with what was verified."""

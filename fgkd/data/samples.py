@@ -37,7 +37,7 @@ def _unreadable(path: str, error: OSError) -> UnreadableFile:
     return UnreadableFile(f"cannot read {path}: {reason}", path=path, reason=reason)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Samples:
     """One split as columns; row i of each column is sample i. Images stay encoded on disk.
 
@@ -63,6 +63,15 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def __repr__(self) -> str:
+        return f"Samples({self.count('images')})"
+
+    def count(self, noun: str) -> str:
+        """`5,114 train`: the images with a label, and how many have none."""
+        unlabelled = int((self.labels < 0).sum())
+        found = f"{len(self) - unlabelled:,} {noun}"
+        return f"{found} (and {unlabelled:,} without a label)" if unlabelled else found
 
     def read(self, i: int) -> bytes:
         """The encoded image bytes of sample i. Raises: UnreadableFile."""
@@ -103,7 +112,7 @@ class Samples:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Dataset:
     """A named dataset: class names (label i is classes[i]), domains, and its splits.
 
@@ -120,6 +129,14 @@ class Dataset:
     notes: list[str] = field(default_factory=list)
     specs: tuple[str, ...] = ()
     val_fraction: float = 0.0
+
+    def __str__(self) -> str:
+        """`icons: 85 classes; 5,114 train, 715 val, 1,433 test images`."""
+        counts = ", ".join(samples.count(name) for name, samples in self.splits.items())
+        return f"{self.name}: {len(self.classes)} classes; {counts} images"
+
+    def __repr__(self) -> str:
+        return f"Dataset({self})"
 
     @property
     def train(self) -> Samples:

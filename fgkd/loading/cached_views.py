@@ -130,6 +130,11 @@ class CachedViews(TorchDataset[Item]):
         self._places: dict[str, dict[int, Place]] = {}  # by shard, of a cache behind a URL
         self._worker_memory = WorkerMemory()
 
+    def __repr__(self) -> str:
+        what = f"{len(self):,} images of {self.view_set.size} px, {len(self.classes)} classes"
+        shown = f"view {self.view} of {self.num_views}"
+        return f"{type(self).__name__}({self._original.name!r}: {what}, {shown})"
+
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {
             "_reader": None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -193,6 +194,31 @@ def test_from_images_to_predictions(tiny_data: Path, tmp_path: Path) -> None:
     (inspected,) = fgkd.inspect(cache, verify=True, teacher=[str(teacher)], samples=4)
     assert inspected.problems == []
     assert inspected.summary.samples == 97
+    assert all(line in repr(scores) for line in scores.notes)  # what a notebook shows
+    assert all(line in repr(inspected) for line in inspected.lines())
+
+
+@pytest.mark.parametrize("classes", [8, 20_000])
+def test_objects_of_any_size_are_printed_on_a_line(
+    tiny_data: Path, tiny_cache: Path, classes: int
+) -> None:
+    """At a prompt, in a notebook and in a failing assert."""
+    reader = fgkd.open_cache(tiny_cache)
+    dataset = fgkd.open_dataset(f"folder:{tiny_data}")
+    dataset = replace(dataset, classes=[f"class {i}" for i in range(classes)])
+    views = fgkd.CachedViews(reader)
+    views.set_epoch(1)
+    for one, texts in (
+        (dataset, ("folder", "97 train", f"{classes} classes")),
+        (dataset.train, ("97",)),
+        (reader, (str(tiny_cache), "97", "8 classes", reader.codec.name)),
+        (views, (str(tiny_cache), "97", "8 classes", f"view 1 of {reader.views}")),
+    ):
+        shown = repr(one)
+        assert shown.startswith(f"{type(one).__name__}(")
+        assert "\n" not in shown
+        assert len(shown) < 200 + len(str(tiny_cache))
+        assert [text for text in texts if text not in shown] == []
 
 
 def test_wrong_calls_raise_typed_errors(
