@@ -220,6 +220,13 @@ class DatasetError(FileError):
 
 
 @dataclass(eq=False, kw_only=True)
+class UndecodableName(DatasetError):
+    """The name of an image in a dataset is not UTF-8 text, as keys of caches are. key: which."""
+
+    key: str
+
+
+@dataclass(eq=False, kw_only=True)
 class NoTrainSplit(DatasetError):
     """A dataset without training images was given to train on, or to make a cache of."""
 

@@ -39,6 +39,15 @@ def is_url(where: str) -> bool:
     return "://" in where
 
 
+def is_text(name: str) -> bool:
+    """Whether a name or path can be written as UTF-8: file names may be any bytes."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in name
+
+
 def local_path(where: str | Path) -> Path:
     """A path with the home folder in the place of `~`. Raises: NotLocal for a URL."""
     if is_url(str(where)):

@@ -177,6 +177,13 @@ def _dataset(error: errors.DatasetError) -> str:
     return f"head -c 300 {path}" if place.is_file() else f"ls {quoted(_nearest(place))}"
 
 
+def _undecodable(error: errors.UndecodableName) -> str:
+    if not os.path.lexists(os.path.join(error.path, error.key)):
+        return "unpack the tars, rename these images, and pack them again"
+    convert = f"convmv -r -f latin1 -t utf-8 {quoted(error.path)}"
+    return f"{convert}   # shows the new names; with --notest, it renames (apt install convmv)"
+
+
 def _dataset_hub(error: errors.DatasetHubError) -> str:
     if error.offline:
         return "unset HF_HUB_OFFLINE HF_DATASETS_OFFLINE   # or fetch it elsewhere first"
@@ -323,6 +330,7 @@ REMEDIES: dict[type, Callable[[Any], str]] = {
     ),
     errors.WrongKind: _wrong_kind,
     errors.DatasetError: _dataset,
+    errors.UndecodableName: _undecodable,
     errors.NoTrainSplit: lambda e: "--data of a dataset with training images",
     errors.BadBoundingBox: lambda e: "correct the dataset's list of boxes, or --no-bbox-crop",
     errors.RecipeError: lambda e: (

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fgkd.errors import Difference, OptionError, UnknownName, near
-from fgkd.files import is_url
+from fgkd.files import is_text, is_url
 
 T = TypeVar("T")
 
@@ -59,6 +59,10 @@ def check(value: Any, meta: typing.Mapping[str, Any]) -> str | None:
         return f"{value!r} is not one of {', '.join(meta['choices'])}"
     if meta["place"] == "path" and is_url(value):
         return f"{value} is a URL; give a path on this machine"
+    if isinstance(value, str):
+        recorded = os.path.abspath(value) if meta["place"] and not is_url(value) else value
+        if not is_text(recorded):
+            return f"{recorded!r} is not UTF-8 text; rename it, or make a link to it (ln -s)"
     if isinstance(value, float) and not math.isfinite(value):
         return f"{value} is not a finite number"
     if meta["above"] is not None and value <= meta["above"]:

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from fgkd.data.samples import BoxReader, Samples
-from fgkd.errors import DatasetError, MissingFile, UnreadableFile
+from fgkd.errors import DatasetError, MissingFile, UndecodableName, UnreadableFile
+from fgkd.files import is_text
 
 
 def require_dir(path: Path, layout: str) -> None:
@@ -85,10 +86,12 @@ def make_samples(
 
 
 def _check_key(root: str, key: str) -> None:
-    """Raise DatasetError unless `key` is a plain relative path of UTF-8 text."""
+    """Raise DatasetError unless `key` is a relative path inside `root`, of UTF-8 text."""
     parts = key.replace("\\", "/").split("/")  # a backslash separates, too, on Windows
-    is_text = key.encode(errors="ignore").decode() == key and "\0" not in key
-    if not is_text or not parts[0] or ".." in parts:  # an absolute path has an empty first part
+    if not is_text(key):
+        message = f"the file name {key!r} in dataset {root} is not UTF-8 text"
+        raise UndecodableName(message, path=root, key=key)
+    if not parts[0] or ".." in parts:  # an absolute path has an empty first part
         message = (
             f"unsafe file name {key!r} in dataset {root}: it must be a path inside that folder"
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl, quote, urlencode
 
 from fgkd.errors import OptionError, UnknownName, near
-from fgkd.files import is_url
+from fgkd.files import is_text, is_url
 
 QUERY = re.compile(r"(.*?)\?([a-z_]+=.*)", re.DOTALL)
 ANY = "*"  # an option of every dataset
@@ -111,7 +111,11 @@ def moved(given: Sequence[str], recorded: Sequence[str]) -> list[str]:
 
 
 def _absolute(path: str) -> str:
-    return path if is_url(path) else os.path.abspath(os.path.expanduser(path))
+    found = path if is_url(path) else os.path.abspath(os.path.expanduser(path))
+    if not is_text(found):
+        message = f"{found!r} is not UTF-8 text"
+        raise OptionError(message, option="data", value=path, advice="a link to it (ln -s)")
+    return found
 
 
 def _is_share(text: str) -> bool:

@@ -391,6 +391,29 @@ def test_a_path_may_begin_with_the_home_folder(name: str, monkeypatch: pytest.Mo
     assert found == ((wanted,) if isinstance(found, tuple) else wanted)
 
 
+@pytest.mark.parametrize("text", ["r\udcfc", "a\0b"])
+@pytest.mark.parametrize("name", [name for name, (_, leaf) in FIELDS.items() if is_text(leaf)])
+def test_a_text_is_utf_8(name: str, text: str) -> None:
+    """Run folders and caches record it, as UTF-8; a file name may be any bytes."""
+    cls, leaf = FIELDS[name]
+    with pytest.raises(OptionError) as error:
+        config.build(cls, {leaf.field.name: text}, "here")
+    assert (error.value.option, error.value.value) == (leaf.field.name, text)
+
+
+@pytest.mark.parametrize("name", [name for name, place in PLACES.items() if place])
+def test_a_path_is_utf_8_in_a_folder_that_is_not(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "r\udcfc").mkdir()
+    monkeypatch.chdir(tmp_path / "r\udcfc")
+    cls, leaf = FIELDS[name]
+    with pytest.raises(OptionError) as error:
+        config.build(cls, {leaf.field.name: "a"}, "here")
+    assert (error.value.option, error.value.value) == (leaf.field.name, "a")
+    assert leaf.of(config.build(cls, {leaf.field.name: "/a"}, "here")) in ("/a", ("/a",))
+
+
 @pytest.mark.parametrize("name", [name for name, (_, leaf) in FIELDS.items() if is_text(leaf)])
 def test_an_empty_text_is_no_value(name: str) -> None:
     """`--initial-checkpoint "$UNSET"` must not train from random weights."""

@@ -31,7 +31,13 @@ from PIL import Image
 
 from fgkd.data import DATASETS, open_dataset, with_boxes
 from fgkd.data.decoding import decode_rgb
-from fgkd.errors import DatasetError, NoTrainSplit, OptionError, UnreadableFile
+from fgkd.errors import (
+    DatasetError,
+    NoTrainSplit,
+    OptionError,
+    UndecodableName,
+    UnreadableFile,
+)
 
 REPO = Path(__file__).parents[2]
 WRITERS = LISTED_WRITERS | OFFICIAL_WRITERS
@@ -269,6 +275,29 @@ def test_folder_that_is_not_read_is_named(tmp_path: Path) -> None:
     error = open_error(f"folder:{tmp_path}")
     assert isinstance(error, DatasetError)
     assert "dev, val" in error.message
+
+
+def test_folder_with_names_of_another_encoding(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    odd = tmp_path / "train" / "Gr\udcfc\udcdfe"  # Latin-1, of a zip archive from elsewhere
+    next((tmp_path / "train").iterdir()).rename(odd)
+    with pytest.raises(UndecodableName) as error:
+        open_dataset(f"folder:{tmp_path}")
+    assert error.value.path == str(tmp_path)
+    assert (tmp_path / error.value.key).is_file()
+
+
+def test_data_in_a_folder_of_another_encoding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "r\udcfc").mkdir()
+    write_folder(tmp_path / "r\udcfc" / "data")
+    monkeypatch.chdir(tmp_path / "r\udcfc")
+    with pytest.raises(OptionError) as error:
+        open_dataset("folder:data")
+    assert (error.value.option, error.value.value) == ("data", "data")
+    (tmp_path / "link").symlink_to(tmp_path / "r\udcfc" / "data")
+    assert len(open_dataset(f"folder:{tmp_path}/link").splits["train"]) == 12
 
 
 def test_folder_with_test_alone(tmp_path: Path) -> None:
