@@ -153,6 +153,7 @@ def write_error(path: Path, error: OSError) -> WriteError:
 TRANSIENT = frozenset(
     (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EACCES, errno.EPERM, errno.EAGAIN)
 ) | {errno.ESTALE, errno.ETIMEDOUT, errno.EBUSY, errno.ENOTCONN, errno.EINTR}
+TOO_MANY = (errno.EMFILE, errno.ENFILE)  # open files
 
 OF_A_DISK = frozenset(
     (errno.EDQUOT, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOSPC, errno.ENOTDIR, errno.EROFS)
@@ -168,24 +169,22 @@ def is_transient(error: BaseException) -> bool:
 
 def explain(error: Exception) -> FileError | None:
     """What the system says about a file, as an FgkdError; None for other errors."""
-    if (
-        not isinstance(error, OSError)
-        or not error.filename
-        or error.errno not in OF_A_DISK | TRANSIENT
-    ):
+    if not isinstance(error, OSError) or error.errno not in OF_A_DISK | TRANSIENT:
         return None
+    if error.errno in TOO_MANY:  # without a name where a worker was to be started
+        return read_error(error.filename or "a pipe to a worker process", error)
     if not error.filename:
         return None
     said = f"{error.filename}: {error.strerror}"
     return FileError(said, path=error.filename, reason=str(error.strerror))
 
 
-def read_error(path: Path, error: BaseException) -> UnreadableFile:
+def read_error(path: Path | str, error: BaseException) -> UnreadableFile:
     """The error for a file that the system does not let us read."""
     number = error.errno if isinstance(error, OSError) else None
     reason = os.strerror(number) if number else str(error) or "too little memory"
     message = f"cannot read {path}: {reason}"
-    if number not in (errno.EMFILE, errno.ENFILE):
+    if number not in TOO_MANY:
         return UnreadableFile(message, path=path, reason=reason)
     limit, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     message += f" (the limit of this process is {limit})"

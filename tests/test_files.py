@@ -6,13 +6,21 @@ import errno
 import hashlib
 import json
 import os
+import resource
 from pathlib import Path
 
 import pytest
 from helpers.errors import expected
 
 from fgkd import files
-from fgkd.errors import MissingFile, OptionError, UnreadableFile, WriteError
+from fgkd.errors import (
+    FileError,
+    MissingFile,
+    OptionError,
+    TooManyOpenFiles,
+    UnreadableFile,
+    WriteError,
+)
 from stages.remedies import remedy
 
 
@@ -225,3 +233,15 @@ def test_a_device_a_pipe_and_a_link_are_not_replaced_by_a_file(tmp_path: Path) -
     with expected(WriteError, path=pipe):
         files.write_text(pipe, "x")
     assert pipe.is_fifo()
+
+
+def test_what_the_system_says_is_explained() -> None:
+    gone = files.explain(OSError(errno.EROFS, "Read-only file system", "/a/b"))
+    assert isinstance(gone, FileError)
+    assert gone.path == "/a/b"
+    full = files.explain(OSError(errno.EMFILE, "Too many open files"))  # of os.pipe: no name
+    assert isinstance(full, TooManyOpenFiles)
+    assert (full.limit, full.hard_limit) == resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert files.explain(OSError(errno.EROFS, "Read-only file system")) is None
+    assert files.explain(OSError(errno.EINVAL, "Invalid argument", "/a/b")) is None
+    assert files.explain(ValueError("no file")) is None
