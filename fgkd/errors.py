@@ -83,9 +83,13 @@ class UnstoredTemperature(OptionError):
 
 @dataclass(eq=False, kw_only=True)
 class UnusedOption(OptionError):
-    """An option was given that would have no effect. reason: because of what."""
+    """An option was given that would have no effect. reason: because of what.
+
+    needs: an option, and a value of it with which this one has an effect.
+    """
 
     reason: str = ""
+    needs: tuple[str, Any] | None = None
 
 
 @dataclass(eq=False, kw_only=True)

@@ -14,12 +14,11 @@ from .next_step import after_cache
 
 def cache_logits(options: CacheLogitsConfig) -> None:
     """Create, continue or grow a cache, and print the next command."""
-    console.check_json(options.capture)
     progress = console.ConsoleProgress()
     found = library.run(options, progress)
     progress.close()
     if isinstance(found, CaptureEstimate):
-        results.show_estimate(found, options.capture.json)
+        results.show_estimate(found)
         return
     if not found.finished:
         raise progress.stop.interrupted(kept_line(found))

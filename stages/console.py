@@ -8,15 +8,13 @@ import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, TextIO
 
 import click
-from click.core import ParameterSource
 
-from fgkd import config, distributed, files
-from fgkd.errors import MissingOption, UnusedOption
+from fgkd import distributed
+from fgkd.errors import MissingOption
 from fgkd.progress import Progress
 
 from .signals import StopSignal
@@ -163,45 +161,3 @@ def require(value: object, option: str, example: str) -> None:
     """Raise MissingOption when a required option or argument was not given."""
     if not value:
         raise MissingOption(f"{option} is required", option=option, suggestion=example)
-
-
-def refuse_unused(options: object, names: Sequence[str], reason: str, advice: str = "") -> None:
-    """Raise UnusedOption for options that were changed and would be ignored.
-
-    advice: a way out besides leaving the option out.
-    """
-    known = config.leaves(type(options))
-    for name in names:
-        value = known[name].of(options)
-        if value != known[name].field.default:
-            raise _unused(name, reason, advice, value)
-
-
-def refuse_typed(names: Sequence[str], reason: str, advice: str = "") -> None:
-    """Raise UnusedOption for options on the command line that would be ignored.
-
-    Those of a -c file are allowed: it may be that of another run, as a student's for its baseline.
-    """
-    context = click.get_current_context(silent=True)
-    for name in names:
-        if context and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-            raise _unused(name, reason, advice)
-
-
-def _unused(name: str, reason: str, advice: str, value: object = None) -> UnusedOption:
-    flag = "--" + name.replace("_", "-")
-    message = f"{flag} has no effect {reason}"
-    return UnusedOption(message, option=name, value=value, reason=reason, advice=advice)
-
-
-def check_json(run: config.RunSpec | config.CaptureSpec) -> None:
-    """Check the --json of a command that has a dry run: only then, and writable."""
-    if not run.dry_run:
-        refuse_unused(run, ["json"], "without --dry-run", "add --dry-run")
-    files.claim_option(run.json, "json")
-
-
-def write_json(path: str | None, value: object) -> None:
-    """Write results to the file of --json, if it was given."""
-    if path and distributed.rank() == 0:
-        files.write_json(Path(path), value)

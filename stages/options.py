@@ -10,12 +10,13 @@ import re
 import types
 import typing
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 import cloup
+from click.core import ParameterSource
 
 from fgkd import config, distributed
 from fgkd.config.schema import Leaf, expanded
@@ -158,6 +159,12 @@ def _add_defaults(cls: type, ctx: click.Context, path: Path, over: bool) -> None
     ctx.default_map = {**before, **values} if over else {**values, **before}
 
 
+def _typed(names: Iterable[str]) -> set[str]:
+    """Those of these options that are on the command line, and not from a file."""
+    source = click.get_current_context().get_parameter_source
+    return {name for name in names if source(name) is ParameterSource.COMMANDLINE}
+
+
 def command(
     cls: type,
     function: Callable[..., None],
@@ -196,7 +203,9 @@ def command(
 
     def callback(**values: Any) -> None:
         positional = [list(values.pop(arguments))] if arguments else []
-        function(build(cls, values, "the command line"), *positional)
+        found: Any = build(cls, values, "the command line")
+        config.refuse_unused(found, _typed(values))
+        function(found, *positional)
 
     return help_pages.Command(
         name,

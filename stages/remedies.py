@@ -59,6 +59,10 @@ def _option(error: errors.OptionError) -> str:
     return f"{use}, or {error.advice}" if error.advice else use
 
 
+def _unused(error: errors.UnusedOption) -> str:
+    return f"{_option(error)}, or {_use(*error.needs)}" if error.needs else _option(error)
+
+
 def _use(option: str, value: Any) -> str:
     """How an option gets a value on the command line."""
     name, leaf = flag(option), _leaf(option)
@@ -304,6 +308,7 @@ def _hub(error: errors.HubError) -> str:
 
 REMEDIES: dict[type, Callable[[Any], str]] = {
     errors.OptionError: _option,
+    errors.UnusedOption: _unused,
     errors.UnstoredTemperature: _temperature,
     errors.UnknownName: _unknown_name,
     errors.NoTargets: lambda e: (

@@ -12,7 +12,6 @@ from .next_step import after_teacher
 def train_teacher(options: TrainTeacherConfig) -> None:
     """Finetune a teacher, and print the next command."""
     library.require_options(options)
-    console.check_json(options.run)
     progress = console.ConsoleProgress(resume=True)
     found = library.run(options, progress)
-    results.show_training(found, options.run, progress, lambda run: after_teacher(run.path))
+    results.show_training(found, progress, lambda run: after_teacher(run.path))

@@ -138,6 +138,20 @@ def test_control_and_student_recipes_differ_in_distillation_alone() -> None:
         assert student[key] == baseline[key], key
 
 
+def test_flags_for_users_of_other_programs_exist() -> None:
+    """Those in the right column; and in the left one where the names are the same."""
+    section = PAGES["stages/README.md"].partition("## From DeiT")[2].partition("## ")[0]
+    rows = [line.split(" | ") for line in section.splitlines() if line.startswith("| ")][1:]
+    known = {flag for command in fgkd.commands.values() for p in command.params for flag in p.opts}
+    named = {flag for row in rows for flag in re.findall(r"--[a-z-]+", row[1])}
+    same = {
+        flag for row in rows if "same names" in row[1] for flag in re.findall(r"--[a-z-]+", row[0])
+    }
+    assert len(rows) > 8
+    assert len(same) > 8
+    assert named | same <= known
+
+
 def test_no_path_of_one_machine() -> None:
     """Neither the writer's home nor the folder of this checkout."""
     pages = [ROOT / name for name in PAGES]

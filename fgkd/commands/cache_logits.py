@@ -19,22 +19,22 @@ from fgkd.cache.identity import DatasetIdentity, Identity, TeacherIdentity
 from fgkd.cache.samples import SampleTables, describe_splits
 from fgkd.cache.shards import ShardJob, ShardRow
 from fgkd.cache.writer import Writer
-from fgkd.commands import banner, image_stores, sources
+from fgkd.commands import banner, estimates, image_stores, sources
 from fgkd.commands.extension import find as find_extension
 from fgkd.commands.teacher_accuracy import TeacherAccuracy, teacher_accuracy
 from fgkd.config import CacheLogitsConfig, args_file
 from fgkd.data import (
+    DEFAULT_VAL_FRACTION,
     Dataset,
     absolute_specs,
     duplicates,
     moved,
-    open_dataset,
+    open_chosen,
     specs_of,
     with_boxes,
 )
 from fgkd.data.image_store import ImageStore
 from fgkd.distillation.capture import Capture, image_reader
-from fgkd.distillation.targets import DEFAULT_VAL_FRACTION
 from fgkd.distillation.teachers import Teachers
 from fgkd.errors import CompileError, MissingOption, OptionError, UnusedOption
 from fgkd.estimate.capture import CaptureEstimate, estimate_capture, estimate_without_teacher
@@ -79,7 +79,7 @@ def cache_logits(*, progress: Progress = SILENT, **options: Any) -> CapturedCach
     `cache_logits(teacher="runs/teacher", views=30, output="runs/cache")`. With `dry_run=True`
     nothing is written, and the cost is estimated. Raises: FgkdError of many types.
     """
-    return run(config.build(CacheLogitsConfig, options, "cache_logits()"), progress)
+    return run(config.of_call(CacheLogitsConfig, options, "cache_logits()"), progress)
 
 
 def run(options: CacheLogitsConfig, progress: Progress = SILENT) -> CapturedCache | CaptureEstimate:
@@ -87,8 +87,9 @@ def run(options: CacheLogitsConfig, progress: Progress = SILENT) -> CapturedCach
     started = time.monotonic()
     spec, data = options.capture, options.data
     paths = list(options.teacher.teacher)
+    estimates.check_json(spec)
     if spec.dry_run and data.data and not any(map(is_here, paths)):
-        return _estimate_without_teacher(options, progress)
+        return estimates.kept(_estimate_without_teacher(options, progress), spec)
     if not paths:
         raise MissingOption("teacher is required", option="teacher", suggestion="runs/teacher")
     if not spec.output:
@@ -97,16 +98,13 @@ def run(options: CacheLogitsConfig, progress: Progress = SILENT) -> CapturedCach
     sources.check(paths, options.source)
     hardware, device_line = device.set_up(spec.device)
     known = [sources.load(path, options.source) for path in paths]
-    fraction = data.val_fraction
-    if fraction is None:
-        fraction = own.val_fraction if own else DEFAULT_VAL_FRACTION
+    recorded = own.val_fraction if own else DEFAULT_VAL_FRACTION
     specs = absolute_specs(moved(specs_of(data), own.data if own else ()))
     inputs = CaptureInputs(
         teachers=known,
         names=[str(path) for path in paths],
-        dataset=open_dataset(specs, fraction),
+        dataset=open_chosen(data, specs, recorded),
         specs=specs,
-        val_fraction=fraction,
         recipe=own.views.recipe if own else None,
     )
     return write_cache(inputs, options, hardware, device_line, started, progress)
@@ -123,7 +121,6 @@ class CaptureInputs:
     names: Sequence[str]
     dataset: Dataset
     specs: list[str]
-    val_fraction: float
     recipe: recipes.ViewRecipe | None = None
 
 
@@ -140,7 +137,7 @@ def write_cache(
     started: `time.monotonic()` when the command began.
     """
     teacher_spec, spec, cache, data = options.teacher, options.capture, options.cache, options.data
-    dataset, fraction = inputs.dataset, inputs.val_fraction
+    dataset, fraction = inputs.dataset, inputs.dataset.val_fraction
     known, fits = sources.fit(inputs.teachers, inputs.names, dataset.classes, options.source)
     recipe = recipes.resolve(options.view, inputs.recipe, dataset.chiral)
     if spec.extend and (spec.dry_run or spec.overwrite):
@@ -228,7 +225,7 @@ def write_cache(
     if spec.dry_run:
         store_estimate = estimate_store(store, samples, side)
         setup_s = time.monotonic() - started
-        return estimate_capture(capture, jobs, cache, store_estimate, setup_s)
+        return estimates.kept(estimate_capture(capture, jobs, cache, store_estimate, setup_s), spec)
     if distributed.rank() == 0:
         writer.begin()
         args_file.save_args(folder / "args.yaml", resolved(options, specs))
@@ -434,8 +431,7 @@ def describe_plan(writer: Writer, jobs: list[ShardJob]) -> str:
 def _estimate_without_teacher(options: CacheLogitsConfig, progress: Progress) -> CaptureEstimate:
     """The bytes of the targets, before there is a teacher."""
     data, spec = options.data, options.capture
-    fraction = DEFAULT_VAL_FRACTION if data.val_fraction is None else data.val_fraction
-    dataset = open_dataset(absolute_specs(specs_of(data)), fraction)
+    dataset = open_chosen(data, absolute_specs(specs_of(data)))
     recipe = recipes.resolve(options.view, None, dataset.chiral)
     samples, side = dataset.train, data.image_store_side
     progress.message(f"fgkd cache-logits\n  data     {banner.describe_data(dataset)}\n")

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fgkd import config, device
+from fgkd.commands import estimates, sources
 from fgkd.commands.cache_logits import CapturedCache, CaptureInputs, write_cache
-from fgkd.config import CacheLogitsConfig
-from fgkd.data import Dataset, open_dataset
-from fgkd.distillation.targets import DEFAULT_VAL_FRACTION
-from fgkd.errors import MissingOption
+from fgkd.config import CacheLogitsConfig, DataSpec
+from fgkd.data import OPTIONS, Dataset, open_chosen, specs_of
+from fgkd.errors import MissingOption, UnusedOption
 from fgkd.estimate.capture import CaptureEstimate
 from fgkd.models import Classifier
-from fgkd.models.loading import load_classifier
 from fgkd.progress import SILENT, Progress
 
 TAKEN = ("teacher", "data")  # options of `cache_logits` that are arguments here
@@ -45,16 +45,28 @@ def capture(
         if name in options:
             raise TypeError(f"capture() got an unexpected keyword argument {name!r}")
     given = options | {"views": views, "output": str(output)}
-    spec = config.build(CacheLogitsConfig, given, "capture()")
+    spec = config.of_call(CacheLogitsConfig, given, "capture()")
+    estimates.check_json(spec.capture)
     is_several = isinstance(teacher, Sequence) and not isinstance(teacher, str)
     several: Any = teacher if is_several else [teacher]
     if not several:
         raise MissingOption("teacher is required", option="teacher", suggestion="runs/teacher")
-    known = [one if isinstance(one, Classifier) else load_classifier(one) for one in several]
+    sources.check([one for one in several if not isinstance(one, Classifier)], spec.source)
+    known = [o if isinstance(o, Classifier) else sources.load(o, spec.source) for o in several]
     names = [o.architecture if isinstance(o, Classifier) else str(o) for o in several]
-    if not isinstance(dataset, Dataset):
-        fraction = spec.data.val_fraction
-        dataset = open_dataset(dataset, DEFAULT_VAL_FRACTION if fraction is None else fraction)
+    if isinstance(dataset, Dataset):
+        _refuse_reading(spec.data)
+    else:
+        data = replace(spec.data, data=(dataset,) if isinstance(dataset, str) else tuple(dataset))
+        dataset = open_chosen(data, specs_of(data))
     hardware, device_line = device.set_up(spec.capture.device)
-    inputs = CaptureInputs(known, names, dataset, list(dataset.specs), dataset.val_fraction)
+    inputs = CaptureInputs(known, names, dataset, list(dataset.specs))
     return write_cache(inputs, spec, hardware, device_line, started, progress)
+
+
+def _refuse_reading(spec: DataSpec) -> None:
+    """Refuse options of how data are read where a dataset is open already."""
+    for name in ("val_fraction", *OPTIONS):
+        if (value := getattr(spec, name, None)) is not None:
+            message = f"{name} has no effect on a dataset that is open"
+            raise UnusedOption(message, option=name, value=value, advice="open it with the option")

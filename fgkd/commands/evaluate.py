@@ -16,8 +16,7 @@ from fgkd import config, device, distributed, files
 from fgkd.cache.reader import Reader
 from fgkd.commands import banner, sources
 from fgkd.config import EvaluateConfig, args_file
-from fgkd.data import duplicates, moved, open_dataset
-from fgkd.distillation.targets import DEFAULT_VAL_FRACTION
+from fgkd.data import DEFAULT_VAL_FRACTION, duplicates, moved, open_dataset
 from fgkd.errors import MissingOption
 from fgkd.evaluation import scoring
 from fgkd.evaluation.intervals import McNemar

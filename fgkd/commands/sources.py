@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from fgkd import models
-from fgkd.config import ArchitectureSpec, SourceSpec
+from fgkd.config import ArchitectureSpec, SourceSpec, parse_kwargs
 from fgkd.errors import UnusedOption
 from fgkd.models import Classifier, weights
 from fgkd.models.class_names import fit_classes
@@ -23,7 +22,7 @@ from fgkd.training.run_folder import RunFacts
 
 def load(source: str | Path, spec: ArchitectureSpec) -> Classifier:
     """The classifier of a source, of any form that `load_classifier` takes."""
-    kwargs = models.parse_kwargs(spec.teacher_model_kwargs)
+    kwargs = parse_kwargs(spec.teacher_model_kwargs, "teacher_model_kwargs")
     return load_classifier(source, model=spec.teacher_model, model_kwargs=kwargs)
 
 

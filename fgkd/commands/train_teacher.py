@@ -6,12 +6,11 @@ import functools
 from typing import Any
 
 from fgkd import config, device, rng
-from fgkd.commands import banner, image_stores
+from fgkd.commands import banner, estimates, image_stores
 from fgkd.commands.training import Prepared
 from fgkd.config import TrainTeacherConfig
-from fgkd.data import absolute_specs, duplicates, open_dataset, specs_of, unlabeled, with_boxes
+from fgkd.data import absolute_specs, duplicates, open_chosen, specs_of, unlabeled, with_boxes
 from fgkd.distillation.step import label_step
-from fgkd.distillation.targets import DEFAULT_VAL_FRACTION
 from fgkd.errors import MissingOption
 from fgkd.estimate.training import TrainingEstimate, shapes_only
 from fgkd.loading.schedule import Schedule
@@ -30,7 +29,7 @@ def train_teacher(*, progress: Progress = SILENT, **options: Any) -> TrainedRun 
     output="runs/teacher")` leaves RUN/model, from which a cache is captured. With `dry_run=True`
     nothing is written, and the cost is estimated. Raises: FgkdError of many types.
     """
-    return run(config.build(TrainTeacherConfig, options, "train_teacher()"), progress)
+    return run(config.of_call(TrainTeacherConfig, options, "train_teacher()"), progress)
 
 
 def run(options: TrainTeacherConfig, progress: Progress = SILENT) -> TrainedRun | TrainingEstimate:
@@ -39,9 +38,8 @@ def run(options: TrainTeacherConfig, progress: Progress = SILENT) -> TrainedRun 
     spec, optim, model_spec, data = options.run, options.optim, options.model, options.data
     require_options(options)
     hardware, device_line = device.set_up(spec.device, spec.deterministic)
-    fraction = DEFAULT_VAL_FRACTION if data.val_fraction is None else data.val_fraction
     unlabeled.refuse(data.data)
-    dataset = open_dataset(specs_of(data), fraction)
+    dataset = open_chosen(data, specs_of(data))
     recipe = recipes.resolve(options.view, None, dataset.chiral)
     if recipe.bbox_crop:
         dataset = with_boxes(dataset)
@@ -97,7 +95,7 @@ def run(options: TrainTeacherConfig, progress: Progress = SILENT) -> TrainedRun 
         device_line=device_line,
         dataset=dataset,
         specs=absolute_specs(specs_of(data)),
-        val_fraction=fraction,
+        val_fraction=dataset.val_fraction,
         build=build,
         model=model,
         loader=loader,
@@ -117,3 +115,4 @@ def require_options(options: TrainTeacherConfig) -> None:
     if not options.model.model:
         raise MissingOption("model is required", option="model", suggestion=example)
     trackers.names_of(options.run)
+    estimates.check_json(options.run)

@@ -9,6 +9,8 @@ from fgkd.config.commands import (
     TrainStudentConfig,
     TrainTeacherConfig,
 )
+from fgkd.config.effects import of_call, refuse_unused
+from fgkd.config.kwargs import parse_kwargs
 from fgkd.config.schema import build, check, diff, leaves, replaced, to_dict
 from fgkd.config.specs import (
     ArchitectureSpec,
@@ -51,6 +53,9 @@ __all__ = [
     "check",
     "diff",
     "leaves",
+    "of_call",
+    "parse_kwargs",
+    "refuse_unused",
     "replaced",
     "to_dict",
 ]

@@ -173,6 +173,9 @@ class OptimSpec:
         1, "Micro-batches per step: the same gradient in less memory.", low=1
     )
     opt: str = option("adamw", "timm optimizer name.")
+    opt_kwargs: tuple[str, ...] = option(
+        (), "K=V,K=V passed to the optimizer, as 'betas=(0.9,0.95)', repeatable."
+    )
     momentum: float = option(0.9, "Momentum of optimizers that have one.", low=0.0, high=1.0)
     lr: float | None = option(
         None, "Peak learning rate. Default: 1e-3, or 1e-4 from given weights.", above=0.0

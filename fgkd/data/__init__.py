@@ -32,11 +32,14 @@ from fgkd.files import is_url
 
 __all__ = [
     "DATASETS",
+    "DEFAULT_VAL_FRACTION",
+    "OPTIONS",
     "Dataset",
     "Keys",
     "Samples",
     "absolute_specs",
     "moved",
+    "open_chosen",
     "open_dataset",
     "specs_of",
     "split_validation",
@@ -61,10 +64,11 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
     "food101": torchvision_sets.FOOD101.load,
     "icons": icons.load,
 }
+DEFAULT_VAL_FRACTION = 0.1
 WITH_OPTIONS = ("csv", "hf", "webdataset")  # loaders that look themselves for what is at the path
 
 
-def open_dataset(specs: str | Sequence[str], val_fraction: float = 0.1) -> Dataset:
+def open_dataset(specs: str | Sequence[str], val_fraction: float = DEFAULT_VAL_FRACTION) -> Dataset:
     """The dataset of a spec `NAME:PATH`; of several, their union in the order given.
 
     NAME is one of `DATASETS`; `folder` reads train/<class>/*.jpg and so on. A spec may end in
@@ -93,12 +97,30 @@ def open_dataset(specs: str | Sequence[str], val_fraction: float = 0.1) -> Datas
         if path := one.options.get("val_list"):
             keys = {line for line in read_text(Path(path).expanduser()) if line}
             members[i] = split_listed(members[i], keys)
+    has_val = all("val" in member.splits for member in members if member.classes)
     members = [split_validation(member, val_fraction) for member in members]
     found = members[0] if len(members) == 1 else union(members)
     if len(found.classes) == 1:
         message = f"{found.name} has one class, {found.classes[0]}, and nothing to tell it from"
         raise OptionError(message, option="data", value=given[0], suggestion=("folder:PATH",))
-    return replace(found, specs=tuple(absolute_specs(given)), val_fraction=val_fraction)
+    specs = tuple(absolute_specs(given))
+    return replace(found, specs=specs, val_fraction=val_fraction, has_val=has_val)
+
+
+def open_chosen(
+    spec: DataSpec, specs: Sequence[str], recorded: float = DEFAULT_VAL_FRACTION
+) -> Dataset:
+    """The dataset of some specs, with the `val_fraction` of the options, else the recorded one.
+
+    Raises: as `open_dataset`; UnusedOption for a `val_fraction` where every dataset has a val
+    split.
+    """
+    given = spec.val_fraction
+    found = open_dataset(specs, recorded if given is None else given)
+    if given is not None and found.has_val:
+        message = "val_fraction has no effect: the data has a val split"
+        raise UnusedOption(message, option="val_fraction", value=given)
+    return found
 
 
 def specs_of(spec: DataSpec) -> tuple[str, ...]:

@@ -119,6 +119,7 @@ class Dataset:
     chiral: left and right are classes, so no view may flip. notes: lines for the banner and report.
     specs: where it was opened from, with absolute paths; () for one that was made otherwise.
     val_fraction: the share of training images that became the val split of a member without one.
+    has_val: every member had a val split.
     """
 
     name: str
@@ -129,6 +130,7 @@ class Dataset:
     notes: list[str] = field(default_factory=list)
     specs: tuple[str, ...] = ()
     val_fraction: float = 0.0
+    has_val: bool = False
 
     def __str__(self) -> str:
         """`icons: 85 classes; 5,114 train, 715 val, 1,433 test images`."""

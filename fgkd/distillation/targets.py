@@ -12,12 +12,21 @@ import torch
 from fgkd import files, losses, models
 from fgkd.cache.reader import Reader
 from fgkd.cache.remote import open_cache
-from fgkd.config import DataSpec, LossSpec, SourceSpec, TargetSpec, ViewSpec, args_file
+from fgkd.config import (
+    DataSpec,
+    LossSpec,
+    SourceSpec,
+    TargetSpec,
+    ViewSpec,
+    args_file,
+    parse_kwargs,
+)
 from fgkd.data import (
+    DEFAULT_VAL_FRACTION,
     Dataset,
     absolute_specs,
     moved,
-    open_dataset,
+    open_chosen,
     specs_of,
     unlabeled,
     with_boxes,
@@ -29,12 +38,10 @@ from fgkd.loading.cached_data import cached_data
 from fgkd.models.class_names import fit_classes
 from fgkd.models.loading import absolute, load_classifier
 from fgkd.training import run_folder
-from fgkd.training.run_folder import Parents
+from fgkd.training.run_folder import Parents, RunFacts
 from fgkd.views import recipes
 from fgkd.views.clean import clean_renderer
 from fgkd.views.view_set import ViewSet
-
-DEFAULT_VAL_FRACTION = 0.1
 
 
 def reads_by_shard(spec: TargetSpec) -> bool:
@@ -122,7 +129,7 @@ class _Opener:
         if not self.data.data:
             raise MissingOption("data is required", option="data", suggestion="icons")
         unlabeled.refuse(self.data.data)
-        return self._from_data(specs_of(self.data), self.data.val_fraction, None, "labels")
+        return self._from_data(specs_of(self.data), "labels")
 
     def _planned(self, folder: str) -> TargetSource:
         """For an estimate before the cache is written: the data it will be of."""
@@ -130,7 +137,7 @@ class _Opener:
             message = f"no cache at {folder}, and no data to make an estimate from"
             raise MissingOption(message, option="data", suggestion="NAME:PATH")
         text = f"cache {folder}, which is not there yet"
-        return self._from_data(specs_of(self.data), self.data.val_fraction, None, text)
+        return self._from_data(specs_of(self.data), text)
 
     def _from_cache(self, folder: str) -> TargetSource:
         given = recipes.given_options(self.view)
@@ -226,16 +233,12 @@ class _Opener:
             )
         name, spec = given[0], self.source
         is_run = (Path(name) / "run.json").is_file()
-        kwargs = models.parse_kwargs(spec.teacher_model_kwargs)
+        kwargs = parse_kwargs(spec.teacher_model_kwargs, "teacher_model_kwargs")
         loaded = load_classifier(name, model=spec.teacher_model, model_kwargs=kwargs)
         run = run_folder.read(Path(name)) if is_run else None
-        fraction = self.data.val_fraction
-        if fraction is None and run:
-            fraction = run.val_fraction
         specs = moved(specs_of(self.data), run.data if run else ())
-        recipe = run.views.recipe if run else None
         text = f"live teacher {name}, {self.targets.dtype}"
-        source = self._from_data(specs, fraction, recipe, text)
+        source = self._from_data(specs, text, run)
         teacher, fit = fit_classes(loaded, source.dataset.classes, spec.class_map, name=name)
         options = args_file.load_yaml(Path(name) / "args.yaml") if is_run else None
         args_sha256 = files.fingerprint(options or {"weights": teacher.weights_sha256})
@@ -250,20 +253,21 @@ class _Opener:
     def _from_data(
         self,
         data: Sequence[str],
-        val_fraction: float | None,
-        own_recipe: recipes.ViewRecipe | None,
         text: str,
+        taught: RunFacts | None = None,
     ) -> TargetSource:
+        """Of labels, or of a live teacher. taught: the run that trained it, if there is one."""
         specs = absolute_specs(data)
-        fraction = DEFAULT_VAL_FRACTION if val_fraction is None else val_fraction
-        dataset = open_dataset(specs, fraction)
-        recipe = recipes.resolve(self.view, own_recipe, dataset.chiral)
+        recorded = taught.val_fraction if taught else DEFAULT_VAL_FRACTION
+        dataset = open_chosen(self.data, specs, recorded)
+        own = taught.views.recipe if taught else None
+        recipe = recipes.resolve(self.view, own, dataset.chiral)
         if recipe.bbox_crop:
             dataset = with_boxes(dataset)
         return TargetSource(
             dataset=dataset,
             specs=specs,
-            val_fraction=fraction,
+            val_fraction=dataset.val_fraction,
             recipe=recipe,
             view_seed=self.targets.view_seed or 0,
             num_views=self.targets.views or self.epochs,

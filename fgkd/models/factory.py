@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from typing import Any
 
 import torch
@@ -12,31 +11,6 @@ from fgkd.download import from_hub, http_status
 from fgkd.errors import HubError, ModelError, OptionError, UnknownName, near
 from fgkd.models import backbone, weights
 from fgkd.models.classifier import Classifier
-
-
-def parse_kwargs(texts: tuple[str, ...]) -> dict[str, Any]:
-    """`("patch_size=2,depths=[1,1,2,1]",) -> {...}`: Python literals; a bare word is a string.
-
-    Raises: OptionError for a text that is not K=V,K=V.
-    """
-    out: dict[str, Any] = {}
-    for text in texts:
-        try:
-            call = ast.parse(f"f({text})", mode="eval").body
-            if not isinstance(call, ast.Call) or call.args:
-                raise ValueError
-            for word in call.keywords:
-                if word.arg is None:  # **x
-                    raise ValueError
-                value = word.value
-                out[word.arg] = value.id if isinstance(value, ast.Name) else ast.literal_eval(value)
-        except (SyntaxError, ValueError):
-            message = f"model_kwargs {text!r} is not K=V,K=V with Python literals"
-            example = ("patch_size=2,depths=[1,1,2,1]",)
-            raise OptionError(
-                message, option="model_kwargs", value=text, suggestion=example
-            ) from None
-    return out
 
 
 def create(

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatch
 from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
 
-from fgkd.errors import OptionError, UnknownName, near
+from fgkd.errors import OptionError, UnknownName, UnusedOption, near
 
 LAYER_DECAY_STYLES = ("timm", "convnext12")
 CLIP_MODES = ("norm", "value")
 # One kernel for all parameters on a GPU. Not sgd: of a first step that is skipped, torch 2.14 keeps
 # momentum that was never written.
 FUSED = ("adam", "adamw")
+MOMENTUM = 0.9  # timm's default
 
 
 def _convnext_layers(names: list[str]) -> dict[str, int]:
@@ -110,17 +112,16 @@ def create_optimizer(
     name: str,
     groups: list[ParamGroup],
     lr: float,
-    momentum: float,
-    betas: Sequence[float] | None = None,
-    eps: float | None = None,
+    momentum: float = MOMENTUM,
+    kwargs: Mapping[str, Any] | None = None,
 ) -> torch.optim.Optimizer:
     """timm's optimizer `name` (or `lookahead_<name>`) over `groups` of `param_groups`.
 
     timm takes groups as they are, weight decay included; each starts at `lr` times its `lr_scale`.
-    `momentum`, `betas` and `eps` reach only the optimizers that have them.
+    kwargs: of the optimizer's own, such as betas and eps.
 
-    Raises: UnknownName for a name that timm does not know, OptionError for an optimizer that it
-    cannot build here.
+    Raises: UnknownName for a name that timm does not know; OptionError for an optimizer that it
+    cannot build here, or kwargs that it does not take; UnusedOption for a momentum that it ignores.
     """
     from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 
@@ -129,14 +130,24 @@ def create_optimizer(
     if name.lower().removeprefix("lookahead_") not in known:
         message = f"timm has no first-order optimizer {name!r}{near(name, known)}"
         raise UnknownName(message, option="opt", value=name, suggestion="adamw", known=known)
-    chosen = {"betas": betas and tuple(betas), "eps": eps, "fused": None}
+    info, given = get_optimizer_info(name.lower().removeprefix("lookahead_")), dict(kwargs or {})
+    if momentum != MOMENTUM and not info.has_momentum:
+        message = f"momentum has no effect on the optimizer {name!r}"
+        raise UnusedOption(message, option="momentum", value=momentum)
+    own = {"betas": info.has_betas, "eps": info.has_eps}  # timm drops them from others
+    options = set(inspect.signature(create_optimizer_v2).parameters) - {"kwargs", "foreach"}
+    for key in given:
+        if key in options or not own.get(key, True):
+            message = f"{key} is not among the kwargs of the optimizer {name!r}"
+            raise OptionError(message, option="opt_kwargs", value=key)
     if _is_on_gpu(groups) and name.lower() in FUSED:
-        chosen["fused"] = True
-    given = {key: value for key, value in chosen.items() if value is not None}
+        given.setdefault("fused", True)
     try:
         optimizer = create_optimizer_v2(groups, opt=name, lr=lr, momentum=momentum, **given)
     except (AssertionError, ImportError, TypeError, ValueError) as error:
         message = f"timm cannot build the optimizer {name!r}: {error}"
+        if kwargs:
+            raise OptionError(message, option="opt_kwargs", value=dict(kwargs)) from error
         raise OptionError(message, option="opt", value=name, suggestion="adamw") from error
     set_lr(optimizer, lr)
     return optimizer

@@ -41,7 +41,7 @@ def build_model(
     model, notes = models.create(
         spec.model,
         class_names=list(classes),
-        kwargs=models.parse_kwargs(spec.model_kwargs),
+        kwargs=config.parse_kwargs(spec.model_kwargs, "model_kwargs"),
         img_size=img_size,
         crop_pct=spec.crop_pct,
         pretrained=spec.pretrained and load_weights,
@@ -162,7 +162,13 @@ def make_optimizer(spec: OptimSpec, lr: float, model: models.Classifier) -> torc
         layer_decay=spec.layer_decay,
         layer_decay_style=spec.layer_decay_style,
     )
-    return optim.create_optimizer(name=spec.opt, groups=groups, lr=lr, momentum=spec.momentum)
+    return optim.create_optimizer(
+        name=spec.opt,
+        groups=groups,
+        lr=lr,
+        momentum=spec.momentum,
+        kwargs=config.parse_kwargs(spec.opt_kwargs, "opt_kwargs"),
+    )
 
 
 def make_state(

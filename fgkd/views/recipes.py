@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from fgkd.config import ViewSpec
-from fgkd.errors import OptionError, RecipeError, UnknownName, near
+from fgkd.errors import OptionError, RecipeError, UnknownName, UnusedOption, near
 from fgkd.views.augmentations import Colour
 
 Interpolation = Literal["bilinear", "bicubic", "random"]
@@ -32,6 +32,13 @@ _RANGES = {
     "cutmix": (0, 100),
     "fill": (0, 255),
 }  # the others: 0 to 1
+_SWITCHES = {  # options that have no effect where these are 0
+    "rand_aug_magnitude": ("rand_aug_ops",),
+    "rand_aug_std": ("rand_aug_ops",),
+    "erasing_mode": ("erasing",),
+    "mix_prob": ("mixup", "cutmix"),  # both
+    "switch_prob": ("mixup", "cutmix"),  # one of them
+}
 
 
 @dataclass(frozen=True)
@@ -143,11 +150,28 @@ def resolve(spec: ViewSpec, own: ViewRecipe | None, chiral: bool) -> ViewRecipe:
     """The recipe of a spec: its preset, else `own`, else light; single options override it.
 
     own: the recipe of the teacher or cache. chiral: left and right are classes, so never flip.
+    Raises: as `recipe_from`; UnusedOption for an option that has no effect in the recipe.
     """
     overrides = {name: getattr(spec, name) for name in given_options(spec) if name != "aug_recipe"}
     if spec.aug_recipe or own is None:
-        return recipe_from(spec.aug_recipe or "light", overrides, chiral)
-    return _replace(own, overrides | ({"hflip": 0.0} if chiral else {}))
+        found = recipe_from(spec.aug_recipe or "light", overrides, chiral)
+    else:
+        found = _replace(own, overrides | ({"hflip": 0.0} if chiral else {}))
+    _refuse_unused(spec, found)
+    return found
+
+
+def _refuse_unused(spec: ViewSpec, recipe: ViewRecipe) -> None:
+    for name, switches in _SWITCHES.items():
+        off = [one for one in switches if not getattr(recipe, one)]
+        is_used = not off or (name == "mix_prob" and len(off) < len(switches))
+        is_turned_off = any(getattr(spec, one) is not None for one in off)  # maybe over a file's
+        if getattr(spec, name) is not None and not is_used and not is_turned_off:
+            what = f"{name} has no effect without {' and '.join(off)}"
+            raise UnusedOption(what, option=name, value=getattr(spec, name))
+    if spec.hflip and not recipe.hflip:
+        what = "hflip has no effect: left and right are classes of this dataset"
+        raise UnusedOption(what, option="hflip", value=spec.hflip)
 
 
 def _replace(recipe: ViewRecipe, values: Mapping[str, Any]) -> ViewRecipe:

@@ -173,7 +173,7 @@ def test_a_signal_to_the_whole_group_is_handled_by_one_process(
 
 def test_ctrl_c_before_the_first_step(command: tuple[object, ...], fails: Fails) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fgkd.commands.train_teacher.open_dataset", _interrupted)
+        patch.setattr("fgkd.commands.train_teacher.open_chosen", _interrupted)
         assert exit_code(*command) == 130
     assert exit_code(*command, "--resume", "--epochs", 1) == 0
 

@@ -12,7 +12,7 @@ from helpers.errors import expected
 from helpers.failures import Fails
 from helpers.runs import fgkd
 
-from fgkd import files
+from fgkd import config, files
 from fgkd.commands import evaluate
 from fgkd.config import EvaluateConfig, args_file
 from fgkd.data import DATASETS, open_dataset, with_boxes
@@ -20,10 +20,12 @@ from fgkd.data.decoding import decode_rgb
 from fgkd.errors import (
     DatasetError,
     MissingFile,
+    MissingOption,
     OptionError,
     OutputExists,
     UnreadableFile,
     UnreadableImage,
+    UnusedOption,
     WriteError,
     WrongKind,
     quoted,
@@ -49,6 +51,7 @@ def test_a_hint_quotes_its_path(tmp_path: Path) -> None:
 
 BASELINE = ("train-student", "--model", "m", "--distillation", "none", "--data", "icons")
 FROM_CACHE = ("train-student", "--model", "m", "--cache", "c")
+TEACHER = ("train-teacher", "--model", "test_convnext", "--data", "icons", "--output", "no")
 ODD = "d's data"  # a folder that plain quotes do not make one word of
 
 
@@ -88,64 +91,76 @@ def test_hints_on_files_of_data_quote_them(tmp_path: Path) -> None:
         (("evaluate",), "RUN is required", "Try: fgkd evaluate runs/student"),
         (("inspect",), "CACHE is required", "Try: fgkd inspect runs/cache"),
         (("train-teacher",), "data is required", "Try: --data icons"),
-        (
-            ("train-teacher", "--data", "icons", "--model", "m", "--json", "x"),
-            "--json",
-            "--dry-run",
-        ),
-        (("train-student", "--model", "m", "--json", "x"), "--json has no effect", "--dry-run"),
-        (("cache-logits", "--json", "x"), "--json has no effect", "--dry-run"),
-        ((*BASELINE, "--kd-loss", "kl"), "--kd-loss has no effect", "leave --kd-loss out"),
-        ((*BASELINE, "--temperature", 1), "--temperature has no effect", "leave --temperature out"),
-        (
-            (*BASELINE, "--distill-loss-weight", 2),
-            "--distill-loss-weight has no",
-            "leave --distill-loss-weight out",
-        ),
-        (
-            (*BASELINE, "--logit-standardization"),
-            "--logit-standardization has no",
-            "leave --logit-standardization out",
-        ),
-        (
-            (*BASELINE, "--dtype", "float64"),
-            "--dtype has no effect without a live",
-            "leave --dtype out",
-        ),
-        (
-            (*FROM_CACHE, "--dtype", "float32"),
-            "--dtype has no effect without a live",
-            "leave --dtype out",
-        ),
-        (
-            (*FROM_CACHE, "--shard-size", 9),
-            "--shard-size has no effect with --cache",
-            "leave --shard-size out",
-        ),
-        ((*FROM_CACHE, "--shard-buffer", 9), "--shard-buffer has no effect", "--order shard"),
-        (("inspect", "c", "--teacher", "t"), "teacher has no effect", "verify as well"),
-        (("inspect", "c", "--samples", 3), "samples has no effect", "leave --samples out"),
-        (("inspect", "c", "--device", "cpu"), "device has no effect", "leave --device out"),
-        (("inspect", "c", "--seed", 3), "seed has no effect", "leave --seed out"),
-        (("inspect", "c", "--data", "icons"), "data has no effect", "leave --data out"),
-        (
-            ("inspect", "c", "--verify", "--teacher-model", "resnet18"),
-            "teacher_model has no effect",
-            "leave --teacher-model out",
-        ),
-        (
-            ("inspect", "c", "--verify", "--teacher-model-kwargs", "a=1"),
-            "teacher_model_kwargs has no effect",
-            "leave --teacher-model-kwargs out",
-        ),
     ],
 )
-def test_an_option_without_effect_is_refused(
+def test_what_is_required_is_asked_for(
     fails: Fails, command: tuple[object, ...], what: str, hint: str
 ) -> None:
     said = fails(*command)
     assert what in said
     assert hint in said
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "way"),
+    [
+        ((*TEACHER, "--json", "x"), "json", "--dry-run"),
+        ((*FROM_CACHE, "--json", "x"), "json", "--dry-run"),
+        (("cache-logits", "--json", "x"), "json", "--dry-run"),
+        ((*BASELINE, "--kd-loss", "kl"), "kd_loss", None),
+        ((*FROM_CACHE, "--dtype", "float32"), "dtype", None),
+        ((*FROM_CACHE, "--shard-size", 9), "shard_size", None),
+        ((*FROM_CACHE, "--shard-buffer", 9), "shard_buffer", "--order shard"),
+        ((*TEACHER, "--amp-dtype", "float16"), "amp_dtype", "--amp"),
+        ((*TEACHER, "--decay-rate", 0.5), "decay_rate", "--sched step"),
+        (("cache-logits", "--teacher", "t", "--top-k", 3), "top_k", "--encoding topk8"),
+        ((*TEACHER, "--momentum", 0.5), "momentum", None),
+        ((*TEACHER, "--val-fraction", 0.2), "val_fraction", None),
+        ((*BASELINE, "--val-fraction", 0.2), "val_fraction", None),
+        (
+            ("cache-logits", "--data", "icons", "--dry-run", "--val-fraction", 0.2),
+            "val_fraction",
+            None,
+        ),
+        ((*TEACHER, "--rand-aug-magnitude", 5), "rand_aug_magnitude", None),
+        ((*TEACHER, "--rand-aug-std", 1), "rand_aug_std", None),
+        ((*TEACHER, "--erasing-mode", "const"), "erasing_mode", None),
+        ((*TEACHER, "--mix-prob", 0.5), "mix_prob", None),
+        ((*TEACHER, "--mixup", 0.2, "--switch-prob", 0.5), "switch_prob", None),
+        ((*TEACHER, "--hflip", 0.5), "hflip", None),
+        (("inspect", "c", "--teacher", "t"), "teacher", "verify as well"),
+        (("inspect", "c", "--samples", 3), "samples", None),
+        (("inspect", "c", "--device", "cpu"), "device", None),
+        (("inspect", "c", "--seed", 3), "seed", None),
+        (("inspect", "c", "--data", "icons"), "data", None),
+        (("inspect", "c", "--verify", "--teacher-model", "resnet18"), "teacher_model", None),
+        (
+            ("inspect", "c", "--verify", "--teacher-model-kwargs", "a=1"),
+            "teacher_model_kwargs",
+            None,
+        ),
+    ],
+)
+def test_an_option_without_effect_is_refused(
+    fails: Fails, command: tuple[object, ...], option: str, way: str | None
+) -> None:
+    said = fails(*command)
+    assert isinstance(said.error, UnusedOption)
+    assert said.error.option == option
+    assert f"Try: leave --{option.replace('_', '-')} out" in said
+    assert way is None or f", or {way}" in said
+
+
+@pytest.mark.parametrize("option", ["amp_dtype", "decay_rate"])
+def test_an_option_typed_at_its_default_is_refused_and_one_of_a_file_is_not(
+    fails: Fails, tmp_path: Path, option: str
+) -> None:
+    value = config.leaves(config.TrainTeacherConfig)[option].field.default
+    (tmp_path / "a.yaml").write_text(f"{option}: {value}\n")
+    flag = "--" + option.replace("_", "-")
+    assert isinstance(fails(*TEACHER, flag, value).error, UnusedOption)
+    said = fails("train-teacher", "-c", tmp_path / "a.yaml", "--data", "icons")
+    assert isinstance(said.error, MissingOption)  # of the model
 
 
 def test_options_of_a_file_may_be_those_of_another_run(fails: Fails, tmp_path: Path) -> None:

@@ -366,6 +366,33 @@ def test_names_in_a_file_may_have_dashes_and_an_empty_file_is_empty(tmp_path: Pa
     assert args_file.load_yaml(tmp_path / "b.yaml") == {}
 
 
+# ---- kwargs --------------------------------------------------------------------------------
+
+
+def test_parse_kwargs() -> None:
+    assert config.parse_kwargs((), "model_kwargs") == {}
+    texts = ("patch_size=2,depths=[1,1]", "act_layer=gelu,scale=(1.5, 'a')")
+    parsed = config.parse_kwargs(texts, "model_kwargs")
+    assert parsed == {
+        "patch_size": 2,
+        "depths": [1, 1],
+        "act_layer": "gelu",
+        "scale": (1.5, "a"),
+    }
+
+
+@pytest.mark.parametrize(
+    "text", ["depth", "depth=", "a=1;b=2", "a=f(1)", "a=1,3", "a=1)+(2", "**x"]
+)
+def test_parse_kwargs_refuses(text: str) -> None:
+    for option in ("model_kwargs", "teacher_model_kwargs", "opt_kwargs"):
+        with pytest.raises(OptionError) as caught:
+            config.parse_kwargs((text,), option)
+        assert (caught.value.option, caught.value.value) == (option, text)
+        (example,) = caught.value.suggestion
+        assert config.parse_kwargs((example,), option)
+
+
 # ---- paths ---------------------------------------------------------------------------------
 
 PLACES = {name: leaf.field.metadata["place"] for name, (_, leaf) in FIELDS.items()}

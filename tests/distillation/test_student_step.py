@@ -54,6 +54,27 @@ def test_the_loss_is_the_two_terms_written_out(name: str, kd_loss: str, standard
     assert {key: value.item() for key, value in found.items()} == pytest.approx(want, rel=1e-4)
 
 
+@pytest.mark.parametrize("how", ["soft", "hard"])
+def test_the_weights_that_make_it_deits_loss(how: str) -> None:
+    """As stages/README.md has them. (1 - A) CE + A x the teacher's term: facebookresearch/deit."""
+    alpha, tau, num_classes = 0.3, 2.0, len(CLASSES)
+    batch = dataclasses.replace(make_batches()[0], teacher_BK=TEACHER_BK)
+    model = build(DEIT, uses_dist=True).eval()
+    out = model(batch.image_u8_BHW3)
+    base = F.cross_entropy(out.head_BK, batch.labels_B, label_smoothing=0.1)
+    if how == "soft":
+        sides = [F.log_softmax(x / tau, 1) for x in (out.dist_BK, TEACHER_BK)]
+        total = F.kl_div(*sides, reduction="sum", log_target=True)
+        term, spec = total * tau**2 / TEACHER_BK.numel(), LossSpec(kd_loss="kl", temperature=tau)
+        weight = alpha / num_classes
+    else:
+        term, spec = F.cross_entropy(out.dist_BK, TEACHER_BK.argmax(1)), LossSpec(kd_loss="hard")
+        weight = alpha
+    spec = dataclasses.replace(spec, task_loss_weight=1 - alpha, distill_loss_weight=weight)
+    ours = student_step(spec)(model, batch)["loss"]
+    torch.testing.assert_close(ours, (1 - alpha) * base + alpha * term)
+
+
 @pytest.mark.parametrize("weights", [(1.0, 0.0), (0.0, 1.0)])
 def test_each_head_gets_a_gradient_only_from_its_own_term(weights: tuple[float, float]) -> None:
     batch = dataclasses.replace(make_batches()[0], teacher_BK=TEACHER_BK)

@@ -13,17 +13,18 @@ from helpers.runs import fgkd, tree
 
 from fgkd.config.specs import ENCODING_NAMES, FORMAT_NAMES
 
+TOPK = ("--top-k", 3, "--temperatures", "1,2")
+
 
 def capture(cache: Path, output: Path, *more: object) -> tuple[object, ...]:
-    """The capture of a cache into another folder, its topk of 3 of the 8 classes."""
-    topk = ("--top-k", 3, "--temperatures", "1,2")
-    return ("cache-logits", "-c", cache / "args.yaml", "--output", output, *topk, *more)
+    """The capture of a cache into another folder."""
+    return ("cache-logits", "-c", cache / "args.yaml", "--output", output, *more)
 
 
 def plan(tmp_path: Path, *command: object) -> dict[str, Any]:
-    """The report of a dry run."""
+    """The report of a dry run, which tells of all encodings; topk of 3 of the 8 classes."""
     path = tmp_path / "plan.json"
-    fgkd(*command, "--dry-run", "--json", path)
+    fgkd(*command, *TOPK, "--dry-run", "--json", path)
     report: dict[str, Any] = json.loads(path.read_text())
     return report
 
@@ -44,7 +45,8 @@ def test_bytes_of_every_encoding(
     assert not output.exists()
     assert list(report["encodings"]) == list(ENCODING_NAMES)
     for encoding in ENCODING_NAMES:
-        fgkd(*command, "--encoding", encoding, "--overwrite")
+        topk = TOPK if encoding.startswith("topk") else ()
+        fgkd(*command, "--encoding", encoding, *topk, "--overwrite")
         assert report["encodings"][encoding]["bytes"] == pytest.approx(
             shard_bytes(output), rel=0.02
         )

@@ -9,7 +9,7 @@ from helpers.models import CLASSES, DEIT, TINY_VIT, build, images
 from torchvision.transforms.v2 import functional as tv
 
 from fgkd import models
-from fgkd.errors import FgkdError, OptionError, UnknownName
+from fgkd.errors import FgkdError, UnknownName
 
 # ---- stochastic depth ----------------------------------------------------------------------
 
@@ -91,26 +91,6 @@ def test_answer_is_the_mean_of_the_trained_heads() -> None:
 
 
 # ---- options -------------------------------------------------------------------------------
-
-
-def test_parse_kwargs() -> None:
-    assert models.parse_kwargs(()) == {}
-    parsed = models.parse_kwargs(("patch_size=2,depths=[1,1]", "act_layer=gelu,scale=(1.5, 'a')"))
-    assert parsed == {
-        "patch_size": 2,
-        "depths": [1, 1],
-        "act_layer": "gelu",
-        "scale": (1.5, "a"),
-    }
-
-
-@pytest.mark.parametrize(
-    "text", ["depth", "depth=", "a=1;b=2", "a=f(1)", "a=1,3", "a=1)+(2", "**x"]
-)
-def test_parse_kwargs_refuses(text: str) -> None:
-    with pytest.raises(OptionError) as caught:
-        models.parse_kwargs((text,))
-    assert repr(text) in caught.value.message
 
 
 def test_unknown_model_names_near_ones() -> None:

@@ -21,7 +21,7 @@ from timm.optim import (
 from timm.scheduler import CosineLRScheduler, PolyLRScheduler, StepLRScheduler
 from torch import nn
 
-from fgkd.errors import FgkdError, OptionError, UnknownName
+from fgkd.errors import FgkdError, OptionError, UnknownName, UnusedOption
 from fgkd.training import optim, schedules
 
 torch.set_num_threads(1)
@@ -228,13 +228,12 @@ def test_adamw_equals_torch_with_betas_eps_and_scaled_rates() -> None:
     ours, theirs = tiny(), tiny()
     groups = optim.param_groups(model=ours, weight_decay=0.1)
     groups[0]["lr_scale"] = 0.5
-    common: dict[str, Any] = {"lr": 1e-2, "eps": 1e-6}
-    chosen: dict[str, Any] = {"name": "adamw", "momentum": 0.9, "betas": [0.8, 0.9]}
-    mine = optim.create_optimizer(groups=groups, **common, **chosen)
+    kwargs: dict[str, Any] = {"eps": 1e-6, "betas": (0.8, 0.9)}
+    mine = optim.create_optimizer(name="adamw", groups=groups, lr=1e-2, kwargs=kwargs)
     weights, biases = [theirs[0].weight, theirs[2].weight], [theirs[0].bias, theirs[2].bias]
     decayed = {"params": weights, "weight_decay": 0.1, "lr": 5e-3}
     spared = {"params": biases, "weight_decay": 0.0}
-    reference = torch.optim.AdamW([decayed, spared], betas=(0.8, 0.9), **common)
+    reference = torch.optim.AdamW([decayed, spared], lr=1e-2, **kwargs)
     for a, b in zip(steps(ours, mine), steps(theirs, reference), strict=True):
         assert torch.equal(a, b)
 
@@ -267,7 +266,34 @@ def test_unknown_optimizer_is_refused(name: str) -> None:
 def test_an_optimizer_that_cannot_be_built_is_refused() -> None:
     groups = optim.param_groups(model=tiny(), weight_decay=0.0)
     with expected(OptionError, option="opt", value="adamw"):
-        optim.create_optimizer(name="adamw", groups=groups, lr=1.0, momentum=0.9, betas=[2.0, 0.9])
+        optim.create_optimizer(name="adamw", groups=groups, lr=-1.0)
+    for kwargs in ({"betas": (2.0, 0.9)}, {"beta": 0.9}, {"eps": "x"}):
+        with expected(OptionError, option="opt_kwargs", value=kwargs):
+            optim.create_optimizer(name="adamw", groups=groups, lr=1.0, kwargs=kwargs)
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        *(("sgd", "betas"), ("sgd", "eps"), ("sgd", "layer_decay"), ("lookahead_lion", "eps")),
+        *(("adamw", "weight_decay"), ("adamw", "lr"), ("adamw", "momentum")),
+    ],
+)
+def test_kwargs_that_timm_would_drop_or_take_for_its_own_are_refused(name: str, key: str) -> None:
+    groups = optim.param_groups(model=tiny(), weight_decay=0.0)
+    with expected(OptionError, option="opt_kwargs", value=key):
+        optim.create_optimizer(name=name, groups=groups, lr=1.0, kwargs={key: 0.5})
+
+
+@pytest.mark.parametrize(("name", "has_momentum"), [("sgd", True), ("adamw", False)])
+def test_a_momentum_reaches_the_optimizer_or_is_refused(name: str, has_momentum: bool) -> None:
+    groups = optim.param_groups(model=tiny(), weight_decay=0.0)
+    if not has_momentum:
+        with expected(UnusedOption, option="momentum", value=0.5):
+            optim.create_optimizer(name=name, groups=groups, lr=1.0, momentum=0.5)
+        return
+    made = optim.create_optimizer(name=name, groups=groups, lr=1.0, momentum=0.5)
+    assert {group["momentum"] for group in made.param_groups} == {0.5}
 
 
 @pytest.mark.parametrize("value", [None, 0, 0.3, 1e9])

@@ -1,0 +1,29 @@
+"""The file that `json` names, of the estimate of a dry run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+from fgkd import distributed, files
+from fgkd.config import CaptureSpec, RunSpec
+from fgkd.errors import UnusedOption
+from fgkd.estimate.capture import CaptureEstimate
+from fgkd.estimate.training import TrainingEstimate
+
+E = TypeVar("E", TrainingEstimate, CaptureEstimate)
+
+
+def check_json(spec: RunSpec | CaptureSpec) -> None:
+    """Refuse a file that could not be written, or would not be: there is one of dry runs alone."""
+    if spec.json and not spec.dry_run:
+        message, needs = "json has no effect without dry_run", ("dry_run", True)
+        raise UnusedOption(message, option="json", value=spec.json, needs=needs)
+    files.claim_option(spec.json, "json")
+
+
+def kept(found: E, spec: RunSpec | CaptureSpec) -> E:
+    """An estimate, after its file was written, if it is to have one."""
+    if spec.json and distributed.rank() == 0:
+        files.write_json(Path(spec.json), found.to_json())
+    return found
