@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from fgkd import files, models, rng
-from fgkd.config import args_file
+from fgkd.config import args_file, parse_kwargs
 from fgkd.data import open_dataset
 from fgkd.evaluation import scoring
 from fgkd.loading import train_loader
@@ -58,7 +58,7 @@ def main(**given: Any) -> None:
     student, _ = models.create(
         recipe["model"],
         class_names=dataset.classes,
-        kwargs=models.parse_kwargs((recipe["model_kwargs"],)),
+        kwargs=parse_kwargs((recipe["model_kwargs"],), "model_kwargs"),
         img_size=recipe["img_size"],
         crop_pct=recipe["crop_pct"],
         drop_path=recipe["drop_path"],

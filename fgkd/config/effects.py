@@ -132,8 +132,10 @@ def refuse_unused(options: object, given: Collection[str]) -> None:
 def of_call(cls: type[Any], given: Mapping[str, Any], where: str) -> Any:
     """The config of a function's keyword arguments.
 
-    Raises: as `build`; UnusedOption for an argument that has no effect with the others.
+    Raises: as `build`; UnusedOption for an argument that has no effect with the others, unless it
+    is the default: `function(**options)` may name them all.
     """
-    found = build(cls, given, where)
-    refuse_unused(found, given)
+    found, known = build(cls, given, where), leaves(cls)
+    changed = [name for name in given if known[name].of(found) != known[name].field.default]
+    refuse_unused(found, changed)
     return found

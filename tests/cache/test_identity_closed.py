@@ -76,7 +76,6 @@ def verify_says(capsys: pytest.CaptureFixture[str], *more: object) -> str:
         (("--cutmix", 0.2), "views.recipe.cutmix: 0.0 -> 0.2"),
         (("--img-size", 40), "views.img_size: 32 -> 40"),
         (("--format", "webdataset"), "format: hdf5 -> webdataset"),
-        (("--val-fraction", 0.2), "dataset.val_fraction: 0.1 -> 0.2"),
     ],
 )
 def test_a_changed_option(
@@ -87,6 +86,20 @@ def test_a_changed_option(
     error = fails(*again(cache, *options))
     assert f"{cache} holds a cache of another identity:\n  {said}" in error
     assert tree(cache) == before
+
+
+def test_a_changed_share_of_held_out_images(
+    tiny_data: Path, tiny_teacher: Path, tmp_path: Path, fails: Fails
+) -> None:
+    """Of data without a val split: elsewhere the option has no effect, and is refused as such."""
+    data, cache = copy_data(tiny_data, tmp_path / "data"), tmp_path / "cache"
+    shutil.rmtree(data / "val")
+    command = ("cache-logits", "--teacher", tiny_teacher, "--data", f"folder:{data}", "--views", 1)
+    fgkd(*command, "--output", cache, "--workers", 0)
+    error = fails(*command, "--output", cache, "--val-fraction", 0.2)
+    assert (
+        f"{cache} holds a cache of another identity:\n  dataset.val_fraction: 0.1 -> 0.2" in error
+    )
 
 
 # ---- the teacher -------------------------------------------------------------------------------

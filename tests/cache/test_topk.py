@@ -235,11 +235,13 @@ def test_train_student_refuses_what_a_tail_cannot_give(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("more", [("--temperature", 2), ("--kd-loss", "hard", "--temperature", 4)])
+@pytest.mark.parametrize("more", [("--temperature", 2), ("--kd-loss", "hard", "-c", "4.yaml")])
 def test_train_student_takes_the_rest(
-    topk_cache: Path, tmp_path: Path, more: tuple[object, ...]
+    topk_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[object, ...]
 ) -> None:
-    """KL on the grid; the argmax at any temperature, since it needs none."""
+    """KL on the grid; the argmax at any temperature of a file, since it needs none."""
+    monkeypatch.chdir(tmp_path)
+    Path("4.yaml").write_text("temperature: 4\n")
     run = tmp_path / "run"
     fgkd(
         *("train-student", "--cache", topk_cache, *STUDENT, "--output", run, "--workers", 0),

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torchvision
+from helpers.errors import expected
 from helpers.runs import STUDENT, TEACHER
 from torch import nn
 
 import fgkd
+from fgkd import files
 from fgkd.commands import train_teacher
 from fgkd.config import DataSpec, ModelSpec, OptimSpec, RunSpec, TrainTeacherConfig
 from fgkd.errors import (
@@ -263,9 +267,66 @@ def test_predictions_of_what_is_no_image(tiny_teacher: Path, tmp_path: Path) -> 
     assert found[1].to_json() == {"image": str(tmp_path / "gone"), "error": found[1].error}
 
 
-def test_json_is_written_by_the_functions(tiny_cache: Path, tmp_path: Path) -> None:
-    from fgkd import files
+def test_options_of_capture_have_an_effect_or_are_refused(
+    tiny_data: Path, tiny_teacher: Path, tmp_path: Path
+) -> None:
+    """A dataset's and a teacher's that it opens itself; not of those that are open."""
+    dataset, teacher = fgkd.open_dataset(f"folder:{tiny_data}"), fgkd.load_classifier(tiny_teacher)
+    common: dict[str, Any] = {"views": 1, "output": tmp_path / "out", "workers": 0}
+    for name, value in (("val_fraction", 0.2), ("test_fraction", 0.2), ("label_column", "x")):
+        with expected(UnusedOption, option=name, value=value):
+            fgkd.capture(teacher, dataset=dataset, **common, **{name: value})
+    for name, value in (("val_fraction", 0.2), ("label_column", "x")):
+        with expected(UnusedOption, option=name, value=value):
+            fgkd.capture(teacher, dataset=f"folder:{tiny_data}", **common, **{name: value})
+    for one in (teacher, tiny_teacher):
+        with expected(UnusedOption, option="teacher_model", value="resnet18"):
+            fgkd.capture(one, dataset=dataset, teacher_model="resnet18", **common)
+    with expected(UnusedOption, option="json"):
+        fgkd.capture(teacher, dataset=dataset, json=str(tmp_path / "x.json"), **common)
+    assert list(tmp_path.iterdir()) == []
 
+
+def test_capture_reads_a_file_of_weights_and_a_column(
+    tiny_data: Path, tiny_teacher: Path, tmp_path: Path
+) -> None:
+    table = tmp_path / "table.csv"
+    rows = [f"{path},{path.parent.name}" for path in sorted((tiny_data / "train").glob("*/*"))]
+    table.write_text("\n".join(["picture,bird", *rows]) + "\n")
+    found = fgkd.capture(
+        tiny_teacher / "model" / "model.safetensors",
+        dataset=f"csv:{table}",
+        teacher_model=TEACHER[1],
+        teacher_model_kwargs=[f"{TEACHER[5]},img_size=32"],
+        class_map="order",
+        image_column="picture",
+        label_column="bird",
+        views=1,
+        output=tmp_path / "cache",
+        workers=0,
+    )
+    assert found.complete
+    assert len(fgkd.open_cache(found.path).classes) == 8
+
+
+def test_json_of_a_dry_run_is_written_by_the_functions(
+    tiny_teacher: Path, tiny_cache: Path, tmp_path: Path
+) -> None:
+    kwargs = dict(zip(STUDENT[::2], STUDENT[1::2], strict=True))
+    common: dict[str, Any] = {"output": tmp_path / "o", "dry_run": True, "workers": 0}
+    student = {"model": kwargs["--model"], "model_kwargs": [kwargs["--model-kwargs"]]}
+    student |= {"cache": str(tiny_cache), "epochs": 1}
+    for number, (call, options) in enumerate(
+        [(fgkd.train_student, student), (fgkd.cache_logits, {"teacher": str(tiny_teacher)})]
+    ):
+        path = tmp_path / f"{number}.json"
+        estimate = call(**common, **options, json=path)
+        assert files.read_json(path, "estimate") == json.loads(json.dumps(estimate.to_json()))
+        with expected(UnusedOption, option="json", value=str(path)):
+            call(**common | {"dry_run": False}, **options, json=path)
+
+
+def test_json_is_written_by_the_functions(tiny_cache: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     (found,) = fgkd.inspect(tiny_cache, json=str(out))
     (written,) = files.read_json(out, "results")

@@ -53,15 +53,24 @@ def test_an_option_that_is_given_is_refused_where_it_has_no_effect(
     cls: type, option: str, others: dict[str, Any]
 ) -> None:
     """At its default, too: who gives it expects an effect. One of a file is not refused."""
-    given = {**others, option: config.leaves(cls)[option].field.default}
+    default = config.leaves(cls)[option].field.default
+    found = config.build(cls, {**others, option: default}, "here")
     with pytest.raises(UnusedOption) as error:
-        config.of_call(cls, given, "here")
-    assert (error.value.option, error.value.value) == (option, given[option])
-    assert config.build(cls, given, "a file") == config.of_call(cls, others, "here")
+        config.refuse_unused(found, [*others, option])
+    assert (error.value.option, error.value.value) == (option, default)
+    config.refuse_unused(found, others)
     if error.value.needs:
         name, value = error.value.needs
-        found = config.of_call(cls, given | {name: value}, "here")
-        assert config.leaves(cls)[name].of(found) == value
+        config.refuse_unused(config.replaced(found, **{name: value}), [*others, option, name])
+
+
+def test_a_function_may_be_given_all_options_at_their_defaults() -> None:
+    """As `train_teacher(**options)` of a configuration library does; others must have an effect."""
+    everything = config.to_dict(TrainTeacherConfig())
+    assert config.of_call(TrainTeacherConfig, everything, "here") == TrainTeacherConfig()
+    with pytest.raises(UnusedOption) as error:
+        config.of_call(TrainTeacherConfig, everything | {"amp_dtype": "float16"}, "here")
+    assert (error.value.option, error.value.needs) == ("amp_dtype", ("amp", True))
 
 
 def test_each_option_of_each_rule_is_tried() -> None:
