@@ -29,6 +29,11 @@ class Rule:
 
 
 TRAINING = (
+    Rule(
+        ("pretrained",),
+        lambda v: not (v["pretrained"] and v["initial_checkpoint"]),
+        "with initial_checkpoint, whose weights replace them",
+    ),
     Rule(("min_lr",), lambda v: v["sched"] != "constant", "on a constant rate"),
     Rule(("warmup_lr",), lambda v: v["warmup_epochs"] != 0, "without warmup"),
     Rule(
