@@ -63,6 +63,7 @@ def describe_plan(spec: OptimSpec, lr: float, schedule: Schedule, dataset: Datas
     """Epochs, steps, optimizer and learning rate on one line, and what is unusual about them."""
     layer_decay = f", layer decay {spec.layer_decay:g}" if spec.layer_decay else ""
     accum = f" in {spec.grad_accum_steps} micro-batches" if spec.grad_accum_steps > 1 else ""
+    kwargs = f" ({', '.join(spec.opt_kwargs)})" if spec.opt_kwargs else ""
     notes = []
     if schedule.num_samples < spec.batch_size:
         notes.append(f"a step takes all {schedule.num_samples} images: there are no more")
@@ -71,7 +72,7 @@ def describe_plan(spec: OptimSpec, lr: float, schedule: Schedule, dataset: Datas
     return (
         f"{spec.epochs} epochs x {schedule.steps_per_epoch} steps of {spec.batch_size} "
         f"images{accum}; "
-        f"{spec.opt}, lr {lr:g} -> {spec.min_lr:g} {spec.sched} after "
+        f"{spec.opt}{kwargs}, lr {lr:g} -> {spec.min_lr:g} {spec.sched} after "
         f"{schedules.warmup_epochs(spec):g} epochs of warmup, weight decay {spec.weight_decay:g}"
         f"{layer_decay}" + "".join(f"\n           {note_line(note)}" for note in notes)
     )
