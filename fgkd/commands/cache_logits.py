@@ -19,7 +19,7 @@ from fgkd.cache.identity import DatasetIdentity, Identity, TeacherIdentity
 from fgkd.cache.samples import SampleTables, describe_splits
 from fgkd.cache.shards import ShardJob, ShardRow
 from fgkd.cache.writer import Writer
-from fgkd.commands import banner, estimates, image_stores, sources
+from fgkd.commands import banner, dry_run, image_stores, sources
 from fgkd.commands.extension import find as find_extension
 from fgkd.commands.teacher_accuracy import TeacherAccuracy, teacher_accuracy
 from fgkd.config import CacheLogitsConfig, args_file
@@ -87,9 +87,9 @@ def run(options: CacheLogitsConfig, progress: Progress = SILENT) -> CapturedCach
     started = time.monotonic()
     spec, data = options.capture, options.data
     paths = list(options.teacher.teacher)
-    estimates.check_json(spec)
+    dry_run.check_json(spec)
     if spec.dry_run and data.data and not any(map(is_here, paths)):
-        return estimates.kept(_estimate_without_teacher(options, progress), spec)
+        return dry_run.written(_estimate_without_teacher(options, progress), spec)
     if not paths:
         raise MissingOption("teacher is required", option="teacher", suggestion="runs/teacher")
     if not spec.output:
@@ -225,7 +225,9 @@ def write_cache(
     if spec.dry_run:
         store_estimate = estimate_store(store, samples, side)
         setup_s = time.monotonic() - started
-        return estimates.kept(estimate_capture(capture, jobs, cache, store_estimate, setup_s), spec)
+        return dry_run.written(
+            estimate_capture(capture, jobs, cache, store_estimate, setup_s), spec
+        )
     if distributed.rank() == 0:
         writer.begin()
         args_file.save_args(folder / "args.yaml", resolved(options, specs))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fgkd import config, device
-from fgkd.commands import estimates, sources
+from fgkd.commands import dry_run, sources
 from fgkd.commands.cache_logits import CapturedCache, CaptureInputs, write_cache
 from fgkd.config import CacheLogitsConfig, DataSpec
 from fgkd.data import OPTIONS, Dataset, open_chosen, specs_of
@@ -46,7 +46,7 @@ def capture(
             raise TypeError(f"capture() got an unexpected keyword argument {name!r}")
     given = options | {"views": views, "output": str(output)}
     spec = config.of_call(CacheLogitsConfig, given, "capture()")
-    estimates.check_json(spec.capture)
+    dry_run.check_json(spec.capture)
     is_several = isinstance(teacher, Sequence) and not isinstance(teacher, str)
     several: Any = teacher if is_several else [teacher]
     if not several:

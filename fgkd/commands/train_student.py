@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from fgkd import config, device, losses
-from fgkd.commands import banner, estimates, image_stores, sources
+from fgkd.commands import banner, dry_run, image_stores, sources
 from fgkd.commands.training import Prepared
 from fgkd.config import LossSpec, TrainStudentConfig
 from fgkd.data import Dataset
@@ -53,7 +53,7 @@ def run(options: TrainStudentConfig, progress: Progress = SILENT) -> TrainedRun 
     if not options.model.model:
         example = "deit_base_distilled_patch16_384.fb_in1k"
         raise MissingOption("model is required", option="model", suggestion=example)
-    estimates.check_json(spec)
+    dry_run.check_json(spec)
     if not (options.loss.task_loss_weight or distils(options.loss)):
         message = "nothing is to be learned: the weights of all losses are 0"
         raise OptionError(message, option="task_loss_weight", value=0, suggestion=1)

@@ -6,7 +6,7 @@ import functools
 from typing import Any
 
 from fgkd import config, device, rng
-from fgkd.commands import banner, estimates, image_stores
+from fgkd.commands import banner, dry_run, image_stores
 from fgkd.commands.training import Prepared
 from fgkd.config import TrainTeacherConfig
 from fgkd.data import absolute_specs, duplicates, open_chosen, specs_of, unlabeled, with_boxes
@@ -115,4 +115,4 @@ def require_options(options: TrainTeacherConfig) -> None:
     if not options.model.model:
         raise MissingOption("model is required", option="model", suggestion=example)
     trackers.names_of(options.run)
-    estimates.check_json(options.run)
+    dry_run.check_json(options.run)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fgkd.commands import estimates, image_stores
+from fgkd.commands import dry_run, image_stores
 from fgkd.data import Dataset
 from fgkd.estimate.image_store import estimate_store
 from fgkd.estimate.training import Build, PlannedTraining, TrainingEstimate, estimate_training
@@ -78,7 +78,7 @@ class Prepared:
             teacher=self.teacher,
             dtype=self.dtype,
         )
-        return estimates.kept(estimate_training(planned, self.banner, self.device), options.run)
+        return dry_run.written(estimate_training(planned, self.banner, self.device), options.run)
 
     def run(self, progress: Progress) -> TrainedRun:
         """Train, or continue the run in the output folder."""

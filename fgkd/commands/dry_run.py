@@ -1,4 +1,4 @@
-"""The file that `json` names, of the estimate of a dry run."""
+"""The JSON file of a dry run's estimate."""
 
 from __future__ import annotations
 
@@ -15,15 +15,18 @@ E = TypeVar("E", TrainingEstimate, CaptureEstimate)
 
 
 def check_json(spec: RunSpec | CaptureSpec) -> None:
-    """Refuse a file that could not be written, or would not be: there is one of dry runs alone."""
+    """Refuse `json` without `dry_run`, and a file that cannot be written.
+
+    Raises: UnusedOption, OptionError.
+    """
     if spec.json and not spec.dry_run:
         message, needs = "json has no effect without dry_run", ("dry_run", True)
         raise UnusedOption(message, option="json", value=spec.json, needs=needs)
     files.claim_option(spec.json, "json")
 
 
-def kept(found: E, spec: RunSpec | CaptureSpec) -> E:
-    """An estimate, after its file was written, if it is to have one."""
+def written(found: E, spec: RunSpec | CaptureSpec) -> E:
+    """The estimate, after writing it to the file that `json` names, if there is one."""
     if spec.json and distributed.rank() == 0:
         files.write_json(Path(spec.json), found.to_json())
     return found
