@@ -1,4 +1,4 @@
-"""Targets a second and bytes a view, against other ways to store them."""
+"""Targets a second and bytes per view, against other ways to store them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def per_sample_files(folder: Path, num: int) -> Callable[[np.ndarray], None]:
 
 
 def image_files(folder: Path, num: int) -> Callable[[np.ndarray], None]:
-    """FKD's way: a file an image with the crops, flips and top-5 soft labels of all its views."""
+    """FKD's way: a file per image with the crops, flips and top-5 soft labels of all its views."""
     folder.mkdir()
     for i in range(num):
         views = [torch.rand(VIEWS, 4), torch.rand(VIEWS) < 0.5, torch.rand(VIEWS, 2, 5).half()]
@@ -105,10 +105,10 @@ def rows(plan: Plan) -> list[Row]:
 
     measures = {
         "ours": ours,
-        "a torch.save file a sample (torchdistill)": timed(
+        "a torch.save file per sample (torchdistill)": timed(
             per_sample_files(plan.folder / "samples", few)
         ),
-        "a file an image with all views (FKD)": timed(image_files(plan.folder / "images", few)),
+        "a file per image with all views (FKD)": timed(image_files(plan.folder / "images", few)),
         "seeds and top-100 records (TinyViT)": timed(
             sparse_records(plan.folder / "records.bin", few)
         ),
@@ -119,12 +119,12 @@ def rows(plan: Plan) -> list[Row]:
     bytes_a_view = reader.num_bytes / num / VIEWS
     out = [
         Row(
-            *("cache read, targets a second", "320 classes dense", float(np.median(own)), 1e6),
+            *("cache read, targets per second", "320 classes dense", float(np.median(own)), 1e6),
             *(False, quartiles, "a view and float32 batches, in one thread, files in memory"),
         ),
         Row(
-            *("cache size, bytes a view", "2C + 16", bytes_a_view, 2 * CLASSES + 16, True),
-            note=f"{VIEWS} views a sample; keys and labels included",
+            *("cache size, bytes per view", "2C + 16", bytes_a_view, 2 * CLASSES + 16, True),
+            note=f"{VIEWS} views per sample; keys and labels included",
         ),
     ]
     sizes = {
@@ -135,6 +135,6 @@ def rows(plan: Plan) -> list[Row]:
     for name in list(measures)[1:]:
         value, spread = ratio(found[name], found["ours"])
         size = next(size for short, size in sizes.items() if short in name)
-        note = f"{1 / np.median(found[name]):,.0f} targets/s, {size:,.0f} bytes a view"
+        note = f"{1 / np.median(found[name]):,.0f} targets/s, {size:,.0f} bytes per view"
         out.append(Row("cache read, times as fast as", name, value, None, False, spread, note))
     return out

@@ -132,7 +132,7 @@ def eager_compute_bound(plan: Plan) -> list[Row]:
     name, num, how = compute_load(plan, False)
     rates = num * how.views / np.array([bare, whole])
     note = (
-        f"{name}, {how.dtype}, {how.views} views an image; {np.median(rates[1]):,.1f} views/s, "
+        f"{name}, {how.dtype}, {how.views} views per image; {np.median(rates[1]):,.1f} views/s, "
         "workers' start and first touch of memory included"
     )
     out = [
@@ -187,7 +187,7 @@ class Blind(models.Classifier):
 
 
 def decode_bound(plan: Plan) -> list[Row]:
-    """Captures by a teacher that costs nothing: images a second against those only decoded."""
+    """Captures by a teacher that costs nothing: images per second against those only decoded."""
     num, batch = plan.pick(2048, 8), plan.pick(256, 4)
     samples = samples_of(plan.folder / "photos/a", num, plan.pick(64, 4))
     teacher = Blind(tiny_teacher(CLASSES, 224).net, uses_dist=True)

@@ -91,8 +91,8 @@ def of_views(plan: Plan) -> Row:
     took = interleave({"one": render(1), "many": render(many)}, plan.pick(7, 1))
     shares = took["many"] / took["one"] / many
     low, middle, high = np.percentile(shares, [25, 50, 75]).tolist()
-    note = f"{np.median(took['many']) / 8 / many * 1e6:.0f} us a view, its digest included"
-    against = f"as many times one view, {many} views an image"
+    note = f"{np.median(took['many']) / 8 / many * 1e6:.0f} us per view, its digest included"
+    against = f"as many times one view, {many} views per image"
     return Row("time of rendering more views", against, middle, 1.05, True, (low, high), note)
 
 
@@ -110,7 +110,7 @@ def memory(plan: Plan, caches: dict[int, Path], sizes: list[int]) -> list[Row]:
         Row(
             *("memory of stage two, MiB more", "the labels-only loop", more),
             *(SLACK, True),
-            note=f"{many:,} samples: {many * (2 * CLASSES + 8) >> 20} MiB of targets a view",
+            note=f"{many:,} samples: {many * (2 * CLASSES + 8) >> 20} MiB of targets per view",
         ),
         Row(
             *("memory of 10x samples, MiB more", f"{few:,} samples"),

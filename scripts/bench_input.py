@@ -34,7 +34,7 @@ BATCH, SIZE, STORE_SIDE, CLASSES = 64, 224, 256, 100
 
 
 def per_image(batches: Iterable[Any], skip: int, count: int) -> float:
-    """Seconds an image in the steady state: the workers' start and first batches do not count."""
+    """Seconds per image in the steady state: the workers' start and first batches do not count."""
     stream = iter(batches)
     for _ in range(skip):
         next(stream)
@@ -143,7 +143,7 @@ def rows(plan: Plan) -> list[Row]:
         Row(
             *(f"{what}, from the image store", against, stored, 4.0, False, stored_spread),
             f"{rate['stored light']:,.0f} images/s, shorter side {STORE_SIDE} px, "
-            f"{store.pixels_bytes / len(samples) / 1e3:,.0f} kB an image",
+            f"{store.pixels_bytes / len(samples) / 1e3:,.0f} kB per image",
         ),
         Row(
             *("DataLoader over fgkd.CachedViews, images and targets", "the project's own loader"),

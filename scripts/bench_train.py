@@ -209,7 +209,7 @@ def bare_teacher(pair: Pair, name: str = TEACHER) -> Iterator[float]:
 def stepping(
     pair: Pair, stream: Iterator[Any], steps: int, repeats_bits: bool = False
 ) -> Callable[[], float]:
-    """Seconds a step, over the next few; of kernels that repeat bit for bit, as a stage takes."""
+    """Seconds per step, over the next few; of kernels that repeat bit for bit, as a stage takes."""
 
     def measure() -> float:
         torch.use_deterministic_algorithms(repeats_bits and pair.on_cuda)

@@ -28,7 +28,7 @@ DIGEST = 8  # bytes of each view, whatever the encoding
 def table(logits_NC: np.ndarray, labels_N: np.ndarray) -> str:
     """Markdown, a line for each encoding."""
     num_classes = logits_NC.shape[1]
-    columns = "encoding", "bytes a target", *(f"KL at T = {t:g}" for t in LOSS_TEMPERATURES)
+    columns = "encoding", "bytes per target", *(f"KL at T = {t:g}" for t in LOSS_TEMPERATURES)
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     kinds = [("int8", 0), *((name, k) for k in KEPT if k + 2 < num_classes for name in TRUNCATED)]
     for name, top_k in [("dense", 0), *kinds]:

@@ -1,1 +1,1 @@
-"""The command line: a module a command, its options, and what it prints."""
+"""The command line: one module per command, its options, and what it prints."""

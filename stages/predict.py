@@ -38,5 +38,5 @@ def predict(options: PredictConfig, words: list[str]) -> None:
 
 
 def _listed() -> list[str]:
-    """The paths on standard input, one a line."""
+    """The paths on standard input, one per line."""
     return [line.rstrip("\r\n") for line in sys.stdin if line.strip()]

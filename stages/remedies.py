@@ -375,7 +375,7 @@ REMEDIES: dict[type, Callable[[Any], str]] = {
     ),
     errors.DeviceError: _device,
     errors.TooManyRanks: lambda e: (
-        f"let torchrun start {e.count} processes on this machine, one a GPU, or --device cpu"
+        f"let torchrun start {e.count} processes on this machine, one per GPU, or --device cpu"
     ),
     errors.OutOfMemory: lambda e: (
         "in training --grad-accum-steps 2 (the same steps in parts), elsewhere --batch-size auto"

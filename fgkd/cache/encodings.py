@@ -1,6 +1,7 @@
 """Encodings of teacher logits: how a row of logits is stored, and how it is read back.
 
-Shape legend: N rows (any leading shape), C classes, L labels a row, K kept classes, T temperatures.
+Shape legend: N rows (any leading shape), C classes, L labels per row, K kept classes, T
+temperatures.
 """
 
 from __future__ import annotations

@@ -211,7 +211,7 @@ def write_cache(
             + banner.describe_images(store, side),
             "plan": describe_plan(writer, jobs),
             "device": f"{device_line}{'; compiled' if teachers.runs else ''}; "
-            f"{max_batch} views a batch; {spec.workers} workers",
+            f"{max_batch} views per batch; {spec.workers} workers",
             "output": str(folder),
         },
     ):

@@ -72,7 +72,7 @@ class Evaluation(Sequence[Result]):
         return found + self.notes
 
     def to_json(self) -> list[dict[str, Any]]:
-        """One object a run."""
+        """One object per run."""
         return [one.to_json() for one in self.results]
 
 

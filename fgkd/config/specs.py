@@ -365,7 +365,7 @@ class CacheSpec:
     format: str = option("hdf5", "Shard format.", choices=FORMAT_NAMES)
     encoding: str = option(
         "dense",
-        "dense: float16; dense32: float32; int8: 1 byte a class; topk, topk8: the largest "
+        "dense: float16; dense32: float32; int8: 1 byte per class; topk, topk8: the largest "
         "(float16, 1 byte) and the rest's mass.",
         choices=ENCODING_NAMES,
     )

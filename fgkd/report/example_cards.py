@@ -27,7 +27,7 @@ class Examples:
         self.answers[name] = answers
 
     def cards(self, rows: Iterable[int]) -> list[Card]:
-        """One card a row."""
+        """One card per row."""
         return [self._card(int(row)) for row in rows]
 
     def pair(self, answers: Answers, a: int, b: int) -> list[Card]:

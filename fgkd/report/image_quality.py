@@ -11,7 +11,7 @@ from fgkd.errors import FgkdError
 
 QUALITIES: Mapping[str, str] = {
     "short_side": "short side (pixels)",
-    "bits_per_pixel": "file size (bits a pixel)",
+    "bits_per_pixel": "file size (bits per pixel)",
     "sharpness": "sharpness (mean |Laplacian|, grey levels)",
 }
 

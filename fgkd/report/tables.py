@@ -76,7 +76,7 @@ def known_columns(results: Sequence[Result]) -> dict[str, str]:
 
 
 def results_table(results: Sequence[Result], width: int | None = None) -> str:
-    """One row a run, and below it one a domain where a run has several; see `table` for width.
+    """One row per run, and below it one per domain where a run has several; see `table` for width.
 
     An accuracy is followed by half the width of its 95 % interval, where there is one.
     """
@@ -132,7 +132,7 @@ def mcnemar_lines(results: Sequence[Result]) -> list[str]:
 
 
 def predictions_table(found: Sequence[Prediction], many_models: bool) -> str:
-    """A line a class, the image at its first; an error in place of the class."""
+    """A line per class, the image at its first; an error in place of the class."""
     rows = []
     for one in found:
         head = [one.image, *([one.run] if many_models else [])]

@@ -366,7 +366,7 @@ def read(path: Path) -> RunFacts:
 
 
 def metrics(path: Path) -> files.Rows:
-    """The rows of a run's metrics.jsonl, one an epoch."""
+    """The rows of a run's metrics.jsonl, one per epoch."""
     return numbered_from_1(files.read_numbers(path / "metrics.jsonl"))
 
 

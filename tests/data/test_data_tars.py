@@ -125,7 +125,7 @@ def test_a_union_of_tars_and_files(tmp_path: Path) -> None:
 
 
 def tar_of(path: Path, labels: list[str], kind: str = "cls", first: int = 0) -> None:
-    """One image a label, with the label in a member of this kind."""
+    """One image per label, with the label in a member of this kind."""
     members = []
     for i, label in enumerate(labels, start=first):
         text = f'{{"species": "{label}", "id": {i}}}' if kind == "json" else label

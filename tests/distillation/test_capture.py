@@ -43,7 +43,7 @@ KILL_POINTS: list[Point] = [
 def capture(
     teacher: Path, output: Path, *more: object, views: int = 2, workers: int = 0
 ) -> tuple[object, ...]:
-    """A capture in float64, whose results do not move with the batch; 13 images a shard."""
+    """A capture in float64, whose results do not move with the batch; 13 images per shard."""
     return (
         *("cache-logits", "--teacher", teacher, "--output", output, "--views", views),
         *("--shard-size", 13, "--dtype", "float64", "--workers", workers, *more),
@@ -103,7 +103,7 @@ def test_the_teacher_is_asked_again_before_its_answer_is_waited_for(
 def test_workers_ranks_and_batch_size_do_not_show_in_the_bytes(
     tiny_teacher: Path, unbroken_of: dict[str, Path], tmp_path: Path, how: str, name: str
 ) -> None:
-    """8 and 32 views a teacher batch; two worker processes; two ranks."""
+    """8 and 32 views per teacher batch; two worker processes; two ranks."""
     more = {"small": ("--batch-size", 8), "large": ("--batch-size", 32)}.get(how, ())
     workers = 2 if how == "workers" else 0
     cache = tmp_path / "cache"

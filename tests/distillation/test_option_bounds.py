@@ -21,7 +21,7 @@ import fgkd as library
 from fgkd import losses
 
 NUM, LR = 97, 0.5
-# Plain gradient descent, one step an epoch.
+# Plain gradient descent, one step per epoch.
 PLAIN = (
     *("--opt", "momentum", "--momentum", 0, "--weight-decay", 0, "--sched", "constant", "--lr", LR),
     *("--warmup-epochs", 0, "--epochs", 1, "--batch-size", NUM, "--workers", 0),

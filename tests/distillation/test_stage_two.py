@@ -16,7 +16,7 @@ from PIL import Image
 
 from fgkd.cache.reader import Reader
 
-NUM_CLASSES, VIEWS = 2000, 4  # one image a class
+NUM_CLASSES, VIEWS = 2000, 4  # one image per class
 MIB = 1 << 20
 VIEW = NUM_CLASSES * NUM_CLASSES * 4 / MIB  # MiB of one view's targets, float32
 SLACK = 16  # MiB: the targets of a few batches, the loss, the manifest

@@ -117,7 +117,7 @@ def write_pets(root: Path) -> None:
 
 
 def write_flowers(root: Path) -> None:
-    """Flowers-102 with one image a class and split; `.mat` rows of 1 x N."""
+    """Flowers-102 with one image per class and split; `.mat` rows of 1 x N."""
     ids = np.arange(1, 307, dtype=np.uint16)
     labels = ((ids - 1) % 102 + 1).astype(np.uint8)
     for id_, label in zip(ids.tolist(), labels.tolist(), strict=True):

@@ -11,7 +11,7 @@ GRID = (1.0, 2.0, 4.0)
 
 
 def shapes(most_classes: int) -> st.SearchStrategy[tuple[int, int, int, int]]:
-    """Rows, classes, top k, labels a row."""
+    """Rows, classes, top k, labels per row."""
     counts = st.integers(1, 3), st.integers(6, most_classes), st.integers(1, 3), st.integers(1, 2)
     return st.tuples(*counts)
 

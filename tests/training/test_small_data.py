@@ -1,4 +1,4 @@
-"""One class, one image a class, and more images a batch than there are."""
+"""One class, one image per class, and more images per batch than there are."""
 
 from __future__ import annotations
 

@@ -160,7 +160,7 @@ def test_the_cache_holds_the_digests_of_independently_mixed_pixels(
             assert arrays["lams"][at] == np.float32(lam)
             assert arrays["boxes"][at].tolist() == list(box)
             loners, pasted = loners + (partner == row), pasted + (box[2] > 0)
-    assert loners == 2  # one a view, of the odd block
+    assert loners == 2  # one per view, of the odd block
     assert 40 < pasted < 150  # of 194; the rest are blended
     reader.close()
 
