@@ -27,11 +27,19 @@ from fgkd.errors import (
     WriteError,
 )
 
+PathLike = str | os.PathLike[str]
+
 PARTIAL = ".partial"
 OPEN_FILES = 65_536  # that a process allows itself, where the system lets it
 PIECE = 4096  # entries of a list in JSON
 # How a file of results of fgkd begins, by its first key; or a file is empty.
 RESULTS = re.compile(rb'\s*(\[\s*)?\{\s*"(run|cache|image|samples|images)":|$')
+
+
+def paths(given: PathLike | Sequence[PathLike]) -> list[str]:
+    """One path or several as text; a run or cache that a function returned is its path."""
+    several = [given] if isinstance(given, str | os.PathLike) else given
+    return [os.fspath(path) for path in several]
 
 
 def is_url(where: str) -> bool:

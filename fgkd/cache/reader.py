@@ -61,6 +61,9 @@ class Reader:
         self.checked_names: MutableSet[str] = set()  # shards whose sha256 was checked
         self._hashes: dict[str, str] = {}  # sha256 that was computed before a shard is checked
 
+    def __fspath__(self) -> str:
+        return self.name
+
     def __repr__(self) -> str:
         what = f"{self._num:,} images x {self.views} views, {len(self.classes)} classes"
         return f"{type(self).__name__}({self.name!r}: {what}, {self.codec.name} logits)"

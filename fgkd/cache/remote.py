@@ -118,7 +118,7 @@ class RemoteReader(Reader):
         return self._samples_at("train", [self.url] * len(self.samples["train"]))
 
 
-def open_cache(where: str | Path) -> Reader:
+def open_cache(where: files.PathLike) -> Reader:
     """The complete cache in a folder or behind a URL (http://, s3://, ... as fsspec opens them).
 
     The result has the attributes `classes`, `views` (their number), `identity`, `samples`, `codec`
@@ -126,8 +126,8 @@ def open_cache(where: str | Path) -> Reader:
     teacher's logits. Raises: IncompleteCache, DamagedCache, FormatVersionMismatch, MissingFile or,
     for a URL, DownloadError.
     """
-    is_remote = files.is_url(str(where))
-    return RemoteReader(str(where)) if is_remote else Reader(files.local_path(where))
+    place = os.fspath(where)
+    return RemoteReader(place) if files.is_url(place) else Reader(files.local_path(place))
 
 
 class Stream:

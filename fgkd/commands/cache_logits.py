@@ -72,6 +72,9 @@ class CapturedCache:
     seconds: float = 0.0
     accuracy: TeacherAccuracy | None = None
 
+    def __fspath__(self) -> str:
+        return str(self.path)
+
 
 def cache_logits(*, progress: Progress = SILENT, **options: Any) -> CapturedCache | CaptureEstimate:
     """Create, continue or grow a cache, with the options of `fgkd cache-logits` by name.

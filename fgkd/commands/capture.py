@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from fgkd import config, device
+from fgkd import config, device, files
 from fgkd.commands import dry_run, sources
 from fgkd.commands.cache_logits import CapturedCache, CaptureInputs, write_cache
 from fgkd.config import CacheLogitsConfig, DataSpec
@@ -22,10 +22,10 @@ TAKEN = ("teacher", "data")  # options of `cache_logits` that are arguments here
 
 
 def capture(
-    teacher: Classifier | str | Path | Sequence[Classifier | str | Path],
+    teacher: Classifier | files.PathLike | Sequence[Classifier | files.PathLike],
     *,
     dataset: Dataset | str | Sequence[str],
-    output: str | Path,
+    output: files.PathLike,
     views: int,
     progress: Progress = SILENT,
     **options: Any,
@@ -44,11 +44,12 @@ def capture(
     for name in TAKEN:
         if name in options:
             raise TypeError(f"capture() got an unexpected keyword argument {name!r}")
-    given = options | {"views": views, "output": str(output)}
+    given = options | {"views": views, "output": os.fspath(output)}
     spec = config.of_call(CacheLogitsConfig, given, "capture()")
     dry_run.check_json(spec.capture)
     is_several = isinstance(teacher, Sequence) and not isinstance(teacher, str)
-    several: Any = teacher if is_several else [teacher]
+    given_teachers: Any = teacher if is_several else [teacher]
+    several = [o if isinstance(o, Classifier) else os.fspath(o) for o in given_teachers]
     if not several:
         raise MissingOption("teacher is required", option="teacher", suggestion="runs/teacher")
     sources.check([one for one in several if not isinstance(one, Classifier)], spec.source)

@@ -77,7 +77,7 @@ class Evaluation(Sequence[Result]):
 
 
 def evaluate(
-    runs: str | Path | Sequence[str | Path], *, progress: Progress = SILENT, **options: Any
+    runs: files.PathLike | Sequence[files.PathLike], *, progress: Progress = SILENT, **options: Any
 ) -> Evaluation:
     """Score runs on a split, with the options of `fgkd evaluate` by name.
 
@@ -86,8 +86,7 @@ def evaluate(
     `fgkd.export`. Raises: FgkdError of many types.
     """
     spec = config.build(EvaluateConfig, options, "evaluate()")
-    given = [runs] if isinstance(runs, str | Path) else runs
-    return run(spec, list(given), progress)
+    return run(spec, files.paths(runs), progress)
 
 
 def run(

@@ -24,8 +24,11 @@ class ExportedModel:
     num_bytes: int
     difference: float
 
+    def __fspath__(self) -> str:
+        return str(self.path)
 
-def export(source: str | Path, **options: object) -> ExportedModel:
+
+def export(source: files.PathLike, **options: object) -> ExportedModel:
     """Write a model as `model.FORMAT` into a folder, and check its logits against torch's.
 
     source: in any form that `load_classifier` takes. options: those of `fgkd export` by name:
@@ -34,7 +37,7 @@ def export(source: str | Path, **options: object) -> ExportedModel:
     Raises: OptionError, OutputExists, WriteError, MissingPackage; MissingOption for fetched weights
     without `output`; ExportError for a model that the format cannot express.
     """
-    return run(build(ExportConfig, options, "export()"), source)
+    return run(build(ExportConfig, options, "export()"), os.fspath(source))
 
 
 def run(options: ExportConfig, source: str | Path) -> ExportedModel:

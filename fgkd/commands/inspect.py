@@ -41,7 +41,7 @@ class Inspection:
         return self.summary.to_json() | {"problems": [one.message for one in self.problems]}
 
 
-def inspect(caches: str | Path | Sequence[str | Path], **options: Any) -> list[Inspection]:
+def inspect(caches: files.PathLike | Sequence[files.PathLike], **options: Any) -> list[Inspection]:
     """What some caches are, with the options of `fgkd inspect` by name.
 
     `inspect("runs/cache", verify=True)[0].problems`. Raises: FgkdError of many types for a cache
@@ -49,8 +49,7 @@ def inspect(caches: str | Path | Sequence[str | Path], **options: Any) -> list[I
     """
     spec = config.build(InspectConfig, options, "inspect()")
     check(spec)
-    given = [caches] if isinstance(caches, str | Path) else caches
-    found = [inspect_one(path, spec) for path in given]
+    found = [inspect_one(path, spec) for path in files.paths(caches)]
     write_results(found, spec)
     return found
 

@@ -16,8 +16,8 @@ from fgkd.progress import SILENT, Progress
 
 
 def predict(
-    models: str | Path | Sequence[str | Path],
-    images: str | Path | Sequence[str | Path],
+    models: files.PathLike | Sequence[files.PathLike],
+    images: files.PathLike | Sequence[files.PathLike],
     *,
     progress: Progress = SILENT,
     **options: object,
@@ -31,9 +31,8 @@ def predict(
     NotLocal for an image's URL; ModelError for a model with a wrong number of class names;
     OptionError; WriteError.
     """
-    names = [models] if isinstance(models, str | Path) else list(models)
-    given = [images] if isinstance(images, str | Path) else list(images)
-    return run(build(PredictConfig, options, "predict()"), names, given, progress)
+    spec = build(PredictConfig, options, "predict()")
+    return run(spec, files.paths(models), files.paths(images), progress)
 
 
 def run(

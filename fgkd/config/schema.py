@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fgkd.config.kwargs import format_kwargs
 from fgkd.errors import Difference, OptionError, UnknownName, near
 from fgkd.files import is_text, is_url
 
@@ -37,16 +38,18 @@ def option(
     renamed: Mapping[str, str] | None = None,
     words: tuple[str, ...] = (),
     place: str = "",
+    keywords: bool = False,
 ) -> Any:
     """A field with its help and range (low <= x <= high, x > above); free: may change on resume.
 
     renamed: old values that are still accepted, with a FutureWarning, and their new names. words:
     values of a number that are none. place: `path` for a path on this machine, `source` for one
-    that may also be a URL or a name on a hub; `~` is expanded in both.
+    that may also be a URL or a name on a hub; `~` is expanded in both. keywords: K=V texts, which
+    may be given as a mapping.
     """
     meta = {"help": help, "choices": choices, "low": low, "high": high, "above": above}
     more = {"free": free, "renamed": renamed or {}, "words": words, "place": place}
-    return field(default=default, metadata={**meta, **more})
+    return field(default=default, metadata={**meta, **more, "keywords": keywords})
 
 
 def check(value: Any, meta: typing.Mapping[str, Any]) -> str | None:
@@ -105,22 +108,28 @@ def leaves(cls: type) -> dict[str, Leaf]:
 
 
 def convert(value: Any, kind: Any) -> Any:
-    """A plain value as a field's type, where nothing is lost: lists become tuples, paths text.
+    """A value as a field's type, where nothing is lost: lists become tuples, paths text.
 
-    Raises: ValueError saying what was expected.
+    Numbers and arrays may be numpy's or torch's, and a device or dtype torch's own object. Raises:
+    ValueError saying what was expected.
     """
+    if hasattr(value, "tolist"):
+        value = value.tolist()
     kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     if value is None and type(None) in kinds:
         return None
     kind = kinds[0]
     if isinstance(value, os.PathLike) and kind in (str, tuple[str, ...]):
         value = os.fspath(value)
+    if type(value).__module__ == "torch" and kind is str:
+        value = str(value).removeprefix("torch.")  # torch.device("cuda:0"), torch.bfloat16
     if typing.get_origin(kind) is tuple:
         item, last = typing.get_args(kind)
         if not isinstance(value, list | tuple):
             if kind == tuple[str, ...] and isinstance(value, str):
                 return (value,)
-            raise ValueError(f"{value!r} is not a list")
+            expected = "text or a list of texts" if kind == tuple[str, ...] else "a list"
+            raise ValueError(f"{_shown(value)} is not {expected}")
         if last is not Ellipsis and len(value) != 2:
             raise ValueError(f"{value!r} has {len(value)} values, not 2")
         return tuple(convert(v, item) for v in value)
@@ -130,9 +139,15 @@ def convert(value: Any, kind: Any) -> Any:
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind:
-        expected = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
-        raise ValueError(f"{value!r} is not {expected[kind]}")
+        names = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
+        raise ValueError(f"{_shown(value)} is not {names[kind]}")
     return value
+
+
+def _shown(value: Any) -> str:
+    """A value of any type, such as a model, in a line."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 120 else f"{text[:117]}..."
 
 
 def expanded(value: Any, meta: Mapping[str, Any]) -> Any:
@@ -172,7 +187,10 @@ def _checked(leaf: Leaf, value: Any, where: str | Path) -> Any:
     if isinstance(value, str) and value in meta["renamed"]:
         value = _renamed(name, value, meta["renamed"][value])
     try:
-        converted = value if value in meta["words"] else convert(value, leaf.kind)
+        if meta["keywords"] and isinstance(value, Mapping):
+            value = format_kwargs(value)
+        is_word = isinstance(value, str) and value in meta["words"]
+        converted = value if is_word else convert(value, leaf.kind)
         converted = expanded(converted, meta)
         problem = check(converted, meta) or _is_empty(converted, leaf)
     except ValueError as error:

@@ -137,7 +137,7 @@ class ModelSpec:
 
     model: str = option("", "timm model name.")
     model_kwargs: tuple[str, ...] = option(
-        (), "K=V,K=V passed to the model (Python literals), repeatable."
+        (), "K=V,K=V passed to the model (Python literals), repeatable.", keywords=True
     )
     pretrained: bool = option(False, "Start from timm's pretrained weights.")
     initial_checkpoint: str | None = option(
@@ -174,7 +174,7 @@ class OptimSpec:
     )
     opt: str = option("adamw", "timm optimizer name.")
     opt_kwargs: tuple[str, ...] = option(
-        (), "K=V,K=V passed to the optimizer, as 'betas=(0.9,0.95)', repeatable."
+        (), "K=V,K=V passed to the optimizer, as 'betas=(0.9,0.95)', repeatable.", keywords=True
     )
     momentum: float = option(0.9, "Momentum of optimizers that have one.", low=0.0, high=1.0)
     lr: float | None = option(
@@ -324,7 +324,7 @@ class ArchitectureSpec:
         "", "timm architecture of a teacher or RUN that is a file of weights."
     )
     teacher_model_kwargs: tuple[str, ...] = option(
-        (), "K=V,K=V passed to that architecture, repeatable."
+        (), "K=V,K=V passed to that architecture, repeatable.", keywords=True
     )
 
 

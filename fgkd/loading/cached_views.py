@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterator, Mapping, MutableSet, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import get_worker_info
 from torch.utils.data._utils.collate import collate, default_collate_fn_map
 
-from fgkd import comparison
+from fgkd import comparison, files
 from fgkd.cache.reader import Reader
 from fgkd.cache.remote import RemoteReader, open_cache
 from fgkd.cache.writer import library_versions
@@ -92,7 +91,7 @@ class CachedViews(TorchDataset[Item]):
 
     def __init__(
         self,
-        cache: Reader | str | Path,
+        cache: Reader | files.PathLike,
         data: Dataset | str | Sequence[str] | None = None,
         *,
         size: int | None = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ CHECKPOINTS = (".safetensors", ".pth", ".pt", ".tar", ".bin", ".ckpt")  # files 
 
 
 def load_classifier(
-    source: str | Path, *, model: str = "", model_kwargs: Mapping[str, Any] | None = None
+    source: files.PathLike, *, model: str = "", model_kwargs: Mapping[str, Any] | None = None
 ) -> Classifier:
     """A trained classifier, in eval mode on the CPU.
 
@@ -44,7 +45,7 @@ def load_classifier(
     URL; UnreadableFile, WeightsError, ModelError, OtherLibrary; HubError when weights cannot be
     fetched.
     """
-    text = located(source)
+    text = located(os.fspath(source))
     if text.startswith(HUBS):
         return _from_hub(text)
     if text.startswith(TORCHVISION):

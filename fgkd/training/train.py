@@ -92,6 +92,9 @@ class TrainedRun:
     best_epoch: int = 0
     best: dict[str, float] | None = None
 
+    def __fspath__(self) -> str:
+        return str(self.path)
+
     @property
     def model(self) -> models.Classifier:
         """The model of the best epoch, in eval mode."""

@@ -20,7 +20,7 @@ from torch import nn
 import fgkd
 from fgkd import files
 from fgkd.commands import train_teacher
-from fgkd.config import DataSpec, ModelSpec, OptimSpec, RunSpec, TrainTeacherConfig
+from fgkd.config import DataSpec, ModelSpec, OptimSpec, RunSpec, TrainTeacherConfig, parse_kwargs
 from fgkd.errors import (
     DataMismatch,
     MissingModel,
@@ -168,36 +168,39 @@ def test_from_images_to_predictions(tiny_data: Path, tmp_path: Path) -> None:
     assert trained.finished
     assert trained.path == teacher
     assert trained.best["val_top1_pct"] >= 0
-    written = fgkd.cache_logits(teacher=str(teacher), views=2, output=str(cache), workers=0)
+    written = fgkd.cache_logits(teacher=trained, views=2, output=cache, workers=0)
     assert written.complete
     progress = Lines()
     kwargs = dict(zip(STUDENT[::2], STUDENT[1::2], strict=True))
     found = fgkd.train_student(
-        cache=str(cache),
+        cache=written,
         model=kwargs["--model"],
-        model_kwargs=[kwargs["--model-kwargs"]],
-        epochs=2,
+        model_kwargs=parse_kwargs([kwargs["--model-kwargs"]], "model_kwargs"),
+        epochs=np.int64(2),
         batch_size=16,
         workers=0,
+        device=torch.device("cpu"),
         output=str(student),
         progress=progress,
     )
     assert found.finished
     assert any("epoch 2" in line for line in progress.lines)
-    scores = fgkd.evaluate([teacher, student], workers=0, report=str(tmp_path / "page"))
+    scores = fgkd.evaluate([trained, found], workers=0, report=str(tmp_path / "page"))
     assert [one.run for one in scores.results] == [str(teacher), str(student)]
     assert scores.results[1].metrics.agreement_pct is not None
     assert scores.report == tmp_path / "page" / "index.html"
     assert scores.to_json()[0]["num_images"] == 32
-    best = fgkd.predict(student, tiny_data / "test", workers=0, top_k=8)
+    best = fgkd.predict(found, tiny_data / "test", workers=0, top_k=8)
     right = sum(one.top[0][0] == Path(one.image).parent.name for one in best)
     assert 100 * right / len(best) == pytest.approx(scores.results[1].metrics.top1_pct)
-    exported = fgkd.export(student, format="pt2", output=tmp_path / "out")
+    exported = fgkd.export(found, format="pt2", output=tmp_path / "out")
     assert exported.path.stat().st_size == exported.num_bytes
     assert exported.difference < 1e-4
-    (inspected,) = fgkd.inspect(cache, verify=True, teacher=[str(teacher)], samples=4)
+    (inspected,) = fgkd.inspect(written, verify=True, teacher=trained, samples=4)
     assert inspected.problems == []
     assert inspected.summary.samples == 97
+    assert fgkd.CachedViews(fgkd.open_cache(written)).num_views == 2
+    assert fgkd.load_classifier(trained).classes == found.model.classes
     assert all(line in repr(scores) for line in scores.notes)  # what a notebook shows
     assert all(line in repr(inspected) for line in inspected.lines())
 

@@ -10,12 +10,15 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from fgkd import config, losses
 from fgkd.cache import encodings
 from fgkd.cache.writer import BACKENDS
 from fgkd.config import args_file, specs
+from fgkd.config.kwargs import format_kwargs, parse_kwargs
 from fgkd.config.schema import Leaf
 from fgkd.data import DATASETS
 from fgkd.errors import (
@@ -243,7 +246,7 @@ def test_replaced_changes_options_by_their_flat_names() -> None:
         ("amp", "yes please", "'yes please' is not true or false"),
         ("amp", 1, "1 is not true or false"),
         ("model", 7, "7 is not text"),
-        ("data", {"icons": 1}, "{'icons': 1} is not a list"),
+        ("data", {"icons": 1}, "{'icons': 1} is not text or a list of texts"),
         ("data", [1], "1 is not text"),
         ("crop_scale", 0.5, "0.5 is not a list"),
         ("crop_scale", "0.5", "'0.5' is not a list"),
@@ -276,6 +279,64 @@ def test_values_are_converted_where_nothing_is_lost() -> None:
     assert isinstance(built.optim.weight_decay, float)
     assert built.view.crop_scale == (0.5, 1.0)
     assert built.data.data == ("icons",)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "plain"),
+    [
+        ("epochs", np.int64(3), 3),
+        ("epochs", torch.tensor(3), 3),
+        ("lr", np.float64(0.5), 0.5),
+        ("lr", np.float32(0.5), 0.5),
+        ("crop_scale", np.array([0.5, 1]), [0.5, 1.0]),
+        ("amp", np.bool_(True), True),
+        ("model", np.str_("resnet18"), "resnet18"),
+        ("data", np.array(["icons"]), ["icons"]),
+        ("device", torch.device("cuda:1"), "cuda:1"),
+        ("amp_dtype", torch.float16, "float16"),
+        ("model_kwargs", {}, []),
+        (
+            "model_kwargs",
+            {"depths": [1, 2], "act_layer": "relu"},
+            ["depths=[1, 2],act_layer='relu'"],
+        ),
+    ],
+)
+def test_values_of_numpy_and_torch_and_dicts(name: str, value: Any, plain: Any) -> None:
+    built = config.build(config.TrainTeacherConfig, {name: value}, "train_teacher()")
+    found = config.to_dict(built)[name]
+    assert found == plain
+    assert type(found) is type(plain)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("epochs", np.array([1, 2])),
+        ("epochs", np.float32(1.5)),
+        ("epochs", np.bool_(True)),
+        ("lr", np.array([0.5])),
+        ("data", {"icons": 1}),
+        ("model", torch.nn.Sequential(*(torch.nn.Linear(1, 1) for _ in range(50)))),
+        ("model_kwargs", {"norm_layer": torch.nn.LayerNorm}),
+        ("model_kwargs", {"a b": 1}),
+        ("model_kwargs", {3: 1}),
+        ("opt_kwargs", {"eps": math.inf}),
+    ],
+)
+def test_other_objects_are_refused_in_a_line(name: str, value: Any) -> None:
+    with pytest.raises(OptionError) as caught:
+        config.build(config.TrainTeacherConfig, {name: value}, "train_teacher()")
+    assert caught.value.option == name
+    assert len(caught.value.message) < 200
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "values", [{"a": 1}, {"a": (1, 2), "b": "x,y=1", "c": None, "d": {"e": [True, -1e-9]}}]
+)
+def test_kwargs_as_a_dict_and_as_text(values: dict[str, Any]) -> None:
+    assert parse_kwargs(format_kwargs(values), "model_kwargs") == values
 
 
 @pytest.mark.parametrize("name", ["data", "model_kwargs"])
