@@ -28,7 +28,7 @@ fgkd evaluate "$out/teacher" "$out/baseline" "$out/student" --split test --json 
 
 echo
 echo "The student is ahead after 14 epochs, which is a short training. What is left of"
-echo "it after 24 to 150 epochs, and with which teacher, is in scripts/README.md."
+echo "it after 24 to 300 epochs, and with which teacher, is in scripts/README.md."
 
 took=$((SECONDS - began))
 printf '\nDone in %dm%02ds. Next, on your own images (train/<class>/*.jpg):\n' $((took / 60)) $((took % 60))
