@@ -107,14 +107,18 @@ def leaves(cls: type) -> dict[str, Leaf]:
     return found
 
 
+def plain(value: Any) -> Any:
+    """A number or an array of numpy's or torch's as Python's own."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
 def convert(value: Any, kind: Any) -> Any:
     """A value as a field's type, where nothing is lost: lists become tuples, paths text.
 
     Numbers and arrays may be numpy's or torch's, and a device or dtype torch's own object. Raises:
     ValueError saying what was expected.
     """
-    if hasattr(value, "tolist"):
-        value = value.tolist()
+    value = plain(value)
     kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     if value is None and type(None) in kinds:
         return None
@@ -181,14 +185,14 @@ def _unknown(name: str, value: Any, known: list[str], where: str | Path) -> Unkn
 
 def _checked(leaf: Leaf, value: Any, where: str | Path) -> Any:
     """A value by its present name, converted and in range."""
-    name, meta = leaf.field.name, leaf.field.metadata
+    name, meta, value = leaf.field.name, leaf.field.metadata, plain(value)
     if isinstance(value, bool) and "on" in meta["choices"]:
         value = "on" if value else "off"  # YAML reads the words as true and false
     if isinstance(value, str) and value in meta["renamed"]:
         value = _renamed(name, value, meta["renamed"][value])
     try:
         if meta["keywords"] and isinstance(value, Mapping):
-            value = format_kwargs(value)
+            value = format_kwargs({key: plain(one) for key, one in value.items()})
         is_word = isinstance(value, str) and value in meta["words"]
         converted = value if is_word else convert(value, leaf.kind)
         converted = expanded(converted, meta)

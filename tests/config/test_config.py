@@ -18,7 +18,6 @@ from fgkd import config, losses
 from fgkd.cache import encodings
 from fgkd.cache.writer import BACKENDS
 from fgkd.config import args_file, specs
-from fgkd.config.kwargs import format_kwargs, parse_kwargs
 from fgkd.config.schema import Leaf
 from fgkd.data import DATASETS
 from fgkd.errors import (
@@ -294,7 +293,9 @@ def test_values_are_converted_where_nothing_is_lost() -> None:
         ("data", np.array(["icons"]), ["icons"]),
         ("device", torch.device("cuda:1"), "cuda:1"),
         ("amp_dtype", torch.float16, "float16"),
+        ("compile", np.bool_(True), "on"),
         ("model_kwargs", {}, []),
+        ("model_kwargs", {"depth": np.int64(6), "dims": np.array([8, 9])}, ["depth=6,dims=[8, 9]"]),
         (
             "model_kwargs",
             {"depths": [1, 2], "act_layer": "relu"},
@@ -330,13 +331,6 @@ def test_other_objects_are_refused_in_a_line(name: str, value: Any) -> None:
     assert caught.value.option == name
     assert len(caught.value.message) < 200
     assert "\n" not in caught.value.message
-
-
-@pytest.mark.parametrize(
-    "values", [{"a": 1}, {"a": (1, 2), "b": "x,y=1", "c": None, "d": {"e": [True, -1e-9]}}]
-)
-def test_kwargs_as_a_dict_and_as_text(values: dict[str, Any]) -> None:
-    assert parse_kwargs(format_kwargs(values), "model_kwargs") == values
 
 
 @pytest.mark.parametrize("name", ["data", "model_kwargs"])
@@ -425,33 +419,6 @@ def test_names_in_a_file_may_have_dashes_and_an_empty_file_is_empty(tmp_path: Pa
     (tmp_path / "b.yaml").write_text("# nothing\n")
     assert args_file.load_yaml(tmp_path / "a.yaml") == {"batch_size": 16}
     assert args_file.load_yaml(tmp_path / "b.yaml") == {}
-
-
-# ---- kwargs --------------------------------------------------------------------------------
-
-
-def test_parse_kwargs() -> None:
-    assert config.parse_kwargs((), "model_kwargs") == {}
-    texts = ("patch_size=2,depths=[1,1]", "act_layer=gelu,scale=(1.5, 'a')")
-    parsed = config.parse_kwargs(texts, "model_kwargs")
-    assert parsed == {
-        "patch_size": 2,
-        "depths": [1, 1],
-        "act_layer": "gelu",
-        "scale": (1.5, "a"),
-    }
-
-
-@pytest.mark.parametrize(
-    "text", ["depth", "depth=", "a=1;b=2", "a=f(1)", "a=1,3", "a=1)+(2", "**x"]
-)
-def test_parse_kwargs_refuses(text: str) -> None:
-    for option in ("model_kwargs", "teacher_model_kwargs", "opt_kwargs"):
-        with pytest.raises(OptionError) as caught:
-            config.parse_kwargs((text,), option)
-        assert (caught.value.option, caught.value.value) == (option, text)
-        (example,) = caught.value.suggestion
-        assert config.parse_kwargs((example,), option)
 
 
 # ---- paths ---------------------------------------------------------------------------------
