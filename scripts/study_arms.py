@@ -101,6 +101,11 @@ METHODS = {
     "cache-ensemble": Method("from the cache of three teachers", cache="ensemble"),
     "cache-pretrained": Method("from the cache of a pretrained teacher", cache="pretrained"),
     "cache-long": Method("from the cache of a pretrained teacher", cache="pretrained-long"),
+    "live-long": Method(
+        "with that teacher live, new views in every epoch",
+        ("--dtype", "bfloat16"),
+        teacher="pretrained-long",
+    ),
 }
 CURVES = tuple(METHODS)  # at every length
 

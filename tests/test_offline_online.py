@@ -49,6 +49,25 @@ def test_a_student_of_the_cache_is_bit_equal_to_one_of_the_live_teacher(
     assert all(row["distill_loss"] > 1e-2 for row in rows(offline))  # the teacher has a say
 
 
+@pytest.mark.parametrize(
+    ("kd_loss", "mixing"), [("dkd", ()), ("kl", ("--mixup", 1, "--cutmix", 1))]
+)
+def test_a_live_teacher_sees_the_views_at_its_own_size(
+    tiny_teacher: Path, tmp_path: Path, kd_loss: str, mixing: tuple[object, ...]
+) -> None:
+    """Bit for bit what its cache holds for a student of 24 px, while it takes 32 px itself."""
+    cache, smaller = tmp_path / "cache", ("--img-size", 24, *mixing)
+    fgkd(
+        *("cache-logits", "--teacher", tiny_teacher, "--output", cache, "--views", 2, *smaller),
+        *("--encoding", "dense32", "--dtype", "float64", "--shard-size", 20, "--workers", 0),
+    )
+    offline = train(tmp_path / "offline", kd_loss, "--cache", cache)
+    online = train(tmp_path / "online", kd_loss, *live(tiny_teacher, *smaller, "--shard-size", 20))
+    assert_same(saved(offline), saved(online))
+    assert model_files(offline) == model_files(online)
+    assert (offline / "metrics.jsonl").read_bytes() == (online / "metrics.jsonl").read_bytes()
+
+
 def test_other_views_give_another_student(
     tiny_teacher: Path, tiny_cache: Path, tmp_path: Path
 ) -> None:

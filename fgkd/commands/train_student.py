@@ -20,7 +20,6 @@ from fgkd.data import Dataset
 from fgkd.distillation.step import distils, student_step
 from fgkd.distillation.targets import (
     TargetSource,
-    check_live_size,
     open_source,
     reads_by_shard,
     val_targets,
@@ -96,7 +95,6 @@ def _train_from(
     schedule = Schedule(spec.seed, len(samples), optim.batch_size, optim.epochs, source.num_views)
     lr = setup.peak_lr(optim, model_spec)
     lr_at = setup.lr_schedule(optim, lr, schedule.steps_per_epoch)
-    check_live_size(source, size)
     store = image_stores.open_store(data, samples, source.short_side, source.hashes)
     loader = TrainLoader(
         source.view_set(size),
@@ -108,6 +106,7 @@ def _train_from(
         shard_buffer=targets.shard_buffer if reads_by_shard(targets) else 0,
         temperature=options.loss.temperature if learns and options.loss.kd_loss != "hard" else None,
         store=store,
+        teacher_size=source.teacher.input_size[-1] if source.teacher and learns else None,
     )
     if not spec.dry_run:
         setup.check_last_batch(model, schedule, optim.grad_accum_steps)
@@ -188,14 +187,17 @@ def _banner(
     )
     if loss.kd_loss in losses.ACROSS_ROWS and learns and optim.grad_accum_steps > 1:
         equation += "; DIST compares rows within a micro-batch (of all ranks), not a whole batch"
-    unchecked = loader.cache and not loader.check_pixels
     text = source.text if learns else "labels alone (the baseline)"
+    if loader.cache and not loader.check_pixels:
+        text += "; at another size, pixels unchecked"
+    if len(loader.renderer.sizes) > 1:
+        text += f"; the teacher sees the views at {loader.renderer.sizes[1]} px"
     return banner.banner(
         "fgkd train-student",
         {
             "data": banner.describe_data(source.dataset),
             "model": banner.describe_model(options.model, model, notes),
-            "targets": text + ("; at another size, pixels unchecked" if unchecked else ""),
+            "targets": text,
             "views": f"{source.num_views}, view e mod {source.num_views} in epoch e: "
             + banner.describe_recipe(source.recipe)
             + banner.describe_images(loader.renderer.store, source.short_side),

@@ -264,7 +264,9 @@ class TargetSpec:
         4, "Shards whose samples are shuffled together (order shard).", low=1
     )
     teacher: tuple[str, ...] = option(
-        (), "Live teacher, instead of a cache. " + TEACHER_HELP, place="source"
+        (),
+        "Live teacher, at its own image size. " + TEACHER_HELP,
+        place="source",
     )
     dtype: str = option("float32", "Number type of a live teacher.", choices=DTYPE_NAMES)
     views: int | None = option(

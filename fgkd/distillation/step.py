@@ -28,13 +28,16 @@ def student_step(
 
     A term whose weight is 0 is computed for the log only.
 
-    teacher: a live teacher in eval mode on the device, which runs in `dtype`; None takes the
-    batch's stored logits. gather: let losses that compare rows see the rows of all ranks.
+    teacher: a live teacher in eval mode on the device, which runs in `dtype` on the batch's images
+    of its size, or on the student's; None takes the batch's stored logits. gather: let losses that
+    compare rows see the rows of all ranks.
     class_weights_K: for losses that weigh classes, on the device.
     """
 
-    def teacher_logits(images: torch.Tensor) -> torch.Tensor:
+    def teacher_logits(batch: Batch) -> torch.Tensor:
         assert teacher is not None
+        own = batch.teacher_image_u8_BHW3
+        images = batch.image_u8_BHW3 if own is None else own
         amp = torch.autocast(images.device.type, torch.bfloat16, enabled=dtype == "bfloat16")
         with torch.no_grad(), amp:
             return teacher(images).answer_BK.float()
@@ -54,7 +57,7 @@ def student_step(
         task = task * batch.label_share
         if not distils(spec):
             return {"loss": spec.task_loss_weight * task}
-        teacher_BK = batch.teacher_BK if teacher is None else teacher_logits(batch.image_u8_BHW3)
+        teacher_BK = batch.teacher_BK if teacher is None else teacher_logits(batch)
         assert teacher_BK is not None
         distill = losses.distill_loss(
             name=spec.kd_loss,

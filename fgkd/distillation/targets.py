@@ -298,18 +298,6 @@ def open_source(
     return _Opener(targets, loss, data, view, source or SourceSpec(), epochs, dry_run).open()
 
 
-def check_live_size(source: TargetSource, size: int) -> None:
-    """Raise OptionError unless a live teacher, which sees the student's pixels, takes this size."""
-    if source.teacher is not None and size != source.img_size:
-        raise OptionError(
-            f"the live teacher takes {source.img_size} px and the student {size} px",
-            option="img_size",
-            value=size,
-            suggestion=source.img_size,
-            advice="distil from a cache, which allows two sizes",
-        )
-
-
 def val_targets(
     source: TargetSource, batch_size: int, workers: int, device: torch.device
 ) -> torch.Tensor | None:

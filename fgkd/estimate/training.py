@@ -211,7 +211,8 @@ def count(planned: PlannedTraining) -> Counts:
     teacher, asked = 0, 0
     if planned.teacher is not None:
         weights, peak, asked = inference_cost(
-            planned.teacher, planned.micro_batch, planned.size, planned.dtype == "bfloat16"
+            *(planned.teacher, planned.micro_batch, planned.teacher.input_size[-1]),
+            planned.dtype == "bfloat16",
         )
         teacher = weights + peak
     parts = distributed.world() * optim.grad_accum_steps

@@ -18,7 +18,14 @@ from fgkd import distributed, losses
 from fgkd.loading.schedule import BatchSpec
 from fgkd.views.rendering import Unreadable
 
-TENSORS = ("image_u8_BHW3", "labels_B", "teacher_BK", "partner_labels_B", "lam_B")
+TENSORS = (
+    "image_u8_BHW3",
+    "labels_B",
+    "teacher_BK",
+    "partner_labels_B",
+    "lam_B",
+    "teacher_image_u8_BHW3",
+)
 
 
 @dataclass(frozen=True)
@@ -26,8 +33,9 @@ class Batch:
     """One rank's part of a training step, in main memory.
 
     count: the number of rows that contribute to the loss; 0 for the placeholder row of a rank that
-    has no images of this step. image_share, label_share: the batch's share of the global batch's
-    images, and of its labelled images: a mean over the batch times the share adds up over ranks.
+    has no images of this step. teacher_image_u8_BHW3: the same views at the size of a live teacher,
+    where that is another. image_share, label_share: the batch's share of the global batch's images,
+    and of its labelled images: a mean over the batch times the share adds up over ranks.
     """
 
     spec: BatchSpec
@@ -39,6 +47,7 @@ class Batch:
     partner_labels_B: Tensor | None  # of mixed views, else None
     lam_B: Tensor | None
     unreadable: list[Unreadable]
+    teacher_image_u8_BHW3: Tensor | None = None
     image_share: float = 1.0
     label_share: float = 1.0
 

@@ -36,7 +36,8 @@ class TrainLoader:
     and each image file with its content hash when it is first read. Mixed views come in pairs.
     temperature: at which a `topk` cache's targets are to be exact. shard_buffer: read the cache
     shard by shard, rows shuffled within so many shards (0: all rows are shuffled). skip_unreadable:
-    leave out images that cannot be read. store: where decoded images are.
+    leave out images that cannot be read. store: where decoded images are. teacher_size: side of the
+    images for a live teacher, in pixels; None: it takes the student's.
     Raises: OptionError for mixed views and a batch size that is odd on some rank.
     """
 
@@ -51,12 +52,14 @@ class TrainLoader:
         temperature: float | None = None,
         shard_buffer: int = 0,
         store: ImageStore | None = None,
+        teacher_size: int | None = None,
     ) -> None:
         self.views, self.samples = views, views.samples
         self.schedule, self.cache, self.workers = schedule, cache, workers
         self.temperature = temperature
         self.check_pixels = cache is not None and views.size == cache.identity.views.img_size
         self.renderer = views.renderer(
+            list(dict.fromkeys([views.size, teacher_size or views.size])),
             hashes=cache.samples["train"].hashes if cache else None,
             skip_unreadable=skip_unreadable,
             store=store,
@@ -203,6 +206,7 @@ class TrainLoader:
             None if partner is None else torch.from_numpy(labels[partner[rows]]),
             None if partner is None else torch.from_numpy(answer.lams_BV[:, 0]),
             answer.unreadable,
+            answer.images[1][:, 0] if len(answer.images) > 1 else None,
         )
 
     def _row_ids(self, rows: np.ndarray) -> np.ndarray:
@@ -212,19 +216,20 @@ class TrainLoader:
 
     def _blank(self, spec: BatchSpec, answer: RenderedViews) -> Batch:
         """A black image that counts for nothing: no image of this rank's share could be read."""
-        image = torch.zeros(1, *answer.images[0].shape[2:], dtype=torch.uint8)
+        images = [torch.zeros(1, *one.shape[2:], dtype=torch.uint8) for one in answer.images]
         label = torch.zeros(1, dtype=torch.int64)
         teacher = torch.zeros(1, self.cache.codec.num_classes) if self.cache else None
         return Batch(
             spec,
             0,
             self._row_ids(np.zeros(1, np.int64)),
-            image,
+            images[0],
             label,
             teacher,
             None,
             None,
             answer.unreadable,
+            images[1] if len(images) > 1 else None,
         )
 
     def _check_digests(self, spec: BatchSpec, answer: RenderedViews, stored_B: np.ndarray) -> None:
