@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 import pytest
+from PIL import Image
 
 from stages.cli import fgkd
 
@@ -118,10 +119,11 @@ def test_python_of_the_pages_runs(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """In a folder with runs/teacher and runs/cache, small versions of what the text speaks of."""
+    """In a folder with small versions of what the text speaks of."""
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "teacher").symlink_to(tiny_teacher)
     (tmp_path / "runs" / "cache").symlink_to(tiny_cache)
+    Image.new("RGB", (40, 50)).save(tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
     code = SNIPPETS[name].replace("/data/birds", str(tiny_data))
     exec(compile(code, name, "exec"), {"__name__": "snippet"})

@@ -11,6 +11,7 @@ from typing import Any
 from fgkd import config, device, files
 from fgkd.commands import dry_run, sources
 from fgkd.commands.cache_logits import CapturedCache, CaptureInputs, write_cache
+from fgkd.commands.sources import Sources
 from fgkd.config import CacheLogitsConfig, DataSpec
 from fgkd.data import OPTIONS, Dataset, open_chosen, specs_of
 from fgkd.errors import MissingOption, UnusedOption
@@ -22,7 +23,7 @@ TAKEN = ("teacher", "data")  # options of `cache_logits` that are arguments here
 
 
 def capture(
-    teacher: Classifier | files.PathLike | Sequence[Classifier | files.PathLike],
+    teacher: Sources,
     *,
     dataset: Dataset | str | Sequence[str],
     output: files.PathLike,
@@ -47,13 +48,11 @@ def capture(
     given = options | {"views": views, "output": os.fspath(output)}
     spec = config.of_call(CacheLogitsConfig, given, "capture()")
     dry_run.check_json(spec.capture)
-    is_several = isinstance(teacher, Sequence) and not isinstance(teacher, str)
-    given_teachers: Any = teacher if is_several else [teacher]
-    several = [o if isinstance(o, Classifier) else os.fspath(o) for o in given_teachers]
+    several = sources.given(teacher)
     if not several:
         raise MissingOption("teacher is required", option="teacher", suggestion="runs/teacher")
-    sources.check([one for one in several if not isinstance(one, Classifier)], spec.source)
-    known = [o if isinstance(o, Classifier) else sources.load(o, spec.source) for o in several]
+    sources.check(several, spec.source)
+    known = [sources.load(one, spec.source) for one in several]
     names = [o.architecture if isinstance(o, Classifier) else str(o) for o in several]
     if isinstance(dataset, Dataset):
         _refuse_reading(spec.data)

@@ -15,12 +15,14 @@ import torch
 from fgkd import config, device, distributed, files
 from fgkd.cache.reader import Reader
 from fgkd.commands import banner, sources
+from fgkd.commands.sources import Source, Sources
 from fgkd.config import EvaluateConfig, args_file
 from fgkd.data import DEFAULT_VAL_FRACTION, duplicates, moved, open_dataset
 from fgkd.errors import MissingOption
 from fgkd.evaluation import scoring
 from fgkd.evaluation.intervals import McNemar
 from fgkd.evaluation.scoring import Result, Score
+from fgkd.models import Classifier
 from fgkd.models.loading import located
 from fgkd.progress import SILENT, Progress
 from fgkd.report import page, results_page, tables
@@ -76,27 +78,23 @@ class Evaluation(Sequence[Result]):
         return [one.to_json() for one in self.results]
 
 
-def evaluate(
-    runs: files.PathLike | Sequence[files.PathLike], *, progress: Progress = SILENT, **options: Any
-) -> Evaluation:
+def evaluate(runs: Sources, *, progress: Progress = SILENT, **options: Any) -> Evaluation:
     """Score runs on a split, with the options of `fgkd evaluate` by name.
 
     `evaluate(["runs/teacher", "runs/student"], split="test").top1` is a list of percentages; `[1]`
-    is the second run's `Result`. For predictions and exported files, see `fgkd.predict` and
-    `fgkd.export`. Raises: FgkdError of many types.
+    is the second run's `Result`. runs: what `load_classifier` takes, or a `Classifier`; one that is
+    no run needs `data`. Raises: FgkdError of many types.
     """
     spec = config.build(EvaluateConfig, options, "evaluate()")
-    return run(spec, files.paths(runs), progress)
+    return run(spec, sources.given(runs), progress)
 
 
-def run(
-    options: EvaluateConfig, runs: Sequence[str | Path], progress: Progress = SILENT
-) -> Evaluation:
+def run(options: EvaluateConfig, runs: Sequence[Source], progress: Progress = SILENT) -> Evaluation:
     """`evaluate` with its config."""
     check(options, runs)
     hardware, device_line = device.set_up(options.device)
     progress.message(f"evaluating {len(runs)} run(s) on the {options.split} split; {device_line}")
-    scored = [_score(Path(located(path)), options, hardware, progress) for path in runs]
+    scored = [_score(one, options, hardware, progress) for one in runs]
     teacher = next((one for one in scored if one.role == "teacher"), None)
     known = [teacher_logits(one, teacher, options.split) for one in scored]
     tests: list[list[tuple[str, McNemar]]] = [[] for _ in scored]
@@ -127,7 +125,7 @@ def run(
     return found
 
 
-def check(options: EvaluateConfig, runs: Sequence[str | Path]) -> None:
+def check(options: EvaluateConfig, runs: Sequence[Source]) -> None:
     """Refuse what cannot work before any work: each run must be there, each output writable."""
     if not runs:
         raise MissingOption("RUN is required", option="RUN", suggestion="runs/student")
@@ -156,12 +154,14 @@ class Scored:
 
 
 def _score(
-    path: Path, options: EvaluateConfig, hardware: torch.device, progress: Progress
+    source: Source, options: EvaluateConfig, hardware: torch.device, progress: Progress
 ) -> Scored:
-    facts = sources.describe_run(path)
+    name = sources.name_of(source)
+    path = Path(name if isinstance(source, Classifier) else located(source))
+    facts = sources.describe_run(source)
     fraction = facts.val_fraction if facts else DEFAULT_VAL_FRACTION
     dataset = open_dataset(moved(options.data, facts.data if facts else ()), fraction)
-    loaded = [sources.load(path, options.source)]
+    loaded = [sources.load(source, options.source)]
     (model,), fits = sources.fit(loaded, [str(path)], dataset.classes, options.source)
     found = scoring.score(
         model,

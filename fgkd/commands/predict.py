@@ -8,6 +8,7 @@ from pathlib import Path
 from fgkd import device as devices
 from fgkd import distributed, files
 from fgkd.commands import sources
+from fgkd.commands.sources import Source, Sources
 from fgkd.config import PredictConfig, build
 from fgkd.errors import MissingOption, OptionError
 from fgkd.evaluation import prediction
@@ -16,7 +17,7 @@ from fgkd.progress import SILENT, Progress
 
 
 def predict(
-    models: files.PathLike | Sequence[files.PathLike],
+    models: Sources,
     images: files.PathLike | Sequence[files.PathLike],
     *,
     progress: Progress = SILENT,
@@ -24,20 +25,20 @@ def predict(
 ) -> list[Prediction]:
     """The classes that trained models see in images, the most probable first.
 
-    models: one or more, in any form that `load_classifier` takes; each model's predictions follow
-    those of the one before. images: files, folders, whose images of any depth are taken, and
-    patterns (`photos/**/*.jpg`). options: those of `fgkd predict` by name: `top_k`, `output`, `tta`
-    and others. Paths without an image come last, with the reason. Raises: as `load_classifier`;
-    NotLocal for an image's URL; ModelError for a model with a wrong number of class names;
-    OptionError; WriteError.
+    models: one or more, each a `Classifier` or in any form that `load_classifier` takes; each one's
+    predictions follow those of the one before. images: files, folders, whose images of any depth
+    are taken, and patterns (`photos/**/*.jpg`). options: those of `fgkd predict` by name: `top_k`,
+    `output`, `tta` and others. Paths without an image come last, with the reason. Raises: as
+    `load_classifier`; NotLocal for an image's URL; ModelError for a model with a wrong number of
+    class names; OptionError; WriteError.
     """
     spec = build(PredictConfig, options, "predict()")
-    return run(spec, files.paths(models), files.paths(images), progress)
+    return run(spec, sources.given(models), files.paths(images), progress)
 
 
 def run(
     options: PredictConfig,
-    models: Sequence[str | Path],
+    models: Sequence[Source],
     images: Sequence[str | Path],
     progress: Progress = SILENT,
 ) -> list[Prediction]:
@@ -58,7 +59,7 @@ def run(
         found += prediction.predict(
             model,
             paths,
-            name=str(name),
+            name=sources.name_of(name),
             device=hardware,
             top_k=options.top_k,
             tta=options.tta,

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
+from torch import nn
+
+from fgkd import files
 from fgkd.config import ArchitectureSpec, SourceSpec, parse_kwargs
 from fgkd.errors import UnusedOption
 from fgkd.models import Classifier, weights
@@ -15,23 +19,45 @@ from fgkd.models.loading import (
     load_classifier,
     located,
     model_folder,
+    source_text,
 )
 from fgkd.training import run_folder
 from fgkd.training.run_folder import RunFacts
 
+Source = str | Path | Classifier  # a trained model: where it is, or in memory
+Sources = files.PathLike | Classifier | Sequence[files.PathLike | Classifier]
 
-def load(source: str | Path, spec: ArchitectureSpec) -> Classifier:
+
+def given(models: Sources) -> list[Source]:
+    """One trained model or several that were given to a function, paths as text.
+
+    Raises: ModelError for an object of another type.
+    """
+    is_one = isinstance(models, str | nn.Module) or not isinstance(models, Iterable)
+    several: Any = [models] if is_one else models
+    return [one if isinstance(one, Classifier) else source_text(one) for one in several]
+
+
+def name_of(source: Source) -> str:
+    """What a source is called in results: as it was given, or a model's architecture."""
+    return f"{source.architecture} (in memory)" if isinstance(source, Classifier) else str(source)
+
+
+def load(source: Source, spec: ArchitectureSpec) -> Classifier:
     """The classifier of a source, of any form that `load_classifier` takes."""
+    if isinstance(source, Classifier):
+        return source
     kwargs = parse_kwargs(spec.teacher_model_kwargs, "teacher_model_kwargs")
     return load_classifier(source, model=spec.teacher_model, model_kwargs=kwargs)
 
 
-def check(sources: Sequence[str | Path], spec: ArchitectureSpec) -> None:
+def check(sources: Sequence[Source], spec: ArchitectureSpec) -> None:
     """Refuse sources that are not there before any work, and options that no source needs."""
-    for source in map(located, sources):
+    places = [located(one) for one in sources if not isinstance(one, Classifier)]
+    for source in places:
         if not is_remote(source) and not is_checkpoint(source):
             weights.require_model(model_folder(source))
-    if any(is_checkpoint(located(one)) for one in sources):
+    if any(map(is_checkpoint, places)):
         return
     for name in ("teacher_model", "teacher_model_kwargs"):
         if value := getattr(spec, name):
@@ -39,11 +65,13 @@ def check(sources: Sequence[str | Path], spec: ArchitectureSpec) -> None:
             raise UnusedOption(message, option=name, value=value)
 
 
-def describe_run(source: str | Path) -> RunFacts | None:
-    """run.json of a run folder; None for a model of another form.
+def describe_run(source: Source) -> RunFacts | None:
+    """run.json of a run folder; None for a model of another form, or in memory.
 
     Raises: MissingFile, NotLocal for a URL, WrongKind for a cache, UnreadableFile.
     """
+    if isinstance(source, Classifier):
+        return None
     text = located(source)
     path = Path(text)
     if is_remote(text) or text.startswith("local-dir:") or is_checkpoint(text):

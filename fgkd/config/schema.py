@@ -133,7 +133,7 @@ def convert(value: Any, kind: Any) -> Any:
             if kind == tuple[str, ...] and isinstance(value, str):
                 return (value,)
             expected = "text or a list of texts" if kind == tuple[str, ...] else "a list"
-            raise ValueError(f"{_shown(value)} is not {expected}")
+            raise _is_not(value, expected)
         if last is not Ellipsis and len(value) != 2:
             raise ValueError(f"{value!r} has {len(value)} values, not 2")
         return tuple(convert(v, item) for v in value)
@@ -144,14 +144,20 @@ def convert(value: Any, kind: Any) -> Any:
         value = float(value)
     if type(value) is not kind:
         names = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
-        raise ValueError(f"{_shown(value)} is not {names[kind]}")
+        raise _is_not(value, names[kind])
     return value
 
 
-def _shown(value: Any) -> str:
-    """A value of any type, such as a model, in a line."""
+def _is_not(value: Any, expected: str) -> ValueError:
+    """The complaint about a value of any type, in a line."""
+    if any(base.__module__.startswith("torch.nn.") for base in type(value).__mro__):
+        kind = type(value).__name__
+        return ValueError(f"a {kind} in memory is no source to record; fgkd.capture takes models")
+    if specs := getattr(value, "specs", ()):  # a dataset
+        return ValueError(f"{value!r} is not {expected}; its specs are {list(specs)}")
     text = " ".join(repr(value).split())
-    return text if len(text) <= 120 else f"{text[:117]}..."
+    text = text if len(text) <= 120 else f"{text[:117]}..."
+    return ValueError(f"{text} is not {expected}")
 
 
 def expanded(value: Any, meta: Mapping[str, Any]) -> Any:

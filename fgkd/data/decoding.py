@@ -51,7 +51,7 @@ def decode_pil(data: bytes, name: str) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height <= MAX_PIXELS:
-                return _to_rgb(image)
+                return to_rgb(image)
             size = f"{image.width}x{image.height}"
     except UnidentifiedImageError:  # its own message is the address of a buffer
         raise _undecodable(name, "not an image, or of an unknown format") from None
@@ -60,7 +60,8 @@ def decode_pil(data: bytes, name: str) -> Image.Image:
     raise _undecodable(name, f"{size} pixels is over the limit of {MAX_PIXELS:,}")
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The RGB image of one of any mode, whose pixels are loaded and transparency is dropped."""
     if image.mode == "I" or image.mode.startswith("I;16"):
         grey = np.asarray(image).clip(0, 65535) >> 8
         return Image.fromarray(grey.astype(np.uint8)).convert("RGB")

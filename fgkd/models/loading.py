@@ -42,10 +42,10 @@ def load_classifier(
     or a checkpoint file (see `weights.read_state`), of the timm architecture `model` with
     `model_kwargs` (`img_size`: the side of its input, by default the architecture's). Raises:
     MissingModel; MissingOption for a file without `model`; WrongKind for a cache; NotLocal for a
-    URL; UnreadableFile, WeightsError, ModelError, OtherLibrary; HubError when weights cannot be
-    fetched.
+    URL; UnreadableFile, WeightsError, OtherLibrary; ModelError, also for a model in the place of a
+    source; HubError when weights cannot be fetched.
     """
-    text = located(os.fspath(source))
+    text = located(source_text(source))
     if text.startswith(HUBS):
         return _from_hub(text)
     if text.startswith(TORCHVISION):
@@ -55,6 +55,17 @@ def load_classifier(
     if is_checkpoint(text):
         return _from_checkpoint(Path(text), model, dict(model_kwargs or {}))
     return load(model_folder(text))
+
+
+def source_text(source: object) -> str:
+    """A source as text. Raises: ModelError for an object that is no path."""
+    if isinstance(source, str | os.PathLike):
+        return os.fspath(source)
+    kind = type(source).__name__
+    message = (
+        f"{kind} is neither a path nor a Classifier; fgkd.as_classifier makes one of any model"
+    )
+    raise ModelError(message, model=kind)
 
 
 def located(source: str | Path) -> str:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fgkd.data import Samples
-from fgkd.data.decoding import decode_pil
+from fgkd.data.decoding import decode_pil, to_rgb
 from fgkd.errors import OptionError
 from fgkd.views.rendering import ImageOf, ViewRenderer
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 # Views of test-time augmentation: crops (the centre, or the corners and the centre), mirrored too?
 TTA = {"none": (1, False), "flip": (1, True), "five-crop": (5, False), "ten-crop": (5, True)}
@@ -41,6 +45,27 @@ class EvalTransform:
             crop_mode=config.get("crop_mode"),
         )
 
+    @functools.cached_property
+    def timm(self) -> Any:
+        """timm's own transform: from a Pillow RGB image to uint8 [3, H, W]."""
+        from timm.data.transforms_factory import transforms_imagenet_eval
+
+        return transforms_imagenet_eval(
+            self.size,
+            crop_pct=self.crop_pct,
+            crop_mode=self.crop_mode,
+            interpolation=self.interpolation,
+            mean=self.mean,
+            use_prefetcher=True,
+        )
+
+    def __call__(self, image: Image.Image | np.ndarray) -> np.ndarray:
+        """uint8 [3, H, W] of a Pillow image of any mode, or of uint8 pixels [H, W, 3]."""
+        from PIL import Image
+
+        pil = Image.fromarray(image) if isinstance(image, np.ndarray) else image.copy()
+        return np.asarray(self.timm(to_rgb(pil)))
+
 
 class CleanView:
     """The evaluation view: timm's evaluation transform on Pillow's pixels, kept as uint8.
@@ -49,20 +74,11 @@ class CleanView:
     """
 
     def __init__(self, samples: Samples, transform: EvalTransform, tta: str = "none") -> None:
-        from timm.data.transforms_factory import transforms_imagenet_eval
-
         self.samples = samples
         self.size = transform.size
         self.num_crops, flips = TTA[tta]
         self.num_views = self.num_crops * (1 + flips)
-        self.transform = transforms_imagenet_eval(
-            self.size,
-            crop_pct=transform.crop_pct,
-            crop_mode=transform.crop_mode,
-            interpolation=transform.interpolation,
-            mean=transform.mean,
-            use_prefetcher=True,
-        )
+        self.transform = transform.timm
 
     @staticmethod
     def decode(data: bytes, name: str) -> np.ndarray:

@@ -15,6 +15,7 @@ import torch
 import torchvision
 from helpers.errors import expected
 from helpers.runs import STUDENT, TEACHER
+from PIL import Image
 from torch import nn
 
 import fgkd
@@ -25,6 +26,7 @@ from fgkd.errors import (
     DataMismatch,
     MissingModel,
     MissingOption,
+    ModelError,
     OptionError,
     OutputExists,
     UnknownName,
@@ -203,6 +205,55 @@ def test_from_images_to_predictions(tiny_data: Path, tmp_path: Path) -> None:
     assert fgkd.load_classifier(trained).classes == found.model.classes
     assert all(line in repr(scores) for line in scores.notes)  # what a notebook shows
     assert all(line in repr(inspected) for line in inspected.lines())
+
+
+def test_models_in_memory_are_evaluated_used_and_exported(
+    tiny_data: Path, tiny_runs: dict[str, Path], tmp_path: Path
+) -> None:
+    """As their files are: another's module, beside a run that is compared with it."""
+    teacher, student = tiny_runs["teacher"], tiny_runs["student"]
+    loaded = fgkd.load_classifier(teacher)
+    net, (mean, std) = loaded.net, (loaded.mean.flatten(), loaded.std.flatten())
+    given = {"mean": mean.tolist(), "std": std.tolist(), "input_size": loaded.input_size}
+    more = {name: loaded.config[name] for name in ("crop_pct", "interpolation")}
+    model = fgkd.as_classifier(net, name="mine", classes=loaded.classes, **given, **more)
+    data = f"folder:{tiny_data}"
+    held = fgkd.evaluate([model, student], data=data, workers=0, report=tmp_path / "page")
+    filed = fgkd.evaluate([teacher, student], data=data, workers=0)
+    assert held[0].metrics == filed[0].metrics
+    assert held[1].metrics == filed[1].metrics  # agreement with the teacher, too
+    assert held[1].metrics.agreement_pct is not None
+    assert (held[0].model, held[0].minutes) == ("mine", None)
+    images = [tiny_data / "test"]
+    found, expected_ = (fgkd.predict(one, images, workers=0) for one in (model, teacher))
+    assert [one.top for one in found] == [one.top for one in expected_]
+    with Image.open(found[0].image) as image:
+        views = [model.eval_transform(one) for one in (image, np.array(image.convert("RGB")))]
+    name, probability = found[0].top[0]
+    for probs in model.logits(np.stack(views)).softmax(1):
+        assert model.classes[probs.argmax()] == name
+        assert probs.max().item() == pytest.approx(probability, rel=1e-4)
+    with pytest.raises(MissingOption) as nowhere:
+        fgkd.export(model, format="pt2")
+    assert nowhere.value.option == "output"
+    assert fgkd.export(model, format="pt2", output=tmp_path).path == tmp_path / "model.pt2"
+
+
+def test_a_model_or_dataset_in_the_place_of_its_source_is_explained(tmp_path: Path) -> None:
+    net, dataset = torchvision_net(), fgkd.open_dataset("icons")
+    for call in (fgkd.load_classifier, fgkd.evaluate, lambda one: fgkd.predict(one, tmp_path)):
+        with pytest.raises(ModelError) as error:
+            call(net)
+        assert error.value.model == "MobileNetV3"
+        assert "as_classifier" in str(error.value)
+    with pytest.raises(OptionError) as teacher:
+        fgkd.cache_logits(teacher=net, views=1, output=tmp_path / "cache")
+    assert teacher.value.option == "teacher"
+    assert "fgkd.capture" in str(teacher.value)
+    with pytest.raises(OptionError) as data:
+        fgkd.train_teacher(data=dataset, model="resnet10t", output=tmp_path / "run")
+    assert (data.value.option, "['icons']" in str(data.value)) == ("data", True)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("classes", [8, 20_000])

@@ -73,6 +73,20 @@ def test_equals_timm(
         torch.testing.assert_close(ours, theirs, atol=2e-6, rtol=0)  # 1 level is 0.013
 
 
+def test_an_image_in_memory_is_prepared_as_its_file_is(samples: Samples) -> None:
+    """Opened by Pillow in any mode and left as it is, or as an array."""
+    transform = EvalTransform(24, 0.9, "bicubic", (0.5, 0.4, 0.3))
+    wanted = clean_renderer(samples, transform, False)[Request(np.arange(len(samples)), [0])]
+    for i, image_HW3 in enumerate(wanted.images[0][:, 0]):
+        with Image.open(io.BytesIO(samples.read(i))) as image:
+            image.info["transparency"] = 0
+            found_3HW = transform(image)
+            again_3HW = transform(np.array(image.convert("RGB")))
+            assert image.info["transparency"] == 0
+        assert np.array_equal(found_3HW, image_HW3.permute(2, 0, 1))
+        assert np.array_equal(again_3HW, found_3HW)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_bad_images(workers: int, samples: Samples, tmp_path: Path) -> None:
     paths = list(samples.paths)
