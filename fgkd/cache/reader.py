@@ -220,10 +220,14 @@ class Reader:
 
     # Images
 
-    def dataset(self) -> Dataset:
-        """The dataset as the shards hold it (WebDataset): train and val, without a test split."""
+    def dataset(self, fetch: bool = True) -> Dataset:
+        """The dataset as the shards hold it (WebDataset): train and val, without a test split.
+
+        fetch: of a cache behind a URL, download every shard that holds training images; else these
+        samples cannot be read.
+        """
         described = self.identity.dataset
-        splits = {"train": self._train_samples()}
+        splits = {"train": self._train_samples(fetch)}
         if self.manifest.val:
             splits["val"] = self._samples_in("val", [self.manifest.val])
         return Dataset(
@@ -234,7 +238,7 @@ class Reader:
             chiral=described.chiral,
         )
 
-    def _train_samples(self) -> Samples:
+    def _train_samples(self, fetch: bool) -> Samples:
         return self._samples_in("train", [row for row in self.manifest.shards if row.start == 0])
 
     def _samples_in(self, split: str, shards: list[ShardRow]) -> Samples:

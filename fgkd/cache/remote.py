@@ -113,8 +113,9 @@ class RemoteReader(Reader):
         if self._cleanup:  # a copy leaves the folder to the original
             self._cleanup()
 
-    def _train_samples(self) -> Samples:
-        """Columns without images: the workers get those with each request."""
+    def _train_samples(self, fetch: bool) -> Samples:
+        if fetch:
+            return super()._train_samples(fetch)
         return self._samples_at("train", [self.url] * len(self.samples["train"]))
 
 

@@ -148,7 +148,7 @@ class _Opener:
             raise OptionError(message, option=given[0], value=value, advice=advice)
         reader = open_cache(folder)
         identity = reader.identity
-        specs, dataset = cached_data(reader, specs_of(self.data))
+        specs, dataset = cached_data(reader, specs_of(self.data), fetch=False)
         self._check_options(reader)
         return TargetSource(
             dataset=dataset,

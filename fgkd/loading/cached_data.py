@@ -16,16 +16,21 @@ from fgkd.errors import MissingOption
 from fgkd.files import is_url
 
 
-def cached_data(reader: Reader, data: str | Sequence[str] = ()) -> tuple[list[str], Dataset]:
+def cached_data(
+    reader: Reader, data: str | Sequence[str] = (), fetch: bool = True
+) -> tuple[list[str], Dataset]:
     """(dataset specs with absolute paths, the dataset) of a cache.
 
     data: where the images are, as `folder:PATH`; by default in the shards if they hold images, else
-    where the cache was made from. The specs are [] where only the shards are known.
+    where the cache was made from. The specs are [] where only the shards are known. fetch: see
+    `Reader.dataset`; else training images come with the requests that name their places.
     Raises: DataMismatch for other data; MissingOption for a URL whose shards hold no images.
     """
     args = reader.folder / "args.yaml"
     if reader.holds_images and not data:
-        return (list(args_file.load_yaml(args)["data"]) if args.exists() else []), reader.dataset()
+        return (list(args_file.load_yaml(args)["data"]) if args.exists() else []), reader.dataset(
+            fetch
+        )
     if is_url(reader.name) and not data:
         message = "data is required: the shards of this cache hold no images"
         raise MissingOption(message, option="data", suggestion="NAME:PATH")

@@ -101,7 +101,7 @@ class CachedViews(TorchDataset[Item]):
         if isinstance(data, Dataset):
             dataset = matching(reader, data)
         else:
-            dataset = cached_data(reader, data or ())[1]
+            dataset = cached_data(reader, data or (), fetch=False)[1]
         identity, samples = reader.identity, dataset.splits["train"]
         made = ViewSet.of(
             *(identity.views, samples, identity.shard_size),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -99,6 +100,22 @@ def test_the_url_trains_as_the_folder(
     assert rows(tmp_path / "run")[0]["distill_loss"] > 1e-2
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_url_is_verified_and_shown_as_the_folder(
+    caches: dict[str, Path], tiny_teacher: Path, tiny_data: Path, tmp_path: Path, format: str
+) -> None:
+    """Its images come with the shards, where these hold them."""
+    more = ("--seed", 1, *data_for(format, tiny_data))
+    check = ("--verify", "--teacher", tiny_teacher)
+    with serve(caches[format]) as (url, _):
+        fgkd("inspect", url, *check, "--gallery", tmp_path / "url", *more)
+    fgkd("inspect", caches[format], *check, "--gallery", tmp_path / "folder", *more)
+    pages = [(tmp_path / name / "index.html").read_text() for name in ("url", "folder")]
+    pictures = [re.findall(r'src="(data:image/[^"]+)', page) for page in pages]
+    assert len(pictures[0]) > 16
+    assert pictures[0] == pictures[1]
+
+
 def shard_suffix(format: str) -> str:
     return {"hdf5": ".h5", "webdataset": ".tar"}[format]
 
@@ -145,7 +162,7 @@ def test_a_killed_run_continues_without_the_shards_it_is_done_with(
 
 def make_loader(reader: RemoteReader, batch_size: int, workers: int) -> TrainLoader:
     identity = reader.identity
-    samples = reader.dataset().splits["train"]
+    samples = reader.dataset(fetch=False).splits["train"]
     return TrainLoader(
         ViewSet.of(identity.views, samples, identity.shard_size),
         schedule.Schedule(0, len(samples), batch_size, 2, 2),
