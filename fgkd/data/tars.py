@@ -100,12 +100,16 @@ def _tars(where: str) -> tuple[dict[str, list[Path]], list[str]]:
 def _expanded(pattern: str) -> list[Path]:
     """The tars of a pattern of braces and wildcards, in order.
 
-    Raises: MissingDataset; OptionError for wildcards in a URL.
+    Raises: MissingDataset; OptionError for a URL with wildcards, or of a folder.
     """
-    if files.is_url(pattern) and "*" in pattern:
-        message = f"a URL takes braces, as in train-{{000..011}}.tar, and no wildcards: {pattern}"
-        braces = f"webdataset:{pattern.replace('*', '{000..011}')}"
-        raise OptionError(message, option="data", value=pattern, suggestion=(braces,))
+    if files.is_url(pattern):
+        _, slash, name = pattern.partition("://")[2].rpartition("/")
+        is_file = bool(slash) and "." in name
+        if "*" in pattern or not is_file:
+            message = f"a URL names each tar, as train-{{000..011}}.tar does: {pattern}"
+            tars = pattern if is_file else f"{pattern.rstrip('/')}/train-*.tar"
+            braces = f"webdataset:{tars.replace('*', '{000..011}')}"
+            raise OptionError(message, option="data", value=pattern, suggestion=(braces,))
     names = [pattern]
     if "{" in pattern:
         require("braces in a path", "braceexpand")

@@ -204,9 +204,13 @@ def test_tars_behind_a_url_are_downloaded_once(
         assert requested == {"birds-0.tar": 1, "birds-1.tar": 1}
         with pytest.raises(DownloadError):
             open_dataset(f"webdataset:{url}/birds-7.tar")
-        with pytest.raises(OptionError) as error:  # a web server has no list of its files
-            open_dataset(f"webdataset:{url}/birds-*.tar")
-        assert error.value.value == f"{url}/birds-*.tar"
+        for where in (f"{url}/birds-*.tar", f"{url}/birds", f"{url}/birds/", url):
+            with pytest.raises(OptionError) as error:  # a web server has no list of its files
+                open_dataset(f"webdataset:{where}")
+            assert error.value.value == where
+            (suggested,) = error.value.suggestion
+            assert suggested.startswith(f"webdataset:{where.partition('*')[0]}")
+            assert suggested.endswith("{000..011}.tar")
 
 
 # ---- what is refused -----------------------------------------------------------------------
