@@ -10,7 +10,7 @@ from fgkd.config.commands import (
     TrainTeacherConfig,
 )
 from fgkd.config.effects import of_call, refuse_unused
-from fgkd.config.kwargs import parse_kwargs
+from fgkd.config.kwargs import format_kwargs, parse_kwargs
 from fgkd.config.schema import build, check, diff, leaves, replaced, to_dict
 from fgkd.config.specs import (
     ArchitectureSpec,
@@ -52,6 +52,7 @@ __all__ = [
     "build",
     "check",
     "diff",
+    "format_kwargs",
     "leaves",
     "of_call",
     "parse_kwargs",

@@ -69,6 +69,10 @@ class Classifier(nn.Module):
     def __init__(self, net: nn.Module, uses_dist: bool, uses_head: bool = True) -> None:
         super().__init__()
         self.net = net
+        channels, height, width = self.config["input_size"]
+        if (channels, height) != (3, width):
+            message = f"{self.architecture} takes {channels} x {height} x {width} pixels, and not "
+            raise ModelError(message + "a square in RGB", model=self.architecture)
         self.has_dist = hasattr(net, "dist_token") and hasattr(net, "head_dist")
         self.uses_dist = uses_dist and self.has_dist
         self.uses_head = uses_head or not self.uses_dist

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import numbers
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -12,13 +14,21 @@ import numpy as np
 from torch import Tensor, nn
 
 from fgkd.download import from_hub, http_status
-from fgkd.errors import HubError, MissingModel, ModelError, near
+from fgkd.errors import HubError, MissingModel, ModelError, OptionError, near
 from fgkd.models.classifier import Classifier
 from fgkd.packages import require
 
 TORCHVISION, TRANSFORMERS = "torchvision:", "transformers:"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+RESAMPLING = {
+    0: "nearest",
+    1: "lanczos",
+    2: "bilinear",
+    3: "bicubic",
+    4: "box",
+    5: "hamming",
+}  # by Pillow's numbers
+CROP_MODES = ("center", "squash", "border")  # timm's
 UNNAMED = re.compile(r"LABEL_\d+")  # what transformers calls a class without a name
 SQUASHED_FROM = 384  # pixels: ConvNeXt's processor resizes to a square, without a crop
 
@@ -61,14 +71,36 @@ def as_classifier(
     evaluation view, as in timm. The weights of a function are not known: its name stands for them
     in a cache.
 
-    Called with images, it raises ModelError where the model returns anything but logits [B, C].
+    Raises: OptionError for an argument by which no image can be prepared. Called with images, the
+    result raises ModelError where the model returns anything but logits [B, C].
     """
-    size = (3, input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
+    given: Any = input_size
+    size = (3, given, given) if np.ndim(given) == 0 else tuple(given)
+    side, ways = size[-1], tuple(RESAMPLING.values())
+    for option, value, fits, wanted in (
+        ("model", model, callable(model), "a module or a function"),
+        ("name", name, bool(name), "a name"),
+        ("classes", classes, len(classes) and not isinstance(classes, str), "names of classes"),
+        (
+            "input_size",
+            input_size,
+            _is_side(side) and size == (3, side, side),
+            "a side, or (3, side, side)",
+        ),
+        ("mean", mean, _are_three(mean, 0.0, 1.0), "3 numbers in 0 to 1, as pixels are"),
+        ("std", std, _are_three(std, 1e-6, math.inf), "3 numbers above 0, of pixels in 0 to 1"),
+        ("crop_pct", crop_pct, 0 < crop_pct <= 1, "above 0 and at most 1"),
+        ("crop_mode", crop_mode, crop_mode in CROP_MODES, f"one of {CROP_MODES}"),
+        ("interpolation", interpolation, interpolation in ways, f"one of {ways}"),
+    ):
+        if not fits:
+            message = f"as_classifier(): {option} is {value!r}, not {wanted}"
+            raise OptionError(message, option=option, value=value)
     config: dict[str, Any] = {
         "architecture": name,
         "num_classes": len(classes),
         "label_names": list(classes),
-        "input_size": size,
+        "input_size": (3, int(side), int(side)),
         "mean": tuple(map(float, mean)),
         "std": tuple(map(float, std)),
         "crop_pct": crop_pct,
@@ -77,6 +109,14 @@ def as_classifier(
         "weights_sha256": None if isinstance(model, nn.Module) else f"function {name}",
     }
     return Classifier(_Wrapped(model, config), uses_dist=False).eval()
+
+
+def _is_side(side: object) -> bool:
+    return isinstance(side, numbers.Integral) and int(side) > 0
+
+
+def _are_three(values: Sequence[float], low: float, high: float) -> bool:
+    return np.shape(values) == (3,) and all(low <= float(value) <= high for value in values)
 
 
 def from_torchvision(source: str) -> Classifier:
@@ -136,7 +176,7 @@ def from_transformers(source: str) -> Classifier:
     names = [str(net.config.id2label[i]) for i in range(net.config.num_labels)]
     try:
         found = _as_timm(net.float().eval(), net.config.model_type, names, processor)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OptionError) as error:
         message = f"the image processor of {source} is of an unknown kind: {error!r}"
         raise ModelError(message, model=source) from None
     if all(map(UNNAMED.fullmatch, names)):

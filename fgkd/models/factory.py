@@ -7,10 +7,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from fgkd.config import format_kwargs
 from fgkd.download import from_hub, http_status
 from fgkd.errors import HubError, ModelError, OptionError, UnknownName, near
 from fgkd.models import backbone, weights
 from fgkd.models.classifier import Classifier
+
+# Keyword arguments of timm's models that are options here.
+OPTION_OF = {"img_size": "img_size", "drop_rate": "drop", "drop_path_rate": "drop_path"}
 
 
 def create(
@@ -32,7 +36,8 @@ def create(
 
     The input size, crop and class names are recorded in the model's config, so that its export
     carries them. Raises: UnknownName; ModelError for kwargs it does not take; OptionError for an
-    image size it does not take; WeightsError; HubError.
+    image size it does not take, and for kwargs that are options or facts of the data; WeightsError;
+    HubError.
     """
     import timm
 
@@ -40,6 +45,7 @@ def create(
         known = timm.list_models()
         message = f"timm {timm.__version__} has no model {name!r}{near(name, known)}"
         raise UnknownName(message, option="model", value=name, known=known)
+    _refuse_own(kwargs or {}, len(class_names))
     cfg = timm.get_pretrained_cfg(name)
     size_kwargs = {"img_size": img_size} if img_size and cfg and cfg.fixed_input_size else {}
     all_kwargs: dict[str, Any] = {"drop_rate": drop, "drop_path_rate": drop_path, **size_kwargs}
@@ -72,13 +78,26 @@ def create(
         for layer in _head_layers(net):
             for parameter in layer.parameters():
                 parameter.data.mul_(head_init_scale)
-    if img_size:
-        _try_size(net, name, img_size)
     side = img_size or net.pretrained_cfg["input_size"][-1]
+    if img_size or kwargs:
+        _try_size(net, name, side, len(class_names))
     net.pretrained_cfg = dict(net.pretrained_cfg, input_size=(3, side, side))
     net.pretrained_cfg["crop_pct"] = crop_pct or net.pretrained_cfg["crop_pct"]
     net.pretrained_cfg["label_names"] = class_names
     return Classifier(net, uses_dist, uses_head), said or ["weights: random initialisation"]
+
+
+def _refuse_own(kwargs: dict[str, Any], num_classes: int) -> None:
+    """Refuse keyword arguments that have an option of their own, or that the data decide."""
+    for key, value in kwargs.items():
+        rest = format_kwargs({name: v for name, v in kwargs.items() if name != key}) or None
+        if option := OPTION_OF.get(key):
+            message = f"model_kwargs has {key}, which is the option {option}"
+            raise OptionError(message, option=option, value=value, suggestion=value)
+        fixed = {"num_classes": num_classes, "in_chans": 3}.get(key, value)
+        if value != fixed:
+            message = f"model_kwargs has {key}={value}, but the data need {fixed}"
+            raise OptionError(message, option="model_kwargs", value=value, suggestion=rest)
 
 
 def _head_layers(net: Any) -> list[nn.Module]:
@@ -91,11 +110,11 @@ def _head_layers(net: Any) -> list[nn.Module]:
     ]
 
 
-def _try_size(net: nn.Module, name: str, side: int) -> None:
-    """Refuse an image size that the model's layers cannot take, before any work is done."""
+def _try_size(net: nn.Module, name: str, side: int, num_classes: int) -> None:
+    """Refuse what gives no logits of images of this size, before any work is done."""
     try:
         with torch.no_grad():
-            net.eval()(torch.zeros(1, 3, side, side))
+            out = net.eval()(torch.zeros(1, 3, side, side))
     except (AssertionError, RuntimeError, ValueError) as error:
         raise OptionError(
             f"{name} cannot take images of {side} px: {error}",
@@ -103,6 +122,11 @@ def _try_size(net: nn.Module, name: str, side: int) -> None:
             value=side,
             advice="give a multiple of the model's patch size",
         ) from None
+    if out.shape != (1, num_classes):
+        message = (
+            f"{name} with these arguments gives {list(out.shape)}, not [1, {num_classes}] logits"
+        )
+        raise ModelError(message, model=name)
     net.train()
 
 

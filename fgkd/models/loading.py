@@ -14,6 +14,7 @@ from fgkd.errors import (
     MissingModel,
     MissingOption,
     ModelError,
+    OptionError,
     OtherLibrary,
     UnknownName,
     WeightsError,
@@ -116,6 +117,9 @@ def _from_checkpoint(path: Path, name: str, kwargs: dict[str, Any]) -> Classifie
         known = timm.list_models()
         message = f"timm {timm.__version__} has no model {name!r}{near(name, known)}"
         raise UnknownName(message, option="teacher_model", value=name, known=known)
+    if (channels := kwargs.get("in_chans", 3)) != 3:
+        message = f"teacher_model_kwargs has in_chans={channels}, but views are in RGB"
+        raise OptionError(message, option="teacher_model_kwargs", value=channels)
     size, config = kwargs.get("img_size"), timm.get_pretrained_cfg(name)
     if size and not (config and config.fixed_input_size):
         kwargs.pop("img_size")  # the model takes any size, and no such argument

@@ -239,6 +239,35 @@ def test_models_in_memory_are_evaluated_used_and_exported(
     assert fgkd.export(model, format="pt2", output=tmp_path).path == tmp_path / "model.pt2"
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("input_size", size) for size in ((3, 48, 32), (1, 32, 32), (32, 32, 3), (3, 32), 0, -4)),
+        *(("input_size", size) for size in ("32", 31.5, None)),
+        *(("mean", mean) for mean in ((0.5,), (127.5, 127.5, 127.5), (-0.1, 0.5, 0.5), 0.5)),
+        *(("std", std) for std in ((0, 0, 0), (0.2, 0.2), (0.2, 0.2, float("nan")))),
+        *(("crop_pct", share) for share in (0, 1.2, -1)),
+        *(("crop_mode", "middle"), ("interpolation", "cubic"), ("name", "")),
+        *(("classes", []), ("classes", "abc"), ("model", "resnet18")),
+    ],
+)
+def test_what_no_image_can_be_prepared_for_is_no_classifier(option: str, value: object) -> None:
+    given: dict[str, Any] = {"model": nn.Identity(), "name": "mine", "classes": ["a", "b"]}
+    with pytest.raises(OptionError) as error:
+        fgkd.as_classifier(**given | {option: value})
+    assert (error.value.option, error.value.value) == (option, value)
+
+
+def test_sizes_and_figures_of_numpy_make_a_classifier() -> None:
+    side, figures = np.int64(40), np.full(3, 0.5)
+    model = fgkd.as_classifier(
+        nn.Identity(), name="mine", classes=["a"], input_size=side, mean=figures, std=figures
+    )
+    assert model.input_size == (3, 40, 40)
+    assert [type(n) for n in model.input_size] == [int, int, int]
+    assert model.config["mean"] == (0.5, 0.5, 0.5)
+
+
 def test_a_model_or_dataset_in_the_place_of_its_source_is_explained(tmp_path: Path) -> None:
     net, dataset = torchvision_net(), fgkd.open_dataset("icons")
     for call in (fgkd.load_classifier, fgkd.evaluate, lambda one: fgkd.predict(one, tmp_path)):

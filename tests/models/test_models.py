@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from helpers.models import CLASSES, DEIT, TINY_VIT, build, images
 from torchvision.transforms.v2 import functional as tv
 
 from fgkd import models
-from fgkd.errors import FgkdError, UnknownName
+from fgkd.errors import FgkdError, ModelError, OptionError, UnknownName
 
 # ---- stochastic depth ----------------------------------------------------------------------
 
@@ -109,6 +111,42 @@ def test_unknown_model_names_near_ones() -> None:
 def test_what_timm_cannot_build(name: str, options: dict[str, object], message: str) -> None:
     with pytest.raises(FgkdError, match=message):
         build(name, **options)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "option", "suggestion"),
+    [
+        ({"img_size": 48}, "img_size", 48),
+        ({"drop_rate": 0.1}, "drop", 0.1),
+        ({"drop_path_rate": 0.1, "depth": 2}, "drop_path", 0.1),
+        ({"num_classes": 100}, "model_kwargs", None),
+        ({"in_chans": 1, "depth": 2}, "model_kwargs", ("depth=2",)),
+    ],
+)
+def test_kwargs_that_are_options_or_facts_of_the_data(
+    kwargs: dict[str, Any], option: str, suggestion: object
+) -> None:
+    with pytest.raises(OptionError) as error:
+        build(DEIT, kwargs=kwargs)
+    assert (error.value.option, error.value.suggestion) == (option, suggestion)
+    assert next(iter(kwargs)) in str(error.value)
+
+
+@pytest.mark.parametrize("size", [(3, 48, 32), (1, 32, 32)])
+def test_models_of_images_that_are_no_squares_in_colour(size: tuple[int, ...]) -> None:
+    net = build().net
+    net.pretrained_cfg = dict(net.pretrained_cfg, input_size=size)
+    with pytest.raises(ModelError) as error:
+        models.Classifier(net, uses_dist=True)
+    assert error.value.model == DEIT
+
+
+def test_kwargs_of_another_size_are_refused_before_any_work() -> None:
+    with pytest.raises(OptionError) as error:
+        build(DEIT, kwargs=TINY_VIT | {"patch_size": 300}, img_size=None)
+    assert (error.value.option, error.value.value) == ("img_size", 224)
+    with pytest.raises(ModelError):  # of every patch
+        build(DEIT, kwargs=TINY_VIT | {"global_pool": ""})
 
 
 def test_head_init_scale() -> None:
