@@ -265,7 +265,7 @@ class TargetSpec:
     )
     teacher: tuple[str, ...] = option(
         (),
-        "Live teacher, at its own image size. " + TEACHER_HELP,
+        "Live teacher, at its own size. " + TEACHER_HELP,
         place="source",
     )
     dtype: str = option("float32", "Number type of a live teacher.", choices=DTYPE_NAMES)

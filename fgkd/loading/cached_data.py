@@ -28,9 +28,8 @@ def cached_data(
     """
     args = reader.folder / "args.yaml"
     if reader.holds_images and not data:
-        return (list(args_file.load_yaml(args)["data"]) if args.exists() else []), reader.dataset(
-            fetch
-        )
+        specs = list(args_file.load_yaml(args)["data"]) if args.exists() else []
+        return specs, reader.dataset(fetch)
     if is_url(reader.name) and not data:
         message = "data is required: the shards of this cache hold no images"
         raise MissingOption(message, option="data", suggestion="NAME:PATH")
