@@ -40,7 +40,7 @@ def export(source: files.PathLike | Classifier, **options: object) -> ExportedMo
     without `output` for fetched weights and a `Classifier`; ExportError for a model that the format
     cannot express.
     """
-    return run(build(ExportConfig, options, "export()"), sources.given(source)[0])
+    return run(build(ExportConfig, options, "export()"), sources.given_one(source))
 
 
 def run(options: ExportConfig, source: Source) -> ExportedModel:

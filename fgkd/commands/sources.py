@@ -35,7 +35,12 @@ def given(models: Sources) -> list[Source]:
     """
     is_one = isinstance(models, str | nn.Module) or not isinstance(models, Iterable)
     several: Any = [models] if is_one else models
-    return [one if isinstance(one, Classifier) else source_text(one) for one in several]
+    return [given_one(one) for one in several]
+
+
+def given_one(model: object) -> Source:
+    """As `given`, of a model that is not in a list."""
+    return model if isinstance(model, Classifier) else source_text(model)
 
 
 def name_of(source: Source) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from fgkd.errors import HubError, ModelError, OptionError, UnknownName, near
 from fgkd.models import backbone, weights
 from fgkd.models.classifier import Classifier
 
-# Keyword arguments of timm's models that are options here.
+# Keyword arguments of timm's models that have options of their own.
 OPTION_OF = {"img_size": "img_size", "drop_rate": "drop", "drop_path_rate": "drop_path"}
 
 
@@ -36,7 +37,7 @@ def create(
 
     The input size, crop and class names are recorded in the model's config, so that its export
     carries them. Raises: UnknownName; ModelError for kwargs it does not take; OptionError for an
-    image size it does not take, and for kwargs that are options or facts of the data; WeightsError;
+    image size it does not take, and for kwargs that options or the data contradict; WeightsError;
     HubError.
     """
     import timm
@@ -45,10 +46,12 @@ def create(
         known = timm.list_models()
         message = f"timm {timm.__version__} has no model {name!r}{near(name, known)}"
         raise UnknownName(message, option="model", value=name, known=known)
-    _refuse_own(kwargs or {}, len(class_names))
     cfg = timm.get_pretrained_cfg(name)
     size_kwargs = {"img_size": img_size} if img_size and cfg and cfg.fixed_input_size else {}
     all_kwargs: dict[str, Any] = {"drop_rate": drop, "drop_path_rate": drop_path, **size_kwargs}
+    known = {"num_classes": len(class_names), "in_chans": 3, "drop_path_rate": drop_path or None}
+    known |= {"drop_rate": drop or None, "img_size": img_size or (cfg and cfg.input_size[-1])}
+    _refuse_contradictions(kwargs or {}, known)
     all_kwargs |= {"num_classes": len(class_names), **(kwargs or {})}
     drawn = torch.get_rng_state()
 
@@ -87,17 +90,16 @@ def create(
     return Classifier(net, uses_dist, uses_head), said or ["weights: random initialisation"]
 
 
-def _refuse_own(kwargs: dict[str, Any], num_classes: int) -> None:
-    """Refuse keyword arguments that have an option of their own, or that the data decide."""
+def _refuse_contradictions(kwargs: Mapping[str, object], known: Mapping[str, object]) -> None:
+    """Refuse keyword arguments that differ from what is known of them, where that is not None."""
     for key, value in kwargs.items():
-        rest = format_kwargs({name: v for name, v in kwargs.items() if name != key}) or None
+        if known.get(key) is None or value == known[key]:
+            continue
+        message = f"model_kwargs has {key}={value}, but options and data say {known[key]}"
         if option := OPTION_OF.get(key):
-            message = f"model_kwargs has {key}, which is the option {option}"
-            raise OptionError(message, option=option, value=value, suggestion=value)
-        fixed = {"num_classes": num_classes, "in_chans": 3}.get(key, value)
-        if value != fixed:
-            message = f"model_kwargs has {key}={value}, but the data need {fixed}"
-            raise OptionError(message, option="model_kwargs", value=value, suggestion=rest)
+            raise OptionError(message, option=option, value=known[key], suggestion=value)
+        rest = format_kwargs({name: v for name, v in kwargs.items() if name != key}) or None
+        raise OptionError(message, option="model_kwargs", value=value, suggestion=rest)
 
 
 def _head_layers(net: Any) -> list[nn.Module]:

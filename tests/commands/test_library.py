@@ -270,6 +270,8 @@ def test_sizes_and_figures_of_numpy_make_a_classifier() -> None:
 
 def test_a_model_or_dataset_in_the_place_of_its_source_is_explained(tmp_path: Path) -> None:
     net, dataset = torchvision_net(), fgkd.open_dataset("icons")
+    with pytest.raises(ModelError):  # one model at a time
+        fgkd.export([tmp_path, tmp_path], format="pt2")  # type: ignore[arg-type]
     for call in (fgkd.load_classifier, fgkd.evaluate, lambda one: fgkd.predict(one, tmp_path)):
         with pytest.raises(ModelError) as error:
             call(net)

@@ -123,13 +123,25 @@ def test_what_timm_cannot_build(name: str, options: dict[str, object], message: 
         ({"in_chans": 1, "depth": 2}, "model_kwargs", ("depth=2",)),
     ],
 )
-def test_kwargs_that_are_options_or_facts_of_the_data(
+def test_kwargs_that_options_or_the_data_contradict(
     kwargs: dict[str, Any], option: str, suggestion: object
 ) -> None:
     with pytest.raises(OptionError) as error:
-        build(DEIT, kwargs=kwargs)
+        build(DEIT, kwargs=kwargs, drop=0.3, drop_path=0.2)
     assert (error.value.option, error.value.suggestion) == (option, suggestion)
     assert next(iter(kwargs)) in str(error.value)
+
+
+def test_kwargs_that_say_what_is_known_are_taken() -> None:
+    """As timm's users write them; --drop and --drop-path may be left to them."""
+    same = {"img_size": 32, "num_classes": len(CLASSES), "in_chans": 3}
+    model = build(DEIT, kwargs=TINY_VIT | same | {"drop_path_rate": 0.2, "drop_rate": 0.1})
+    wanted = build(DEIT, drop=0.1, drop_path=0.2)
+    assert [m.drop_prob for m in model.drop_paths] == [m.drop_prob for m in wanted.drop_paths]
+    assert model.net.head_drop.p == wanted.net.head_drop.p == 0.1
+    with pytest.raises(OptionError) as error:  # without --img-size it is the architecture's
+        build(DEIT, kwargs={"img_size": 48}, img_size=None)
+    assert (error.value.option, error.value.suggestion) == ("img_size", 48)
 
 
 @pytest.mark.parametrize("size", [(3, 48, 32), (1, 32, 32)])
