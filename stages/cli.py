@@ -95,8 +95,8 @@ PREDICT = """Predict the classes of any images.
   fgkd predict runs/student photos/ --output classes.csv
   find photos -newer done | fgkd predict runs/student - --output new.jsonl
 
-A PATH is a file, a folder (with those below it), a pattern, or - for paths on standard input, one a
-line. Images that cannot be read are listed; then the exit code is 1. RUN: as for evaluate.
+A PATH is a file, a folder (with those below it), a pattern, or - for paths on standard input, one
+per line. Images that cannot be read are listed; then the exit code is 1. RUN: as for evaluate.
 """
 
 EXPORT = """Write a model as one file for another runtime.
