@@ -209,9 +209,15 @@ def run(
         return files.read_json(place, "study") if place.exists() else []
 
     def keep(made: list[dict[str, Any]]) -> None:
-        replaced = {row["arm"] for row in made}
-        there = read()  # again: another process may train other students
-        files.write_json(place, [row for row in there if row["arm"] not in replaced] + made)
+        replaced = {(row["arm"], row["seed"]) for row in made}
+        tries = {row["arm"]: row.get("tries") for row in made}
+        there = [  # read again: another process may train other students
+            row
+            for row in read()
+            if (row["arm"], row["seed"]) not in replaced
+            and row.get("tries") == tries.get(row["arm"], row.get("tries"))
+        ]
+        files.write_json(place, there + made)
         for row in made:
             print(f"{row['arm']:<32} seed {row['seed']}  {row['test_top1_pct']:6.2f} %", flush=True)
 
