@@ -6,6 +6,7 @@ Shape legend: H, W pixels, C classes.
 from __future__ import annotations
 
 import copy
+import operator
 import os
 from collections.abc import Iterator, Mapping, MutableSet, Sequence
 from typing import Any
@@ -143,8 +144,8 @@ class CachedViews(TorchDataset[Item]):
         }
 
     def set_epoch(self, epoch: int) -> None:
-        """Show view `epoch` mod V from now on, in all workers."""
-        self._epoch[0] = epoch
+        """Show view `epoch` mod V from now on, in all workers. Raises TypeError for a fraction."""
+        self._epoch[0] = operator.index(epoch)
 
     @property
     def view(self) -> int:
@@ -155,7 +156,7 @@ class CachedViews(TorchDataset[Item]):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Item:
-        return self.__getitems__([index])[0]
+        return self.__getitems__([operator.index(index)])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Item]:
         """The items at these indices: what a DataLoader calls for a batch."""

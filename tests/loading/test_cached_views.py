@@ -191,6 +191,18 @@ def test_index_and_length(caches: dict[str, Path]) -> None:
     assert len(list(views)) == NUM  # iteration ends
 
 
+def test_fractions_are_refused(caches: dict[str, Path]) -> None:
+    """Hugging Face's state.epoch is one: cut off, 0.99 would show the first view twice."""
+    views = CachedViews(caches["plain"])
+    views.set_epoch(np.int64(1))
+    for fraction in (0.99, 1.0, torch.tensor(0.5), "1", None):
+        with pytest.raises(TypeError):
+            views.set_epoch(fraction)  # type: ignore[arg-type]
+        with pytest.raises(TypeError):
+            views[fraction]  # type: ignore[index]
+    assert views.view == 1
+
+
 def test_another_size_shows_the_same_crops(caches: dict[str, Path]) -> None:
     small, large = CachedViews(caches["plain"]), CachedViews(caches["plain"], size=64)
     image = large[5]["image"]
