@@ -209,15 +209,16 @@ def run(
         return files.read_json(place, "study") if place.exists() else []
 
     def keep(made: list[dict[str, Any]]) -> None:
-        replaced = {(row["arm"], row["seed"]) for row in made}
-        tries = {row["arm"]: row.get("tries") for row in made}
-        there = [  # read again: another process may train other students
-            row
-            for row in read()
-            if (row["arm"], row["seed"]) not in replaced
-            and row.get("tries") == tries.get(row["arm"], row.get("tries"))
-        ]
-        files.write_json(place, there + made)
+        def stays(row: dict[str, Any]) -> bool:
+            """A row of another arm, or of another seed with as many tries."""
+            same_arm = [new for new in made if new["arm"] == row["arm"]]
+            return all(
+                row["seed"] != new["seed"] and row.get("tries") == new.get("tries")
+                for new in same_arm
+            )
+
+        there = read()  # again: another process may train other students
+        files.write_json(place, [row for row in there if stays(row)] + made)
         for row in made:
             print(f"{row['arm']:<32} seed {row['seed']}  {row['test_top1_pct']:6.2f} %", flush=True)
 

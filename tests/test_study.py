@@ -46,6 +46,14 @@ def test_a_small_study(
     rows = json.loads((tmp_path / "study.json").read_text())
     students = {(row["arm"], row["seed"]) for row in rows if not row["arm"].startswith("teacher/")}
     assert students == {(f"small/{way}/8", seed) for way in ways for seed in (0, 1)}
+    # With other numbers of tries a seed's row may be of another setting: it goes.
+    for row in rows:
+        row["tries"] = 1
+    (tmp_path / "study.json").write_text(json.dumps(rows))
+    study.main([*command[:2], *command[len(ways) + 1 :], "--seeds", "1"], standalone_mode=False)
+    rows = json.loads((tmp_path / "study.json").read_text())
+    assert [row["seed"] for row in rows if row["arm"] == "small/labels/8"] == [1]
+    assert {row["seed"] for row in rows if row["arm"] == "small/cache/8"} == {0, 1}
     for row in rows:
         right = int.from_bytes(bytes.fromhex(row["hits"]), "big").bit_count()
         assert row["test_top1_pct"] == pytest.approx(100 * right / row["images"], abs=1e-4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -78,10 +79,14 @@ def open_dataset(specs: str | Sequence[str], val_fraction: float = DEFAULT_VAL_F
     A dataset without a validation split gets one of `val_fraction` (in [0, 1)) of its train split,
     before the union: what is held out of one does not depend on the others.
     Raises: UnknownName, MissingDataset, or a DatasetError of the files; OptionError for data
-    of less than two classes, and for a `test_fraction` where every dataset has a test split.
+    of less than two classes, for a `val_fraction` out of range, and for a `test_fraction` where
+    every dataset has a test split.
     """
     if not specs:
         raise MissingOption("no dataset given", option="data", suggestion=("icons",))
+    if not (isinstance(val_fraction, numbers.Real) and 0 <= val_fraction < 1):
+        message = f"val_fraction is {val_fraction!r}, not a number from 0 to below 1"
+        raise OptionError(message, option="val_fraction", value=val_fraction)
     given = [specs] if isinstance(specs, str) else list(specs)
     parsed = [Spec.parse(text) for text in given]
     members = [_load(one) for one in parsed]

@@ -6,6 +6,8 @@ Shape legend: H, W pixels, C classes.
 from __future__ import annotations
 
 import copy
+import math
+import numbers
 import operator
 import os
 from collections.abc import Iterator, Mapping, MutableSet, Sequence
@@ -108,7 +110,7 @@ class CachedViews(TorchDataset[Item]):
             *(identity.views, samples, identity.shard_size),
             *(reader.unreadable_keys, identity.added),
         )
-        self.view_set = made.at_size(size or made.size)
+        self.view_set = made if size is None else made.at_size(_checked_size(size, made.size))
         self.temperature = _checked_temperature(reader, temperature)
         self.classes, self.num_views = reader.classes, reader.views
         self.rows = np.flatnonzero(self.view_set.has_views)
@@ -235,8 +237,19 @@ class CachedViews(TorchDataset[Item]):
             yield item
 
 
+def _checked_size(size: int, own: int) -> int:
+    side = operator.index(size)
+    if side < 1:
+        message = f"CachedViews(): size is {side}, not a side in pixels"
+        raise OptionError(message, option="size", value=size, suggestion=own)
+    return side
+
+
 def _checked_temperature(reader: Reader, temperature: float | None) -> float | None:
-    codec = reader.codec
+    codec, given = reader.codec, temperature
+    if given is not None and not (isinstance(given, numbers.Real) and 0 < given < math.inf):
+        message = f"CachedViews(): temperature is {given!r}, not a number above 0"
+        raise OptionError(message, option="temperature", value=given)
     if codec.truncated:
         if temperature is None:
             raise OptionError(

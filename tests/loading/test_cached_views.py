@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -201,6 +202,25 @@ def test_fractions_are_refused(caches: dict[str, Path]) -> None:
         with pytest.raises(TypeError):
             views[fraction]  # type: ignore[index]
     assert views.view == 1
+
+
+def test_arguments_that_cannot_work_are_refused(caches: dict[str, Path], tiny_data: Path) -> None:
+    reader = open_cache(caches["plain"])
+    for size in (0, -1):
+        with pytest.raises(OptionError) as refused:
+            CachedViews(reader, size=size)
+        assert (refused.value.option, refused.value.value) == ("size", size)
+    for size in (32.5, "32", (32, 32)):
+        with pytest.raises(TypeError):
+            CachedViews(reader, size=size)  # type: ignore[arg-type]
+    for temperature in (0, -1.0, math.nan, math.inf, "2"):  # of `dense` targets, too
+        with pytest.raises(OptionError) as refused:
+            CachedViews(reader, temperature=temperature)  # type: ignore[arg-type]
+        assert refused.value.option == "temperature"
+    for fraction in (-0.1, 1, 2.0, math.nan, "0.1"):
+        with pytest.raises(OptionError) as refused:
+            open_dataset(f"folder:{tiny_data}", fraction)  # type: ignore[arg-type]
+        assert refused.value.option == "val_fraction"
 
 
 def test_another_size_shows_the_same_crops(caches: dict[str, Path]) -> None:
