@@ -88,8 +88,9 @@ class CachedViews(TorchDataset[Item]):
     Each image file is compared with its content hash when it is first read. At the cache's own size
     the pixels of each batch's first view, and of one view in `CHECK_EVERY`, are compared with the
     cache's digests. Images that capture could not read are left out.
-    Raises: DataMismatch, OptionError, CacheError of many types; ContentMismatch and PixelMismatch
-    for an item (from a DataLoader's worker as torch's RuntimeError with the same text).
+    Raises: TypeError or ValueError for a size that is no number of pixels; DataMismatch,
+    OptionError, CacheError of many types; ContentMismatch and PixelMismatch for an item (from a
+    DataLoader's worker as torch's RuntimeError with the same text).
     """
 
     def __init__(
@@ -110,7 +111,7 @@ class CachedViews(TorchDataset[Item]):
             *(identity.views, samples, identity.shard_size),
             *(reader.unreadable_keys, identity.added),
         )
-        self.view_set = made if size is None else made.at_size(_checked_size(size, made.size))
+        self.view_set = made if size is None else made.at_size(_checked_size(size))
         self.temperature = _checked_temperature(reader, temperature)
         self.classes, self.num_views = reader.classes, reader.views
         self.rows = np.flatnonzero(self.view_set.has_views)
@@ -237,11 +238,10 @@ class CachedViews(TorchDataset[Item]):
             yield item
 
 
-def _checked_size(size: int, own: int) -> int:
+def _checked_size(size: int) -> int:
     side = operator.index(size)
     if side < 1:
-        message = f"CachedViews(): size is {side}, not a side in pixels"
-        raise OptionError(message, option="size", value=size, suggestion=own)
+        raise ValueError(f"CachedViews(): size is {side}, not a side in pixels")
     return side
 
 

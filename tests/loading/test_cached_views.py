@@ -207,9 +207,8 @@ def test_fractions_are_refused(caches: dict[str, Path]) -> None:
 def test_arguments_that_cannot_work_are_refused(caches: dict[str, Path], tiny_data: Path) -> None:
     reader = open_cache(caches["plain"])
     for size in (0, -1):
-        with pytest.raises(OptionError) as refused:
+        with pytest.raises(ValueError, match=str(size)):
             CachedViews(reader, size=size)
-        assert (refused.value.option, refused.value.value) == ("size", size)
     for size in (32.5, "32", (32, 32)):
         with pytest.raises(TypeError):
             CachedViews(reader, size=size)  # type: ignore[arg-type]
