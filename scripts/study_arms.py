@@ -18,12 +18,14 @@ PRETRAINED = (
     *("--img-size", "96", "--crop-pct", "1", "--aug-recipe", "light"),
     *("--lr", "5e-4", "--weight-decay", "0.05", "--drop-path", "0.1", "--model-ema"),
 )
-# A tenth of the training labels, and the other images without theirs: data that do not say that
-# left and right are classes.
-FEW = ("--data", "{few}", "--hflip", "0")
-FEW_AND_REST = ("--data", "{few}", "--data", "{rest}", "--hflip", "0")
-# Four of ten training labels are another class's.
-NOISY = ("--data", "{noisy}", "--hflip", "0")
+
+
+def changed(*data: str) -> tuple[str, ...]:
+    """Options: data of study_inputs.py by name, never mirrored, as icons are not (left and right
+    arrows are classes)."""
+    return (*(word for name in data for word in ("--data", f"{{{name}}}")), "--hflip", "0")
+
+
 TEACHERS: dict[str, tuple[str, ...]] = {
     "16-epochs": ICONS_TEACHER,
     "60-epochs": LONG,
@@ -31,8 +33,10 @@ TEACHERS: dict[str, tuple[str, ...]] = {
     "60-epochs-2": (*LONG, "--seed", "2"),
     "pretrained": (*PRETRAINED, "--epochs", "12"),
     "pretrained-long": (*PRETRAINED, "--epochs", "30"),  # of small data
-    "pretrained-few": (*PRETRAINED, "--epochs", "60", *FEW),
-    "pretrained-noisy": (*PRETRAINED, "--epochs", "12", *NOISY),
+    "pretrained-few": (*PRETRAINED, "--epochs", "60", *changed("few")),
+    "pretrained-few-25": (*PRETRAINED, "--epochs", "40", *changed("few-25")),
+    "pretrained-noisy": (*PRETRAINED, "--epochs", "12", *changed("noisy")),
+    "pretrained-noisy-20": (*PRETRAINED, "--epochs", "12", *changed("noisy-20")),
 }
 
 
@@ -57,8 +61,14 @@ CACHES = {
     "pretrained-topk8-5": Cache(("pretrained",), (*AT_32_PX, *TOPK8, "--top-k", "5")),
     "pretrained-topk8-1": Cache(("pretrained",), (*AT_32_PX, *TOPK8, "--top-k", "1")),
     "pretrained-mixup": Cache(("pretrained",), (*AT_32_PX, "--mixup", "1", "--mix-prob", "1")),
-    "few": Cache(("pretrained-few",), (*AT_32_PX, *FEW_AND_REST)),
-    "noisy": Cache(("pretrained-noisy",), (*AT_32_PX, *NOISY)),
+    **{
+        few: Cache((f"pretrained-{few}",), (*AT_32_PX, *changed(few, f"rest of {few}")))
+        for few in ("few", "few-25")
+    },
+    **{
+        noisy: Cache((f"pretrained-{noisy}",), (*AT_32_PX, *changed(noisy)))
+        for noisy in ("noisy", "noisy-20")
+    },
 }
 
 # Sizes in millions of parameters: 0.70 and 2.68.
@@ -115,30 +125,36 @@ def knob(text: str, *options: str, cache: str = "pretrained") -> Method:
     return Method(text, ("--lr", "2e-3", *options), cache, against="cache-pretrained")
 
 
+for few, share, repeat in (("few", "a tenth", 10), ("few-25", "a quarter", 4)):
+    METHODS |= {
+        f"{few}-labels": Method(
+            f"{share} of the labels alone, as many steps",
+            ("--lr", "2e-3", *changed(few)),
+            against=f"{few}-labels",
+            repeat=repeat,
+        ),
+        f"{few}-cache": Method(
+            f"{share} of the labels, the targets of all images by a teacher of that {share[2:]}",
+            ("--lr", "2e-3"),
+            cache=few,
+            against=f"{few}-labels",
+        ),
+    }
+for noisy, percent in (("noisy", 40), ("noisy-20", 20)):
+    METHODS |= {
+        f"{noisy}-labels": Method(
+            f"labels of which {percent} % are wrong",
+            ("--lr", "2e-3", *changed(noisy)),
+            against=f"{noisy}-labels",
+        ),
+        f"{noisy}-cache": Method(
+            "these labels and the targets of a teacher of them",
+            ("--lr", "2e-3"),
+            cache=noisy,
+            against=f"{noisy}-labels",
+        ),
+    }
 METHODS |= {
-    "few-labels": Method(
-        "a tenth of the labels alone, as many steps",
-        ("--lr", "2e-3", *FEW),
-        against="few-labels",
-        repeat=10,
-    ),
-    "few-cache": Method(
-        "a tenth of the labels, the targets of all images by a teacher of that tenth",
-        ("--lr", "2e-3"),
-        cache="few",
-        against="few-labels",
-    ),
-    "noisy-labels": Method(
-        "labels of which 40 % are wrong",
-        ("--lr", "2e-3", *NOISY),
-        against="noisy-labels",
-    ),
-    "noisy-cache": Method(
-        "these labels and the targets of a teacher of them",
-        ("--lr", "2e-3"),
-        cache="noisy",
-        against="noisy-labels",
-    ),
     "noisy-targets": Method(
         "the targets of that teacher alone",
         ("--lr", "2e-3", *TARGETS_ALONE),

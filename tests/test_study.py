@@ -71,9 +71,9 @@ def test_data_with_few_and_with_wrong_labels(
 ) -> None:
     """Of the training images alone, and as many as the tables say."""
     inputs = study.inputs
-    monkeypatch.setattr(inputs, "SHARE", 2)
+    monkeypatch.setitem(inputs.LABELLED, "few", 0.5)
     whole = open_dataset([f"folder:{tiny_data}"], 0.1)
-    few, rest, noisy = inputs.fill(["{few}", "{rest}", "{noisy}"], tmp_path, whole)
+    few, rest, noisy = inputs.fill(["{few}", "{rest of few}", "{noisy}"], tmp_path, whole)
 
     def labels(name: str, split: str) -> dict[str, int]:
         samples = open_dataset([name], 0.1).splits[split]
@@ -86,7 +86,7 @@ def test_data_with_few_and_with_wrong_labels(
     assert len(list(Path(rest.removeprefix("unlabeled:")).iterdir())) == len(true) - len(kept)
     assert wrong.keys() == true.keys()
     flipped = sum(wrong[path] != label for path, label in true.items())
-    assert abs(flipped / len(true) - inputs.NOISE) < 4 * (0.24 / len(true)) ** 0.5
+    assert abs(flipped / len(true) - inputs.NOISE["noisy"]) < 4 * (0.24 / len(true)) ** 0.5
     for split in set(whole.splits) - {"train"}:
         assert labels(noisy, split) == labels(few, split) == labels(f"folder:{tiny_data}", split)
 
