@@ -81,7 +81,7 @@ async def open_tab(program: str) -> AsyncIterator[Tab]:
             [program, f"--user-data-dir={profile}", *FLAGS],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env={**os.environ, "HOME": profile},
+            env={**os.environ, "HOME": profile, "TMPDIR": profile},
         )
         try:
             port = await _port(child, Path(profile) / "DevToolsActivePort")
