@@ -128,11 +128,16 @@ class Reader:
         """Arrays [B, ...] as they are stored, such as `digests`, of a view of training samples.
 
         Only these rows are read; with a copy less if they are in the order of their blocks.
-        Raises: IndexError; DamagedShard, DamagedCache.
+        Raises: IndexError; TypeError for rows that are not integers; DamagedShard, DamagedCache.
         """
-        rows = np.asarray(rows, np.int64)
+        rows = np.asarray(rows)
+        if len(rows) and rows.dtype.kind not in "iu":
+            raise TypeError(f"rows are integers, not {rows.dtype}")
+        rows = rows.astype(np.int64)
         if len(rows) and not 0 <= rows.min() <= rows.max() < self._num:
             raise IndexError(f"rows are from 0 to {self._num - 1}")
+        if not 0 <= view < self.views:
+            raise IndexError(f"views are from 0 to {self.views - 1}, not {view}")
         shapes = stored_arrays(self.codec)
         by_block = {n: np.empty((len(rows), *shapes[n][1]), shapes[n][0]) for n in names}
         blocks_B, places_B = (of_all[rows] for of_all in self.places_of_rows)

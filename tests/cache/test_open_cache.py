@@ -100,11 +100,13 @@ def test_a_tail_is_exact_in_the_softmax(cache: Reader) -> None:
 def test_what_it_refuses(cache: Reader) -> None:
     with pytest.raises(UnstoredTemperature):
         cache.targets(np.array([0]), 0, 3.0)
-    with pytest.raises(DamagedCache, match="view 5 of block"):
-        cache.targets(np.array([0]), 5, 1.0)
-    for rows in ([23], [-1]):
+    for rows, view in (([23], 0), ([-1], 0), ([0], cache.views), ([0], -1)):
         with pytest.raises(IndexError):
-            cache.targets(np.array(rows), 0, 1.0)
+            cache.targets(np.array(rows), view, 1.0)
+    for wrong in ([0.5], [True]):
+        with pytest.raises(TypeError):
+            cache.targets(np.array(wrong), 0, 1.0)
+    assert cache.targets(np.array([]), 0, 1.0).shape == (0, NUM_CLASSES)
 
 
 def test_what_is_not_a_cache(tmp_path: Path) -> None:
