@@ -57,6 +57,7 @@ CACHES = {
     "mixup": Cache(("60-epochs",), ("--views", "75", "--mixup", "1", "--mix-prob", "1")),
     "ensemble": Cache(("60-epochs", "60-epochs-1", "60-epochs-2"), ("--views", "75")),
     "pretrained": Cache(("pretrained",), AT_32_PX),
+    "pretrained-150": Cache(("pretrained",), ("--views", "150", *AT_32_PX[2:])),
     "pretrained-long": Cache(("pretrained-long",), ("--views", "75", *AT_32_PX[2:])),
     "pretrained-topk8-5": Cache(("pretrained",), (*AT_32_PX, *TOPK8, "--top-k", "5")),
     "pretrained-topk8-1": Cache(("pretrained",), (*AT_32_PX, *TOPK8, "--top-k", "1")),
@@ -110,6 +111,10 @@ METHODS = {
     "cache-16": Method("from the cache of the 16-epoch teacher", cache="16-epochs"),
     "cache-ensemble": Method("from the cache of three teachers", cache="ensemble"),
     "cache-pretrained": Method("from the cache of a pretrained teacher", cache="pretrained"),
+    "cache-150": Method(
+        "from a cache of 150 views of that teacher, as many as labels alone see",
+        cache="pretrained-150",
+    ),
     "cache-long": Method("from the cache of a pretrained teacher", cache="pretrained-long"),
     "live-long": Method(
         "with that teacher live, new views in every epoch",
