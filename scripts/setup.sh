@@ -23,10 +23,15 @@ if [ -n "${lowest:-}" ]; then
 fi
 stamp=$venv/installed-requirements.txt
 if ! cmp -s "$requirements" "$stamp"; then
-  echo "Installing into $venv with $("$python" --version) (about 2 minutes and 6 GB with torch) ..."
+  echo "Installing into $venv with $("$python" --version) (about 2 minutes and 7 GB with torch) ..."
   "$python" -m venv "$venv"
   pip=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check)
-  "${pip[@]}" -r "$requirements"
+  if ! "${pip[@]}" -r "$requirements"; then
+    free=$(df -Pk . | awk 'NR == 2 { printf "%.1f", $4 / 1048576 }')
+    echo "error: pip could not install all of $requirements into $PWD/$venv ($free GB are free" \
+      "there, and 7 are needed); run this again to continue" >&2
+    exit 1
+  fi
   "${pip[@]}" --no-deps --no-build-isolation --editable .
   cp "$requirements" "$stamp"
 fi
