@@ -2,14 +2,16 @@
 
 Pure and keyword-only, so that student and teacher, two tensors of one shape, cannot be swapped.
 `student_logits` and `teacher_logits` are float [B, K], `labels` int64 [B] with -1 where unknown.
-Every loss is the mean over the rows of the batch. `task_loss` and `distill_loss`, the two that
-training calls, compute in float32 (float64 when the student's logits are).
+Every loss is the mean over the rows of the batch, in float32 (float64 when the student's logits
+are): a softmax in half precision loses its tail. Logits of two shapes, or of another shape than
+[B, K], and a temperature that is no finite number above 0 are a ValueError.
 
 Shapes: B batch, K classes, R = K - 1 the classes that are not the target; suffix `_B1` is a column.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -24,13 +26,29 @@ Gather = Callable[[Tensor], Tensor]  # rows of one rank -> rows of all
 FLOAT32_UP_TO = 20.0  # a temperature
 
 
-def _wide(logits_BK: Tensor) -> Tensor:
-    """`logits_BK` in float32, or float64 if it is: a softmax in half precision loses its tail."""
-    return logits_BK if logits_BK.dtype == torch.float64 else logits_BK.float()
+def _dtype(logits_BK: Tensor) -> torch.dtype:
+    """Of a loss: float32, or float64 if the student's logits are."""
+    return torch.promote_types(logits_BK.dtype, torch.float32)
+
+
+def _pair(student_BK: Tensor, teacher_BK: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in the student's precision: a live float64 teacher is rounded as a float32 cache is."""
+    if student_BK.shape != teacher_BK.shape or student_BK.ndim != 2:
+        shapes = f"{list(student_BK.shape)} and {list(teacher_BK.shape)}"
+        raise ValueError(f"the student's and the teacher's logits are {shapes}, not [B, K] twice")
+    dtype = _dtype(student_BK)
+    return student_BK.to(dtype), teacher_BK.to(dtype)
+
+
+def _checked_temperature(temperature: float) -> None:
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature is {temperature}, not a finite number above 0")
 
 
 def _softened(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Logits over T; in float64 where T is so high that float32 would round T^2 KL away."""
+    """A pair of logits over T; float64 where T is so high that float32 would round T^2 KL away."""
+    _checked_temperature(temperature)
+    student_BK, teacher_BK = _pair(student_BK, teacher_BK)
     if temperature > FLOAT32_UP_TO:
         student_BK, teacher_BK = student_BK.double(), teacher_BK.double()
     return student_BK / temperature, teacher_BK / temperature
@@ -49,9 +67,12 @@ def labelled(
     """bool [B]: rows in which every visible image has a label.
 
     In a pair with lam 1 (not mixed) or lam 0 (the pasted box covers everything), one is visible.
+    Raises: ValueError for partner_labels without lam or lam without them.
     """
-    if partner_labels is None or lam is None:
+    if partner_labels is None and lam is None:
         return labels >= 0
+    if partner_labels is None or lam is None:
+        raise ValueError("partner_labels and lam go together")
     return ((labels >= 0) | (lam == 0)) & ((partner_labels >= 0) | (lam == 1))
 
 
@@ -73,17 +94,17 @@ def task_loss(
 
     def ce(target_B: Tensor) -> Tensor:
         return F.cross_entropy(
-            _wide(logits),
+            logits.to(_dtype(logits)),
             target_B,
             ignore_index=-1,
             reduction="none",
             label_smoothing=smoothing,
         )
 
+    known_B = labelled(labels=labels, partner_labels=partner_labels, lam=lam)
     loss_B = ce(labels)
     if partner_labels is not None and lam is not None:
         loss_B = lam * loss_B + (1 - lam) * ce(partner_labels)
-    known_B = labelled(labels=labels, partner_labels=partner_labels, lam=lam)
     return (loss_B * known_B).sum() / known_B.sum().clamp(min=1)
 
 
@@ -100,7 +121,7 @@ def kl(
     Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015.
     """
     softened = _softened(student_logits, teacher_logits, temperature)
-    return (temperature**2 * _kl(*softened)).to(student_logits.dtype)
+    return (temperature**2 * _kl(*softened)).to(_dtype(student_logits))
 
 
 def hard(
@@ -114,7 +135,8 @@ def hard(
 
     Neither `temperature` nor `labels` is read. Touvron et al., "DeiT", ICML 2021.
     """
-    return F.cross_entropy(student_logits, teacher_logits.argmax(1))
+    student_BK, teacher_BK = _pair(student_logits, teacher_logits)
+    return F.cross_entropy(student_BK, teacher_BK.argmax(1))
 
 
 def ce(
@@ -130,7 +152,7 @@ def ce(
     """
     student_BK, teacher_BK = _softened(student_logits, teacher_logits, temperature)
     loss = temperature**2 * F.cross_entropy(student_BK, teacher_BK.softmax(1))
-    return loss.to(student_logits.dtype)
+    return loss.to(_dtype(student_logits))
 
 
 def bkd(
@@ -149,7 +171,7 @@ def bkd(
     student_BK, teacher_BK = _softened(student_logits, teacher_logits, temperature)
     if class_weights is not None:
         teacher_BK = teacher_BK + class_weights.log().to(teacher_BK)
-    return (temperature**2 * _kl(student_BK, teacher_BK)).to(student_logits.dtype)
+    return (temperature**2 * _kl(student_BK, teacher_BK)).to(_dtype(student_logits))
 
 
 def class_balanced_weights(counts: Tensor, beta: float = 0.9999) -> Tensor:
@@ -157,8 +179,10 @@ def class_balanced_weights(counts: Tensor, beta: float = 0.9999) -> Tensor:
 
     (1 - beta) / (1 - beta^n): about 1 / n where n is far below 1 / (1 - beta), and flat above. A
     class without images counts as one with one. Cui et al., "Class-Balanced Loss Based on Effective
-    Number of Samples", CVPR 2019.
+    Number of Samples", CVPR 2019. Raises: ValueError for a beta outside [0, 1).
     """
+    if not 0 <= beta < 1:
+        raise ValueError(f"beta is {beta}, not in [0, 1)")
     weights = 1 / (1 - torch.pow(beta, counts.clamp(min=1).double()))
     return weights / weights.mean()
 
@@ -178,6 +202,7 @@ def dkd(
     of a mixed row the label of its own image, and the teacher's argmax where there is no label.
     Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022.
     """
+    softened = _softened(student_logits, teacher_logits, temperature)
     target_B = teacher_logits.argmax(1)
     if labels is not None:
         target_B = torch.where(labels >= 0, labels, target_B)
@@ -189,11 +214,10 @@ def dkd(
         target_B1, others_BR = full_BK[:, :1], full_BK[:, 1:]
         return torch.cat([target_B1, others_BR.logsumexp(1, keepdim=True)], 1), others_BR
 
-    softened = _softened(student_logits, teacher_logits, temperature)
     binary_B2, others_BR = split(softened[0])
     teacher_binary_B2, teacher_others_BR = split(softened[1])
     tckd, nckd = _kl(binary_B2, teacher_binary_B2), _kl(others_BR, teacher_others_BR)
-    return (temperature**2 * (alpha * tckd + beta * nckd)).to(student_logits.dtype)
+    return (temperature**2 * (alpha * tckd + beta * nckd)).to(_dtype(student_logits))
 
 
 def dist(
@@ -213,10 +237,8 @@ def dist(
     other ranks, differentiably. `labels` is not read. Huang et al.,
     "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022.
     """
-    p_BK, q_BK = (
-        (student_logits / temperature).softmax(1),
-        (teacher_logits / temperature).softmax(1),
-    )
+    _checked_temperature(temperature)
+    p_BK, q_BK = ((x / temperature).softmax(1) for x in _pair(student_logits, teacher_logits))
 
     def distance(p_BK: Tensor, q_BK: Tensor, dim: int) -> Tensor:
         p, q = p_BK - p_BK.mean(dim, keepdim=True), q_BK - q_BK.mean(dim, keepdim=True)
@@ -275,9 +297,7 @@ def distill_loss(
     if name not in LOSSES:
         message = f"unknown distillation loss {name!r}{near(name, list(LOSSES))}"
         raise UnknownName(message, option="kd_loss", value=name, known=list(LOSSES))
-    student_BK = _wide(student_logits)
-    # A live float64 teacher is rounded here as a float32 cache rounds it: the same steps follow.
-    teacher_BK = teacher_logits.to(student_BK.dtype)
+    student_BK, teacher_BK = _pair(student_logits, teacher_logits)
     if standardize:
         student_BK, teacher_BK = z_scores(student_BK), z_scores(teacher_BK)
     batch = {"student_logits": student_BK, "teacher_logits": teacher_BK, "labels": labels}

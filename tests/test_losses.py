@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,28 @@ def test_contract_of_every_loss(name: str) -> None:
         assert grad.abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", LOSSES)
+def test_half_precision_is_computed_in_float32(name: str, dtype: torch.dtype) -> None:
+    """Called without `distill_loss`, as in a loop of one's own."""
+    batch = BATCH | {key: BATCH[key].to(dtype) for key in ("student_logits", "teacher_logits")}
+    arrays = [batch[key].double().numpy() for key in ("student_logits", "teacher_logits")]
+    loss = LOSSES[name](temperature=4.0, **batch)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(by_hand(name, *arrays, LABELS.numpy(), 4.0), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_what_a_loss_refuses(name: str) -> None:
+    for wrong in (logits(2, rows=1), logits(2, classes=K - 1), logits(2)[None], logits(2)[0]):
+        with pytest.raises(ValueError, match=re.escape(str(list(wrong.shape)))):
+            LOSSES[name](**BATCH | {"teacher_logits": wrong})
+    for temperature in (0, -1.0, float("nan"), float("inf")):
+        if name != "hard":
+            with pytest.raises(ValueError, match=str(temperature)):
+                LOSSES[name](temperature=temperature, **BATCH)
+
+
 def test_student_decides_the_precision() -> None:
     """A float64 live teacher gives the very loss of a cache that stores it in float32."""
     student, teacher = BATCH["student_logits"].float(), BATCH["teacher_logits"]
@@ -103,6 +126,9 @@ def test_bkd_is_kl_to_the_reweighted_teacher(temperature: float) -> None:
     effective_K = (1 - 0.9999 ** np.maximum(counts_K, 1)) / (1 - 0.9999)
     weights_K = losses.class_balanced_weights(torch.from_numpy(counts_K))
     np.testing.assert_allclose(weights_K, (1 / effective_K) / (1 / effective_K).mean())
+    for beta in (1.0, -0.1, float("nan")):
+        with pytest.raises(ValueError, match=str(beta)):
+            losses.class_balanced_weights(torch.from_numpy(counts_K), beta)
     s, t = (BATCH[key].numpy() / temperature for key in ("student_logits", "teacher_logits"))
     target_BK = softmax(t, axis=1) / effective_K
     target_BK /= target_BK.sum(1, keepdims=True)
@@ -203,6 +229,9 @@ def test_task_loss_mixes_both_labels() -> None:
     torch.testing.assert_close(loss, torch.stack(rows).mean())
     (grad,) = torch.autograd.grad(loss, x)
     assert (grad[[2, 3, 5]] == 0).all()
+    for key, half in mixing.items():
+        with pytest.raises(ValueError, match=key):
+            task_loss(logits=x, labels=LABELS, **{key: half})
 
 
 def test_task_loss_without_labels_is_zero_with_a_gradient() -> None:
