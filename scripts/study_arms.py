@@ -57,7 +57,9 @@ CACHES = {
     "mixup": Cache(("60-epochs",), ("--views", "75", "--mixup", "1", "--mix-prob", "1")),
     "ensemble": Cache(("60-epochs", "60-epochs-1", "60-epochs-2"), ("--views", "75")),
     "pretrained": Cache(("pretrained",), AT_32_PX),
-    "pretrained-150": Cache(("pretrained",), ("--views", "150", *AT_32_PX[2:])),
+    "pretrained-150": Cache(
+        ("pretrained",), ("--views", "150", *AT_32_PX[2:], "--dtype", "bfloat16")
+    ),
     "pretrained-long": Cache(("pretrained-long",), ("--views", "75", *AT_32_PX[2:])),
     "pretrained-topk8-5": Cache(("pretrained",), (*AT_32_PX, *TOPK8, "--top-k", "5")),
     "pretrained-topk8-1": Cache(("pretrained",), (*AT_32_PX, *TOPK8, "--top-k", "1")),
