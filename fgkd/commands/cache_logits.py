@@ -147,21 +147,9 @@ def write_cache(
         message = f"extend has no effect with {'dry_run' if spec.dry_run else 'overwrite'}"
         raise UnusedOption(message, option="extend", value=True)
     folder, specs = Path(spec.output), inputs.specs
-    if not spec.dry_run and distributed.rank() == 0:
-        if spec.overwrite:
-            lock.refuse_in_use(folder)
-        may_continue = (folder / "identity.json").exists() and not spec.overwrite
-        given = [*inputs.specs, *map(str, inputs.names), *filter(None, [data.image_store])]
-        files.claim_folder(
-            folder,
-            overwrite=spec.overwrite,
-            may_continue=may_continue,
-            resume=False,
-            inputs=given,
-        )
-    distributed.barrier()
     extension = None
     if not spec.dry_run:
+        claim(folder, options, inputs)
         extension = find_extension(folder, dataset, specs, fraction, spec.extend)
     if extension:
         dataset, specs = extension.dataset, extension.specs
@@ -187,13 +175,7 @@ def write_cache(
     )[0]
     store = image_stores.open_store(data, samples, side, tables["train"].hashes)
     if is_complete and not spec.dry_run:
-        held = manifest.load(folder)
-        progress.message(f"cache {folder} is complete with {held.views} views; nothing to do")
-        sizes = [row.num_bytes for row in held.shards]
-        accuracy = teacher_accuracy(folder) if distributed.rank() == 0 else None
-        return CapturedCache(
-            *(folder, True, True, held.views, len(sizes), sum(sizes)), accuracy=accuracy
-        )
+        return already_complete(folder, progress)
     teachers = Teachers(
         *(known, inputs.names, teacher_spec.ensemble, size, hardware),
         *(teacher_spec.dtype, 1),
@@ -240,6 +222,37 @@ def write_cache(
     name = journal_name(spec).removesuffix(".jsonl")
     with lock.held(folder, name, blocks) if distributed.rank() == 0 else nullcontext():
         return _write(capture, jobs, options, store, started, progress)
+
+
+def claim(folder: Path, options: CacheLogitsConfig, inputs: CaptureInputs) -> None:
+    """Make sure that a cache can be written into the folder, or continued there."""
+    spec, store = options.capture, options.data.image_store
+    if distributed.rank() == 0:
+        if spec.overwrite:
+            lock.refuse_in_use(folder)
+        files.claim_folder(
+            folder,
+            overwrite=spec.overwrite,
+            may_continue=(folder / "identity.json").exists() and not spec.overwrite,
+            resume=False,
+            inputs=[*inputs.specs, *map(str, inputs.names), *filter(None, [store])],
+        )
+    distributed.barrier()
+
+
+def already_complete(folder: Path, progress: Progress) -> CapturedCache:
+    """Say that there is nothing to do."""
+    held = manifest.load(folder)
+    progress.message(f"cache {folder} is complete with {held.views} views; nothing to do")
+    return CapturedCache(
+        path=folder,
+        complete=True,
+        finished=True,
+        views=held.views,
+        num_shards=len(held.shards),
+        num_bytes=sum(row.num_bytes for row in held.shards),
+        accuracy=teacher_accuracy(folder) if distributed.rank() == 0 else None,
+    )
 
 
 def compiled(
