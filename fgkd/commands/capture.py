@@ -38,8 +38,9 @@ def capture(
     order. dataset: of `open_dataset`, or its specs, which the cache records. options: the others of
     `fgkd cache-logits` by name, such as `encoding`, `format`, `batch_size`, `dtype`, `aug_recipe`.
 
-    The same call continues a cache that was interrupted; with more `views` it adds them. Raises:
-    DataMismatch for other classes, or a cache of another teacher, other images or other views.
+    The same call continues a cache that was interrupted; with more `views` it adds them. A teacher
+    in memory is hashed as it is now, and left as it was. Raises: DataMismatch for other classes, or
+    a cache of another teacher, other images or other views.
     """
     started = time.monotonic()
     for name in TAKEN:
@@ -60,8 +61,12 @@ def capture(
         data = replace(spec.data, data=(dataset,) if isinstance(dataset, str) else tuple(dataset))
         dataset = open_chosen(data, specs_of(data))
     hardware, device_line = device.set_up(spec.capture.device)
+    for one in several:
+        if isinstance(one, Classifier):
+            one.rehash()
     inputs = CaptureInputs(known, names, dataset, list(dataset.specs))
-    return write_cache(inputs, spec, hardware, device_line, started, progress)
+    with sources.borrowed(several):
+        return write_cache(inputs, spec, hardware, device_line, started, progress)
 
 
 def _refuse_reading(spec: DataSpec) -> None:

@@ -86,7 +86,9 @@ def evaluate(runs: Sources, *, progress: Progress = SILENT, **options: Any) -> E
     no run needs `data`. Raises: FgkdError of many types.
     """
     spec = config.build(EvaluateConfig, options, "evaluate()")
-    return run(spec, sources.given(runs), progress)
+    models = sources.given(runs)
+    with sources.borrowed(models):
+        return run(spec, models, progress)
 
 
 def run(options: EvaluateConfig, runs: Sequence[Source], progress: Progress = SILENT) -> Evaluation:

@@ -33,7 +33,9 @@ def predict(
     class names; OptionError; WriteError.
     """
     spec = build(PredictConfig, options, "predict()")
-    return run(spec, sources.given(models), files.paths(images), progress)
+    known = sources.given(models)
+    with sources.borrowed(known):
+        return run(spec, known, files.paths(images), progress)
 
 
 def run(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import nn
 from fgkd import files
 from fgkd.config import ArchitectureSpec, SourceSpec, parse_kwargs
 from fgkd.errors import UnusedOption
-from fgkd.models import Classifier, weights
+from fgkd.models import Classifier, classifier, weights
 from fgkd.models.class_names import fit_classes
 from fgkd.models.loading import (
     is_checkpoint,
@@ -54,6 +55,16 @@ def load(source: Source, spec: ArchitectureSpec) -> Classifier:
         return source
     kwargs = parse_kwargs(spec.teacher_model_kwargs, "teacher_model_kwargs")
     return load_classifier(source, model=spec.teacher_model, model_kwargs=kwargs)
+
+
+@contextlib.contextmanager
+def borrowed(sources: Sequence[Source]) -> Iterator[None]:
+    """Models in memory may be moved and put in eval mode inside; afterwards all is as it was."""
+    with contextlib.ExitStack() as stack:
+        for source in sources:
+            if isinstance(source, Classifier):
+                stack.enter_context(classifier.borrowed(source))
+        yield
 
 
 def check(sources: Sequence[Source], spec: ArchitectureSpec) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,6 +66,7 @@ class Classifier(nn.Module):
     mean: Tensor
     std: Tensor
     weights_path: Path | None = None
+    _sha256_as_loaded = ""
 
     def __init__(self, net: nn.Module, uses_dist: bool, uses_head: bool = True) -> None:
         super().__init__()
@@ -127,6 +129,17 @@ class Classifier(nn.Module):
             return files.sha256(self.weights_path)
         return str(self.config.get("weights_sha256") or state_sha256(self.net.state_dict()))
 
+    def loaded_from(self, path: Path) -> Classifier:
+        """Take the file's hash for that of the weights, as long as they stay what they are."""
+        self.weights_path, self._sha256_as_loaded = path, state_sha256(self.net.state_dict())
+        return self
+
+    def rehash(self) -> None:
+        """Make `weights_sha256` that of the weights as they are now: they may have been trained."""
+        self.__dict__.pop("weights_sha256", None)
+        if self.weights_path and self._sha256_as_loaded != state_sha256(self.net.state_dict()):
+            self.weights_path = None
+
     @torch.no_grad()
     def logits(self, images: Tensor | np.ndarray) -> Tensor:
         """float32 [B, C] logits of uint8 images [B, 3, H, W] or [B, H, W, 3], in eval mode.
@@ -141,12 +154,8 @@ class Classifier(nn.Module):
             raise ModelError(message, model=self.architecture)
         if batch.shape[1] == 3:
             batch = batch.permute(0, 2, 3, 1)
-        was_training = self.training
-        self.eval()
-        try:
+        with in_eval_mode(self):
             return self(batch.to(self.mean.device)).answer_BK.float()
-        finally:
-            self.train(was_training)
 
     def forward(self, image_u8_BHW3: Tensor) -> Logits:
         x = image_u8_BHW3.permute(0, 3, 1, 2)  # channels-last memory, without a copy
@@ -188,6 +197,36 @@ class Classifier(nn.Module):
             draws_BL = torch.from_numpy(draws).to(self.mean.device, torch.float32)
             for module, uniform_B in zip(self.drop_paths, draws_BL.unbind(1), strict=True):
                 module.uniform_B = uniform_B
+
+
+@contextlib.contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside; afterwards each module is in the mode that it was in."""
+    before = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in before:
+            module.training = mode
+
+
+@contextlib.contextmanager
+def borrowed(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside, on any device and in any number type; afterwards all is as it was.
+
+    The very tensors: an optimizer or a captured graph that holds them notices nothing.
+    """
+    parameters = [(parameter, parameter.data) for parameter in model.parameters()]
+    buffers = [(m, name, value) for m in model.modules() for name, value in m._buffers.items()]
+    with in_eval_mode(model):
+        try:
+            yield
+        finally:
+            for parameter, data in parameters:
+                parameter.data = data
+            for module, name, value in buffers:
+                module._buffers[name] = value
 
 
 def state_sha256(state: dict[str, Tensor]) -> str:

@@ -130,7 +130,8 @@ def convert(model: models.Classifier, format: str, name: str) -> tuple[bytes, fl
     others = tuple(other for other in FORMATS if other != format)
     generator = torch.Generator().manual_seed(0)
     images_3 = torch.randn(3, *model.config["input_size"], generator=generator)
-    net = copy.deepcopy(model.net).requires_grad_(False)  # no file asks for gradients
+    net = copy.deepcopy(model.net).to("cpu", torch.float32).eval()
+    net.requires_grad_(False)  # no file asks for gradients
     with torch.no_grad():
         want_3K = net(images_3)
         if model.classes and len(model.classes) != want_3K.shape[1]:

@@ -69,7 +69,8 @@ def as_classifier(
     object with `.logits`). name: recorded in caches. classes: names by index of the logits.
     input_size: the side in pixels, or (3, H, W). crop_pct, crop_mode, interpolation: of the
     evaluation view, as in timm. The weights of a function are not known: its name stands for them
-    in a cache.
+    in a cache. A module is used as it is, and is afterwards in the mode and on the device that it
+    was: it may be in the middle of its training.
 
     Raises: OptionError for an argument by which no image can be prepared. Called with images, the
     result raises ModelError where the model returns anything but logits [B, C].
@@ -108,7 +109,7 @@ def as_classifier(
         "interpolation": interpolation,
         "weights_sha256": None if isinstance(model, nn.Module) else f"function {name}",
     }
-    return Classifier(_Wrapped(model, config), uses_dist=False).eval()
+    return Classifier(_Wrapped(model, config), uses_dist=False)
 
 
 def _is_side(side: object) -> bool:
@@ -145,7 +146,7 @@ def from_torchvision(source: str) -> Classifier:
         std=transform.std,
         crop_pct=side / resized,
         interpolation=transform.interpolation.value,
-    )
+    ).eval()
 
 
 def from_transformers(source: str) -> Classifier:
@@ -227,7 +228,7 @@ def _as_timm(net: nn.Module, kind: str, names: list[str], processor: Any) -> Cla
         crop_pct=pct,
         crop_mode=mode,
         interpolation=RESAMPLING[int(given.get("resample", 2))],
-    )
+    ).eval()
 
 
 def _check_pixels(model: Classifier, processor: Any, source: str) -> None:

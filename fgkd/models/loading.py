@@ -141,9 +141,7 @@ def _from_checkpoint(path: Path, name: str, kwargs: dict[str, Any]) -> Classifie
     if size:
         net.pretrained_cfg["input_size"] = (3, size, size)
     net.pretrained_cfg["label_names"] = _imagenet_names(net) if num == 1000 else []
-    found = Classifier(net, uses_dist=True).eval()
-    found.weights_path = path
-    return found
+    return Classifier(net, uses_dist=True).eval().loaded_from(path)
 
 
 def model_folder(source: str | Path) -> Path:

@@ -58,5 +58,4 @@ def load(folder: Path) -> Classifier:
         raise UnreadableFile(message, path=folder, reason=reason) from None
     model = Classifier(net, uses_dist=True).eval()
     file = folder / "model.safetensors"
-    model.weights_path = file if file.is_file() else None
-    return model
+    return model.loaded_from(file) if file.is_file() else model
