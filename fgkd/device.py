@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from fgkd import distributed, files
 from fgkd.distributed import failures
@@ -60,6 +62,7 @@ def set_up(name: str, deterministic: bool | None = None) -> tuple[torch.device, 
     files.raise_open_files_limit()
     distributed.start(device)
     failures.watch()
+    make_float32_exact()
     if device.type == "cpu":
         keep_memory()
     else:
@@ -116,13 +119,69 @@ def set_up_gpu(deterministic: bool | None) -> None:
     # Little is left to do on the CPU. More threads only spin, on the cores of the data loading
     # workers: a step of DeiT-base takes 65 ms instead of 83 with one thread.
     torch.set_num_threads(1)
-    # float32 means float32: autocast is the way to ask for less.
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
     if deterministic is not False:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at first use
         torch.use_deterministic_algorithms(True, warn_only=deterministic is None)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def make_float32_exact() -> None:
+    """Let float32 mean float32, not TF32 or bfloat16: autocast is the way to ask for less.
+
+    By torch's old names and its new ones: the old do not undo `torch.backends.fp32_precision`, and
+    the new alone are in conflict with the old, which libraries read.
+    """
+    import torch
+
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
+    for kind in _kinds_of_float32():
+        kind.fp32_precision = "ieee"
+
+
+def _kinds_of_float32() -> list[Any]:
+    """What has a setting of how precise float32 is: matmul, conv and rnn, on a GPU and a CPU."""
+    import torch
+
+    backends: Any = torch.backends
+    of_cpu = [backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn]
+    return [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn, *of_cpu]
+
+
+@contextlib.contextmanager
+def settings_kept() -> Iterator[None]:
+    """Torch's settings for the whole process and its random state are afterwards as before.
+
+    They belong to the program that calls the library, which may be in the middle of its training.
+    """
+    import torch
+
+    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    cpu_state, threads = torch.get_rng_state(), torch.get_num_threads()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warns_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    fills: bool = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    precisions = [(kind, kind.fp32_precision) for kind in _kinds_of_float32()]
+    allow_tf32 = matmul = None
+    with contextlib.suppress(RuntimeError):  # of a caller who uses torch's new names
+        allow_tf32 = torch.backends.cudnn.allow_tf32
+    with contextlib.suppress(RuntimeError):
+        matmul = torch.get_float32_matmul_precision()
+    try:
+        yield
+    finally:
+        if allow_tf32 is not None:
+            torch.backends.cudnn.allow_tf32 = allow_tf32
+        if matmul is not None:
+            torch.set_float32_matmul_precision(matmul)
+        for kind, precision in precisions:
+            kind.fp32_precision = precision
+        torch.utils.deterministic.fill_uninitialized_memory = fills  # type: ignore[attr-defined]
+        torch.use_deterministic_algorithms(deterministic, warn_only=warns_only)
+        torch.set_num_threads(threads)
+        torch.set_rng_state(cpu_state)
+        if cuda_states:
+            torch.cuda.set_rng_state_all(cuda_states)
 
 
 def explain(error: Exception) -> FgkdError | None:

@@ -76,6 +76,7 @@ class CapturedCache:
         return str(self.path)
 
 
+@device.settings_kept()
 def cache_logits(*, progress: Progress = SILENT, **options: Any) -> CapturedCache | CaptureEstimate:
     """Create, continue or grow a cache, with the options of `fgkd cache-logits` by name.
 

@@ -22,6 +22,7 @@ from fgkd.progress import SILENT, Progress
 TAKEN = ("teacher", "data")  # options of `cache_logits` that are arguments here
 
 
+@device.settings_kept()
 def capture(
     teacher: Sources,
     *,

@@ -78,6 +78,7 @@ class Evaluation(Sequence[Result]):
         return [one.to_json() for one in self.results]
 
 
+@device.settings_kept()
 def evaluate(runs: Sources, *, progress: Progress = SILENT, **options: Any) -> Evaluation:
     """Score runs on a split, with the options of `fgkd evaluate` by name.
 

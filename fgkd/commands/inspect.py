@@ -90,23 +90,24 @@ def inspect_one(path: str | Path, options: InspectConfig) -> Inspection:
     """`inspect` of one cache with the command's config."""
     reader = open_cache(path)
     described = CacheSummary.of(reader)
-    if not options.verify:
+    if not options.verify:  # which torch is not needed for
         return Inspection(reader, described)
     from fgkd import device
     from fgkd.commands import sources
     from fgkd.distillation.verify import verify
 
     sources.check(options.teacher, options.source)
-    hardware, _ = device.set_up(options.device)
-    known = [sources.load(one, options.source) for one in options.teacher]
-    result = verify(
-        reader,
-        data=options.data,
-        teachers=sources.fit(known, options.teacher, reader.classes, options.source)[0],
-        device=hardware,
-        samples=options.samples,
-        seed=options.seed,
-    )
+    with device.settings_kept():
+        hardware, _ = device.set_up(options.device)
+        known = [sources.load(one, options.source) for one in options.teacher]
+        result = verify(
+            reader,
+            data=options.data,
+            teachers=sources.fit(known, options.teacher, reader.classes, options.source)[0],
+            device=hardware,
+            samples=options.samples,
+            seed=options.seed,
+        )
     return Inspection(reader, described, result.problems, result.lines)
 
 

@@ -16,6 +16,7 @@ from fgkd.evaluation.prediction import Prediction
 from fgkd.progress import SILENT, Progress
 
 
+@devices.settings_kept()
 def predict(
     models: Sources,
     images: files.PathLike | Sequence[files.PathLike],

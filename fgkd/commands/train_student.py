@@ -35,6 +35,7 @@ from fgkd.training import run_folder, setup, trackers
 from fgkd.training.train import TrainedRun
 
 
+@device.settings_kept()
 def train_student(*, progress: Progress = SILENT, **options: Any) -> TrainedRun | TrainingEstimate:
     """Train a student, with the options of `fgkd train-student` by name.
 

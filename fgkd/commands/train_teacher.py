@@ -22,6 +22,7 @@ from fgkd.views import recipes
 from fgkd.views.view_set import ViewSet
 
 
+@device.settings_kept()
 def train_teacher(*, progress: Progress = SILENT, **options: Any) -> TrainedRun | TrainingEstimate:
     """Finetune a timm model on a dataset, with the options of `fgkd train-teacher` by name.
 
