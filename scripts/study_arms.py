@@ -113,10 +113,7 @@ METHODS = {
     "cache-16": Method("from the cache of the 16-epoch teacher", cache="16-epochs"),
     "cache-ensemble": Method("from the cache of three teachers", cache="ensemble"),
     "cache-pretrained": Method("from the cache of a pretrained teacher", cache="pretrained"),
-    "cache-150": Method(
-        "from a cache of 150 views of that teacher, as many as labels alone see",
-        cache="pretrained-150",
-    ),
+    "cache-150": Method("from 150 views of that teacher, not 24", cache="pretrained-150"),
     "cache-long": Method("from the cache of a pretrained teacher", cache="pretrained-long"),
     "live-long": Method(
         "with that teacher live, new views in every epoch",
