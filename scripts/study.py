@@ -112,14 +112,20 @@ class Study:
             files.write_text(run / "finished", " ".join(program) + "\n")
         return run
 
-    def rows(
+    def students(
         self, student: table.Student, seeds: list[int], settings: Sequence[int]
-    ) -> list[dict[str, Any]]:
-        """A student's rows: of each seed, with the setting that is best on val with seed 0."""
+    ) -> list[Path]:
+        """A student of each seed, with the setting that is best on val with seed 0."""
         best = settings[0]
         if len(settings) > 1:
             best = max(settings, key=lambda attempt: val_top1(self.student(student, 0, attempt)))
-        runs = [self.student(student, seed, best) for seed in seeds]
+        return [self.student(student, seed, best) for seed in seeds]
+
+    def rows(
+        self, student: table.Student, seeds: list[int], settings: Sequence[int]
+    ) -> list[dict[str, Any]]:
+        """The rows of `students`."""
+        runs = self.students(student, seeds, settings)
         dataset = open_dataset([self.data], 0.1)
         return [
             {
@@ -179,7 +185,7 @@ def main() -> None:
     type=click.IntRange(0, len(table.TRIES) - 1),
     help="Take this one, by its place in study_arms.py, and try no others.",
 )
-@click.option("--jobs", type=click.IntRange(1), default=1, help="Students trained at a time.")
+@click.option("--jobs", type=click.IntRange(1), default=1, help="Trainings at a time.")
 @click.option("--data", default="icons", show_default=True, help="NAME or NAME:PATH.")
 @click.option("--with", "more", multiple=True, help="Option of every training, as --epochs=1.")
 def run(
@@ -232,14 +238,18 @@ def run(
         keep([study.teacher_row(teacher)])
     for cache in {table.METHODS[student.method].cache for student in chosen} - {None}:
         study.cache(str(cache))
+    missing = [s for s in chosen if not is_done(read(), s.name, numbers, len(settings))]
     with ThreadPoolExecutor(jobs) as pool:  # made in order, kept as they come
-        waiting = [
-            pool.submit(study.rows, student, numbers, settings)
-            for student in chosen
-            if not is_done(read(), student.name, numbers, len(settings))
+        # Other seeds than the first wait for the setting, if there are several.
+        together = [[seed] for seed in numbers] if len(settings) == 1 else [numbers]
+        parts = [
+            [pool.submit(study.students, student, seeds, settings) for seeds in together]
+            for student in missing
         ]
-        for one in waiting:
-            keep(one.result())
+        for student, trained in zip(missing, parts, strict=True):
+            for part in trained:
+                part.result()
+            keep(study.rows(student, numbers, settings))
     print(figures.tables(read()))
 
 

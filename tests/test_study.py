@@ -54,6 +54,12 @@ def test_a_small_study(
     rows = json.loads((tmp_path / "study.json").read_text())
     assert [row["seed"] for row in rows if row["arm"] == "small/labels/8"] == [1]
     assert {row["seed"] for row in rows if row["arm"] == "small/cache/8"} == {0, 1}
+    # With one setting the seeds are trained at a time.
+    alone = [*command[:2], *command[len(ways) + 1 :], "--seeds", "0,1", "--setting", "0"]
+    study.main(alone, standalone_mode=False)
+    rows = json.loads((tmp_path / "study.json").read_text())
+    made = {(row["seed"], row["tries"]) for row in rows if row["arm"] == "small/labels/8"}
+    assert made == {(0, 1), (1, 1)}
     for row in rows:
         right = int.from_bytes(bytes.fromhex(row["hits"]), "big").bit_count()
         assert row["test_top1_pct"] == pytest.approx(100 * right / row["images"], abs=1e-4)
