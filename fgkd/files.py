@@ -28,6 +28,8 @@ from fgkd.errors import (
 )
 
 PathLike = str | os.PathLike[str]
+# What `Path("s3://bucket")` is as text: pathlib makes one slash of two.
+SHORTENED_URL = re.compile(r"^(s3|gs|gcs|az|abfs|https?|hf|s?ftp|hdfs):/(?=[^/])")
 
 PARTIAL = ".partial"
 OPEN_FILES = 65_536  # that a process allows itself, where the system lets it
@@ -36,10 +38,16 @@ PIECE = 4096  # entries of a list in JSON
 RESULTS = re.compile(rb'\s*(\[\s*)?\{\s*"(run|cache|image|samples|images)":|$')
 
 
+def text_of(path: PathLike) -> str:
+    """A path as text, as `os.fspath`; a URL in a `Path` is the URL again."""
+    text = os.fspath(path)
+    return text if isinstance(path, str) else SHORTENED_URL.sub(r"\1://", text)
+
+
 def paths(given: PathLike | Sequence[PathLike]) -> list[str]:
     """One path or several as text; a run or cache that a function returned is its path."""
     several = [given] if isinstance(given, str | os.PathLike) else given
-    return [os.fspath(path) for path in several]
+    return [text_of(path) for path in several]
 
 
 def is_url(where: str) -> bool:

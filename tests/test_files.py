@@ -245,3 +245,12 @@ def test_what_the_system_says_is_explained() -> None:
     assert files.explain(OSError(errno.EROFS, "Read-only file system")) is None
     assert files.explain(OSError(errno.EINVAL, "Invalid argument", "/a/b")) is None
     assert files.explain(ValueError("no file")) is None
+
+
+@pytest.mark.parametrize("url", ["s3://b/c", "gs://b/c d", "https://host:1/c", "hf://datasets/a/b"])
+def test_a_url_in_a_path_is_the_url_again(url: str) -> None:
+    """pathlib makes one slash of two."""
+    assert files.text_of(Path(url)) == files.text_of(url) == url
+    assert files.paths([Path(url), url]) == [url, url]
+    for local in ("/data/s3:/x", "folder:/data/x", "s3:x", "./s3:", "C:/x"):
+        assert files.text_of(Path(local)) == str(Path(local))

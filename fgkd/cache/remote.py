@@ -127,7 +127,7 @@ def open_cache(where: files.PathLike) -> Reader:
     teacher's logits. Raises: IncompleteCache, DamagedCache, FormatVersionMismatch, MissingFile or,
     for a URL, DownloadError.
     """
-    place = os.fspath(where)
+    place = files.text_of(where)
     return RemoteReader(place) if files.is_url(place) else Reader(files.local_path(place))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,7 +25,7 @@ TAKEN = ("teacher", "data")  # options of `cache_logits` that are arguments here
 def capture(
     teacher: Sources,
     *,
-    dataset: Dataset | str | Sequence[str],
+    dataset: Dataset | files.PathLike | Sequence[files.PathLike],
     output: files.PathLike,
     views: int,
     progress: Progress = SILENT,
@@ -47,7 +46,7 @@ def capture(
     for name in TAKEN:
         if name in options:
             raise TypeError(f"capture() got an unexpected keyword argument {name!r}")
-    given = options | {"views": views, "output": os.fspath(output)}
+    given = options | {"views": views, "output": files.text_of(output)}
     spec = config.of_call(CacheLogitsConfig, given, "capture()")
     dry_run.check_json(spec.capture)
     several = sources.given(teacher)
@@ -59,7 +58,7 @@ def capture(
     if isinstance(dataset, Dataset):
         _refuse_reading(spec.data)
     else:
-        data = replace(spec.data, data=(dataset,) if isinstance(dataset, str) else tuple(dataset))
+        data = replace(spec.data, data=tuple(files.paths(dataset)))
         dataset = open_chosen(data, specs_of(data))
     hardware, device_line = device.set_up(spec.capture.device)
     for one in several:

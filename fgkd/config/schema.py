@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from fgkd.config.kwargs import format_kwargs
 from fgkd.errors import Difference, OptionError, UnknownName, near
-from fgkd.files import is_text, is_url
+from fgkd.files import is_text, is_url, text_of
 
 T = TypeVar("T")
 
@@ -124,7 +124,7 @@ def convert(value: Any, kind: Any) -> Any:
         return None
     kind = kinds[0]
     if isinstance(value, os.PathLike) and kind in (str, tuple[str, ...]):
-        value = os.fspath(value)
+        value = text_of(value)
     if type(value).__module__ == "torch" and kind is str:
         value = str(value).removeprefix("torch.")  # torch.device("cuda:0"), torch.bfloat16
     if typing.get_origin(kind) is tuple:

@@ -29,7 +29,7 @@ from fgkd.data.lists import read_text
 from fgkd.data.samples import Dataset, Samples
 from fgkd.data.spec import OPTIONS, PATHS, Spec, absolute_specs, moved, takes
 from fgkd.errors import MissingDataset, MissingOption, OptionError, UnknownName, UnusedOption, near
-from fgkd.files import is_url
+from fgkd.files import PathLike, is_url, paths
 
 __all__ = [
     "DATASETS",
@@ -69,7 +69,9 @@ DEFAULT_VAL_FRACTION = 0.1
 WITH_OPTIONS = ("csv", "hf", "webdataset")  # loaders that look themselves for what is at the path
 
 
-def open_dataset(specs: str | Sequence[str], val_fraction: float = DEFAULT_VAL_FRACTION) -> Dataset:
+def open_dataset(
+    specs: PathLike | Sequence[PathLike], val_fraction: float = DEFAULT_VAL_FRACTION
+) -> Dataset:
     """The dataset of a spec `NAME:PATH`; of several, their union in the order given.
 
     NAME is one of `DATASETS`; `folder` reads train/<class>/*.jpg and so on. A spec may end in
@@ -87,7 +89,7 @@ def open_dataset(specs: str | Sequence[str], val_fraction: float = DEFAULT_VAL_F
     if not (isinstance(val_fraction, numbers.Real) and 0 <= val_fraction < 1):
         message = f"val_fraction is {val_fraction!r}, not a number from 0 to below 1"
         raise OptionError(message, option="val_fraction", value=val_fraction)
-    given = [specs] if isinstance(specs, str) else list(specs)
+    given = paths(specs)
     parsed = [Spec.parse(text) for text in given]
     members = [_load(one) for one in parsed]
     if not any(member.classes for member in members):

@@ -13,11 +13,11 @@ from fgkd.config import args_file
 from fgkd.data import Dataset, absolute_specs, moved, open_dataset, with_boxes
 from fgkd.data.spec import Spec
 from fgkd.errors import MissingOption
-from fgkd.files import is_url
+from fgkd.files import PathLike, is_url, paths
 
 
 def cached_data(
-    reader: Reader, data: str | Sequence[str] = (), fetch: bool = True
+    reader: Reader, data: PathLike | Sequence[PathLike] = (), fetch: bool = True
 ) -> tuple[list[str], Dataset]:
     """(dataset specs with absolute paths, the dataset) of a cache.
 
@@ -33,7 +33,7 @@ def cached_data(
     if is_url(reader.name) and not data:
         message = "data is required: the shards of this cache hold no images"
         raise MissingOption(message, option="data", suggestion="NAME:PATH")
-    given = [data] if isinstance(data, str) and data else list(data)
+    given = paths(data or ())
     recorded = args_file.load_yaml(args)["data"] if not given or args.exists() else ()
     specs = [_found(reader, spec) for spec in absolute_specs(moved(given, recorded))]
     dataset = open_dataset(specs, reader.identity.dataset.val_fraction)

@@ -96,7 +96,7 @@ class CachedViews(TorchDataset[Item]):
     def __init__(
         self,
         cache: Reader | files.PathLike,
-        data: Dataset | str | Sequence[str] | None = None,
+        data: Dataset | files.PathLike | Sequence[files.PathLike] | None = None,
         *,
         size: int | None = None,
         temperature: float | None = None,

@@ -61,7 +61,7 @@ def load_classifier(
 def source_text(source: object) -> str:
     """A source as text. Raises: ModelError for an object that is no path."""
     if isinstance(source, str | os.PathLike):
-        return os.fspath(source)
+        return files.text_of(source)
     kind = type(source).__name__
     message = (
         f"{kind} is neither a path nor a Classifier; fgkd.as_classifier makes one of any model"

@@ -88,6 +88,9 @@ def test_capture_from_a_torchvision_model(tiny_data: Path, tmp_path: Path) -> No
     dataset = fgkd.open_dataset(f"folder:{tiny_data}")
     net = torchvision_net()
     teacher = fgkd.as_classifier(net, name="mobilenet", classes=dataset.classes, input_size=32)
+    assert repr(fgkd.open_dataset([Path(f"folder:{tiny_data}")])) == repr(dataset)
+    with pytest.raises(OptionError, match="s3://bucket/cache"):  # and no folder "s3:" is made
+        fgkd.capture(teacher, dataset=dataset, views=2, output=Path("s3://bucket/cache"))
     options = {"views": 2, "output": tmp_path / "cache", "encoding": "dense32", "workers": 0}
     progress = Lines()
     found = fgkd.capture(
