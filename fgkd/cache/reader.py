@@ -133,7 +133,7 @@ class Reader:
         rows = np.asarray(rows)
         if len(rows) and rows.dtype.kind not in "iu":
             raise TypeError(f"rows are integers, not {rows.dtype}")
-        rows = rows.astype(np.int64)
+        rows = rows.astype(np.int64, copy=False)
         if len(rows) and not 0 <= rows.min() <= rows.max() < self._num:
             raise IndexError(f"rows are from 0 to {self._num - 1}")
         if not 0 <= view < self.views:

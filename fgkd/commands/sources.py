@@ -17,9 +17,9 @@ from fgkd.models.class_names import fit_classes
 from fgkd.models.loading import (
     is_checkpoint,
     is_remote,
-    load_classifier,
     located,
     model_folder,
+    read_classifier,
     source_text,
 )
 from fgkd.training import run_folder
@@ -54,7 +54,7 @@ def load(source: Source, spec: ArchitectureSpec) -> Classifier:
     if isinstance(source, Classifier):
         return source
     kwargs = parse_kwargs(spec.teacher_model_kwargs, "teacher_model_kwargs")
-    return load_classifier(source, model=spec.teacher_model, model_kwargs=kwargs)
+    return read_classifier(source, spec.teacher_model, kwargs)
 
 
 @contextlib.contextmanager

@@ -36,7 +36,7 @@ from fgkd.evaluation import inference
 from fgkd.files import is_url
 from fgkd.loading.cached_data import cached_data
 from fgkd.models.class_names import fit_classes
-from fgkd.models.loading import absolute, load_classifier
+from fgkd.models.loading import absolute, read_classifier
 from fgkd.training import run_folder
 from fgkd.training.run_folder import Parents, RunFacts
 from fgkd.views import recipes
@@ -234,7 +234,7 @@ class _Opener:
         name, spec = given[0], self.source
         is_run = (Path(name) / "run.json").is_file()
         kwargs = parse_kwargs(spec.teacher_model_kwargs, "teacher_model_kwargs")
-        loaded = load_classifier(name, model=spec.teacher_model, model_kwargs=kwargs)
+        loaded = read_classifier(name, spec.teacher_model, kwargs)
         run = run_folder.read(Path(name)) if is_run else None
         specs = moved(specs_of(self.data), run.data if run else ())
         text = f"live teacher {name}, {self.targets.dtype}"

@@ -129,9 +129,10 @@ class Classifier(nn.Module):
             return files.sha256(self.weights_path)
         return str(self.config.get("weights_sha256") or state_sha256(self.net.state_dict()))
 
-    def loaded_from(self, path: Path) -> Classifier:
-        """Take the file's hash for that of the weights, as long as they stay what they are."""
-        self.weights_path, self._sha256_as_loaded = path, state_sha256(self.net.state_dict())
+    def remembered(self) -> Classifier:
+        """Itself; `rehash` will know whether the weights are still those of the file."""
+        if self.weights_path:
+            self._sha256_as_loaded = state_sha256(self.net.state_dict())
         return self
 
     def rehash(self) -> None:

@@ -46,6 +46,13 @@ def load_classifier(
     URL; UnreadableFile, WeightsError, OtherLibrary; ModelError, also for a model in the place of a
     source; HubError when weights cannot be fetched.
     """
+    return read_classifier(source, model, model_kwargs or {}).remembered()
+
+
+def read_classifier(
+    source: files.PathLike, model: str, model_kwargs: Mapping[str, Any]
+) -> Classifier:
+    """`load_classifier` for a command, whose model nobody else can change: not hashed."""
     text = located(source_text(source))
     if text.startswith(HUBS):
         return _from_hub(text)
@@ -54,7 +61,7 @@ def load_classifier(
     if text.startswith(TRANSFORMERS):
         return external.from_transformers(text)
     if is_checkpoint(text):
-        return _from_checkpoint(Path(text), model, dict(model_kwargs or {}))
+        return _from_checkpoint(Path(text), model, dict(model_kwargs))
     return load(model_folder(text))
 
 
@@ -141,7 +148,9 @@ def _from_checkpoint(path: Path, name: str, kwargs: dict[str, Any]) -> Classifie
     if size:
         net.pretrained_cfg["input_size"] = (3, size, size)
     net.pretrained_cfg["label_names"] = _imagenet_names(net) if num == 1000 else []
-    return Classifier(net, uses_dist=True).eval().loaded_from(path)
+    found = Classifier(net, uses_dist=True).eval()
+    found.weights_path = path
+    return found
 
 
 def model_folder(source: str | Path) -> Path:

@@ -58,4 +58,5 @@ def load(folder: Path) -> Classifier:
         raise UnreadableFile(message, path=folder, reason=reason) from None
     model = Classifier(net, uses_dist=True).eval()
     file = folder / "model.safetensors"
-    return model.loaded_from(file) if file.is_file() else model
+    model.weights_path = file if file.is_file() else None
+    return model

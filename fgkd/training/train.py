@@ -98,7 +98,7 @@ class TrainedRun:
     @property
     def model(self) -> models.Classifier:
         """The model of the best epoch, in eval mode."""
-        return models.load(self.path / "model")
+        return models.load(self.path / "model").remembered()
 
     @classmethod
     def of(

@@ -10,6 +10,7 @@ from torch import nn
 
 import fgkd
 from fgkd import files
+from fgkd.training.train import TrainedRun
 
 PLAIN = {"aug_recipe": "light", "workers": 0}
 
@@ -89,10 +90,12 @@ def test_what_is_trained_on_is_another_teacher(
     assert "weights_sha256" in str(refused.value)
 
 
+@pytest.mark.parametrize("how", ["by its path", "of the run"])
 def test_a_loaded_model_that_is_trained_on_is_not_that_of_the_file(
-    tiny_teacher: Path, dataset: fgkd.data.Dataset, tmp_path: Path
+    how: str, tiny_teacher: Path, dataset: fgkd.data.Dataset, tmp_path: Path
 ) -> None:
-    model = fgkd.load_classifier(tiny_teacher)
+    run = TrainedRun(tiny_teacher, True, ("train", "val"))
+    model = fgkd.load_classifier(tiny_teacher) if how == "by its path" else run.model
     file = files.sha256(tiny_teacher / "model/model.safetensors")
 
     def captured(name: str) -> str:
