@@ -51,6 +51,17 @@ def pick(name: str) -> tuple[torch.device, str]:
     return device, why
 
 
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on the device, copied asynchronously from pinned memory.
+
+    One that is pinned already, as images from `loading.workers` are, must be kept until the copy is
+    done.
+    """
+    if device.type != "cuda":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 def set_up(name: str, deterministic: bool | None = None) -> tuple[torch.device, str]:
     """Choose and configure the device, and join the process group.
 

@@ -29,7 +29,6 @@ from fgkd.data import Samples
 from fgkd.data.image_store import ImageStore
 from fgkd.distillation.step import student_step
 from fgkd.loading import schedule
-from fgkd.loading.batch import to_device
 from fgkd.loading.train_loader import TrainLoader
 from fgkd.training import loop, setup
 from fgkd.views.view_set import ViewSet
@@ -166,8 +165,8 @@ def beside_teacher(pair: Pair, samples: Samples, name: str = TEACHER) -> Iterato
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4)
     for batch in pair.loader(samples, None).batches(0):
         # (A GPU behind by more than a step may find a later batch's pixels there: it is but timed.)
-        images = to_device(batch.image_u8_BHW3, pair.device)
-        labels = to_device(batch.labels_B, pair.device)
+        images = device.to_device(batch.image_u8_BHW3, pair.device)
+        labels = device.to_device(batch.labels_B, pair.device)
         with pair.autocast():
             loss = task(normalised(images), labels)["loss"]
         loss.backward()

@@ -18,9 +18,10 @@ import fnmatch
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ class Study:
     output: Path
     data: str
     more: tuple[str, ...] = ()  # options of every command: a test's
+    filling: threading.Lock = field(default_factory=threading.Lock, compare=False)
 
     def command(self, name: str, program: list[str]) -> list[str]:
         """Run a command whose console goes to OUTPUT/logs; its failure ends the study."""
@@ -89,7 +91,8 @@ class Study:
 
     def filled(self, options: Sequence[str]) -> list[str]:
         """Options with the files and data of this study in the place of {names}."""
-        return inputs.fill(list(options), self.output, open_dataset([self.data], 0.1))
+        with self.filling:  # several threads write the same files
+            return inputs.fill(list(options), self.output, open_dataset([self.data], 0.1))
 
     def student(self, student: table.Student, seed: int, attempt: int) -> Path:
         """A trained student."""

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from fgkd import config, device
 from fgkd.config import TrainTeacherConfig
 from fgkd.data import Samples
+from fgkd.device import to_device
 from fgkd.distillation.teachers import Teachers
 from fgkd.errors import FgkdError
 from fgkd.evaluation import inference
-from fgkd.loading.batch import Batch, to_device
+from fgkd.loading.batch import Batch
 from fgkd.loading.schedule import Schedule
 from fgkd.loading.train_loader import TrainLoader
 from fgkd.loading.workers import render

@@ -167,6 +167,11 @@ def test_a_rows_uniforms_do_not_depend_on_its_neighbours() -> None:
     assert np.array_equal(rng.row_uniforms(ids[3:4], 5, "drop_path", 0, 7), whole[3:4])
     assert np.array_equal(rng.row_uniforms(ids[:9], 2, "drop_path", 0, 7), whole[:9, :2])
     assert not np.isin(rng.row_uniforms(ids, 5, "drop_path", 0, 8), whole).any()
+    key = rng.digest("drop_path", 0, 7)
+    assert all(
+        np.array_equal(row, rng.Stream(key, int(i)).uniforms(5))
+        for i, row in zip(ids, whole, strict=True)
+    )
     assert stats.kstest(whole.ravel(), "uniform").pvalue > 1e-3
     assert len(np.unique(whole)) == whole.size
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fgkd import distributed
-from fgkd.loading.batch import to_device
+from fgkd.device import to_device
 from fgkd.loading.workers import render
 from fgkd.models import Classifier
 from fgkd.models.classifier import Logits

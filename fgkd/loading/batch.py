@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fgkd import distributed, losses
+from fgkd.device import to_device
 from fgkd.loading.schedule import BatchSpec
 from fgkd.views.rendering import Unreadable
 
@@ -85,13 +86,3 @@ class Batch:
         tensors = {name: getattr(self, name) for name in TENSORS}
         cut: dict[str, Any] = {k: None if v is None else v[rows] for k, v in tensors.items()}
         return dataclasses.replace(self, count=count, row_ids=self.row_ids[rows], **cut)
-
-
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on the device, copied asynchronously from pinned memory.
-
-    Images from `workers` are in pinned memory; keep them until the copy is done.
-    """
-    if device.type != "cuda":
-        return tensor
-    return tensor.pin_memory().to(device, non_blocking=True)  # pinned already: pins nothing

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fgkd import files, rng
+from fgkd.device import to_device
 from fgkd.errors import ModelError
 from fgkd.models import backbone
 from fgkd.views.clean import EvalTransform
@@ -38,19 +39,27 @@ class Logits(NamedTuple):
 
 
 class KeyedDropPath(nn.Module):
-    """Stochastic depth (Huang et al., ECCV 2016) with given draws, one per sample."""
+    """Stochastic depth (Huang et al., ECCV 2016) with given draws, one per sample.
+
+    scale_B: 0 for the samples that are dropped, 1 / (1 - drop_prob) for the others.
+    """
 
     def __init__(self, drop_prob: float) -> None:
         super().__init__()
         self.drop_prob = drop_prob
-        self.uniform_B: Tensor | None = None
+        self.scale_B: Tensor | None = None
+
+    def scales(self, uniform_B: np.ndarray) -> np.ndarray:
+        """float32 `scale_B` of draws in [0, 1)."""
+        kept_B = uniform_B.astype(np.float32) >= np.float32(self.drop_prob)
+        return kept_B.astype(np.float32) / np.float32(1.0 - self.drop_prob)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.uniform_B is None:
+        if not self.training or self.scale_B is None:
             return x
-        keep_B = (self.uniform_B >= self.drop_prob).to(x.dtype) / (1.0 - self.drop_prob)
-        keep_B = keep_B.repeat_interleave(len(x) // len(keep_B))  # TNT: rows are parts of images
-        return x * keep_B.view(-1, *[1] * (x.ndim - 1))
+        scale_B = self.scale_B.to(x.dtype)
+        scale_B = scale_B.repeat_interleave(len(x) // len(scale_B))  # TNT: rows are parts of images
+        return x * scale_B.view(-1, *[1] * (x.ndim - 1))
 
 
 class Classifier(nn.Module):
@@ -194,10 +203,12 @@ class Classifier(nn.Module):
     def set_drop_path_draws(self, seed: int, step: int, row_ids: np.ndarray) -> None:
         """Key this step's stochastic depth by (seed, step, sample), whatever the batch."""
         if self.drop_paths:
-            draws = rng.row_uniforms(row_ids, len(self.drop_paths), "drop_path", seed, step)
-            draws_BL = torch.from_numpy(draws).to(self.mean.device, torch.float32)
-            for module, uniform_B in zip(self.drop_paths, draws_BL.unbind(1), strict=True):
-                module.uniform_B = uniform_B
+            draws_BL = rng.row_uniforms(row_ids, len(self.drop_paths), "drop_path", seed, step)
+            pairs = zip(self.drop_paths, draws_BL.T, strict=True)
+            scales_LB = np.stack([module.scales(uniform_B) for module, uniform_B in pairs])
+            on_device = to_device(torch.from_numpy(scales_LB), self.mean.device)
+            for module, scale_B in zip(self.drop_paths, on_device, strict=True):
+                module.scale_B = scale_B
 
 
 @contextlib.contextmanager

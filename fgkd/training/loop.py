@@ -72,11 +72,16 @@ class State:
 
 @dataclass(frozen=True)
 class Report:
-    """What one optimizer step did. Losses are means over the global batch."""
+    """What one optimizer step did. Losses are means over the global batch.
+
+    settled: the state is that after this step and no later one has begun, so it can be evaluated
+    and saved; so at an epoch's end, every `checkpoint_steps` and where training stops.
+    """
 
     step: int
     epoch: int
     epoch_ends: bool
+    settled: bool
     losses: dict[str, float]
     lr: float
     grad_norm: float
@@ -101,11 +106,14 @@ def fit(
     clip_grad: float | None = None,
     clip_mode: str = "norm",
     compiled_sizes: Collection[int] = (),
+    checkpoint_steps: int = 0,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Report]:
     """Take one optimizer step per batch and yield its report; the caller evaluates and saves.
 
-    The report of the step after which `should_stop()` was true is the last.
+    The report of the step after which `should_stop()` was true is the last. One that is not
+    `settled` comes when the next step's forward and backward passes are launched, so that a GPU
+    need not wait while its figures are read.
 
     step_fn(model, micro_batch) returns a dict with `loss`; its other entries are logged. Each entry
     is the micro-batch's share of a mean over the global batch: a mean over images times
@@ -115,6 +123,8 @@ def fit(
     compiled_sizes: rows of the micro-batches that take the compiled model, which is compiled for
     each of them; others, such as a short last one, do not.
 
+    checkpoint_steps: how often, in steps, a report is to be settled within an epoch; 0: never.
+
     Raises: NotFinite, before the update, when a loss or (without a scaler) a gradient is nan or
     inf; CompileError when torch.compile fails.
     """
@@ -123,6 +133,7 @@ def fit(
     parameters = [p for p in state.model.parameters() if p.requires_grad]
     stream, clock = iter(batches), time.perf_counter()
     batch, wait_s = _take(stream)
+    launched: _Launched | None = None  # the step before, whose report is due
     while batch is not None:
         if isinstance(batch, Exception):
             raise batch
@@ -130,7 +141,8 @@ def fit(
         images, labels, stop = distributed.sums(
             [float(batch.count), batch.num_labelled(), float(should_stop())], device
         )
-        state.model.train()
+        if launched is None:  # at first, and where the caller may have evaluated the model
+            state.model.train()
         losses: dict[str, Tensor | float] = {}
         parts = list(batch.split(grad_accum_steps, images, labels, device))
         for micro, part in enumerate(parts):
@@ -154,6 +166,9 @@ def fit(
             state.scaler.unscale_(state.optimizer)
             norm = optim.clip_grad(parameters, clip_grad, clip_mode)
         figures = _Figures(losses, norm, state.scaler.is_enabled())
+        if launched:
+            yield launched.report(state, time.perf_counter() - clock)
+            launched, clock = None, time.perf_counter()  # its batch's memory is free
         following, waited_s = _take(stream) if not stop else (None, 0.0)
         figures.go_on(waited_s)
         if state.scaler.is_enabled() or not optim.skip_unless(figures.are_finite, state.optimizer):
@@ -163,18 +178,14 @@ def fit(
                 "update", seed, step
             )  # kron draws random numbers; all ranks need the same
             skipped = _update(state, step)
-        means, grad_norm = figures.check(step, epoch)
-        wait_s += figures.idle_s
-        state.step = step + 1
-        for name, mean in (means | {"images": 1.0}).items():
-            state.sums[name] = state.sums.get(name, 0.0) + mean * images
-        ends = state.step % steps_per_epoch == 0
-        times = {"wait_s": wait_s, "step_s": time.perf_counter() - clock}
-        yield Report(
-            *(state.step, epoch, ends, means, lr, grad_norm, skipped),
-            *(int(images), stop > 0, batch.unreadable, times),
-        )
-        batch, wait_s, clock = following, 0.0, time.perf_counter()
+        ends = (step + 1) % steps_per_epoch == 0
+        saves = checkpoint_steps > 0 and (step + 1) % checkpoint_steps == 0
+        settled = ends or saves or not isinstance(following, Batch)
+        launched = _Launched(batch, figures, ends, settled, lr, skipped, images, stop > 0, wait_s)
+        if settled:
+            yield launched.report(state, time.perf_counter() - clock)
+            launched, clock = None, time.perf_counter()
+        batch, wait_s = following, 0.0
 
 
 def _take(stream: Iterator[Batch]) -> tuple[Batch | Exception | None, float]:
@@ -234,6 +245,43 @@ class _Figures:
         if not (self.scaled or math.isfinite(norm)):
             raise _not_finite(f"the gradient is not finite at step {step} (norm {norm})", step)
         return means, norm
+
+
+@dataclass
+class _Launched:
+    """A step whose figures are not read yet; its batch is kept, which may still be copied."""
+
+    batch: Batch
+    figures: _Figures
+    epoch_ends: bool
+    settled: bool
+    lr: float
+    skipped: bool
+    images: float
+    stopping: bool
+    wait_s: float
+
+    def report(self, state: State, step_s: float) -> Report:
+        """Wait for the figures and count the step in `state`. Raises: NotFinite."""
+        step, epoch = self.batch.spec.step, self.batch.spec.epoch
+        means, grad_norm = self.figures.check(step, epoch)
+        state.step = step + 1
+        for name, mean in (means | {"images": 1.0}).items():
+            state.sums[name] = state.sums.get(name, 0.0) + mean * self.images
+        return Report(
+            step=state.step,
+            epoch=epoch,
+            epoch_ends=self.epoch_ends,
+            settled=self.settled,
+            losses=means,
+            lr=self.lr,
+            grad_norm=grad_norm,
+            skipped=self.skipped,
+            num_images=int(self.images),
+            stopping=self.stopping,
+            unreadable=self.batch.unreadable,
+            times={"wait_s": self.wait_s + self.figures.idle_s, "step_s": step_s},
+        )
 
 
 def _update(state: State, step: int) -> bool:

@@ -151,6 +151,7 @@ def train(
             clip_grad=optim.clip_grad,
             clip_mode=optim.clip_mode,
             compiled_sizes=sizes,
+            checkpoint_steps=spec.checkpoint_steps,
             should_stop=progress.stop_requested,
         ):
             run.add_unreadable(report.unreadable)
@@ -167,8 +168,7 @@ def train(
                 row = _end_epoch(run, state, report, validation, train_s, optim.epochs)
                 logs.add(row)
                 epoch_start = time.monotonic()
-            every = spec.checkpoint_steps
-            if report.epoch_ends or report.stopping or (every and report.step % every == 0):
+            if report.settled:
                 run.save(run.last, state.save())
             finished = not report.stopping or report.step >= schedule.total_steps
             if not finished:

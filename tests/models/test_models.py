@@ -21,7 +21,7 @@ def test_keyed_drop_path_has_timms_distribution() -> None:
 
     keyed, timms = models.KeyedDropPath(0.3), DropPath(0.3)
     x = torch.ones(20_000, 1, 1)
-    keyed.uniform_B = torch.rand(len(x), generator=torch.Generator().manual_seed(0))
+    keyed.scale_B = torch.from_numpy(keyed.scales(np.random.default_rng(0).random(len(x))))
     torch.manual_seed(0)
     ours, theirs = keyed(x), timms(x)
     assert set(ours.unique().tolist()) == set(theirs.unique().tolist())  # 0 and 1 / 0.7
@@ -29,6 +29,18 @@ def test_keyed_drop_path_has_timms_distribution() -> None:
     assert abs((ours == 0).float().mean().item() - (theirs == 0).float().mean().item()) < 0.02
     keyed.eval()
     assert keyed(x) is x
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("drop_prob", [0.05, 0.1, 1 / 3, 0.5, 0.9])
+def test_drop_path_scales_in_each_number_type(dtype: torch.dtype, drop_prob: float) -> None:
+    """Bit-equal to a comparison and a division in that type."""
+    uniform_B = np.append(np.random.default_rng(1).random(500), drop_prob)
+    keyed = models.KeyedDropPath(drop_prob)
+    keyed.scale_B = torch.from_numpy(keyed.scales(uniform_B))
+    kept_B = torch.from_numpy(uniform_B).float() >= drop_prob
+    want = kept_B.to(dtype) / (1.0 - drop_prob)
+    assert torch.equal(keyed(torch.ones(501, 1, dtype=dtype))[:, 0], want)
 
 
 def test_drop_path_draws_belong_to_the_row() -> None:
@@ -45,14 +57,15 @@ def test_drop_path_draws_belong_to_the_row() -> None:
     for rows in ([3, 1], [2], [1, 2, 0]):
         torch.testing.assert_close(run(rows), whole[rows], atol=1e-6, rtol=0)
     assert any(not torch.allclose(run([0, 1, 2, 3], step), whole) for step in range(4, 9))
-    draws = torch.stack([m.uniform_B for m in model.drop_paths])
     assert len(model.drop_paths) == 2  # attention and MLP of the second block: the first keeps all
-    assert len(draws.unique()) == draws.numel()
+    model.set_drop_path_draws(11, 3, np.arange(64, dtype=np.uint64))
+    first, second = (m.scale_B for m in model.drop_paths)
+    assert not torch.equal(first, second)
 
 
 def test_drop_path_of_rows_that_are_parts_of_images() -> None:
     drop = models.KeyedDropPath(0.5)
-    drop.uniform_B = torch.tensor([0.9, 0.1])
+    drop.scale_B = torch.from_numpy(drop.scales(np.array([0.9, 0.1])))
     assert drop(torch.ones(6, 2))[:, 0].tolist() == [2.0, 2.0, 2.0, 0.0, 0.0, 0.0]
 
 

@@ -7,7 +7,9 @@ import dataclasses
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,13 +23,16 @@ from helpers.loops import (
     make_state,
     step_fn,
 )
-from helpers.models import CLASSES, images
+from helpers.models import CLASSES, DEIT, build, images
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from fgkd import config, losses
+from fgkd.distillation.step import student_step
 from fgkd.errors import CheckpointError, FgkdError, NotFinite
 from fgkd.loading.batch import Batch
-from fgkd.training import checkpoint, loop
+from fgkd.training import checkpoint, loop, optim
 
 # ---- the loop ------------------------------------------------------------------------------
 
@@ -83,6 +88,81 @@ def test_reports_and_sums() -> None:
     total = sum(r.losses["loss"] * r.num_images for r in reports)
     assert state.sums["loss"] == pytest.approx(total)
     assert all(0 <= r.times["wait_s"] <= r.times["step_s"] for r in reports)
+
+
+def test_a_report_comes_once_the_next_step_is_launched() -> None:
+    """Except where the caller may evaluate and save: there the state is that of the report."""
+    state, begun = make_state(), []
+    whole = make_state()
+    fit(whole, make_batches()[:2])
+
+    def count(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        begun.append(batch.spec.step)
+        return step_fn(model, batch)
+
+    reports = loop.fit(
+        state,
+        batches=make_batches(),
+        step_fn=count,
+        steps_per_epoch=3,
+        lr_at=lr_at,
+        seed=0,
+        device=CPU,
+        checkpoint_steps=2,
+    )
+    settled = []
+    for report in reports:
+        settled.append(report.settled)
+        ahead = 0 if report.settled else 1
+        assert (state.step, len(begun)) == (report.step, report.step + ahead)
+        if report.step == 2:
+            assert_equal_weights(state.model, whole.model)
+            state.model.eval()
+        assert report.settled or state.model.training
+    assert state.model.training  # again, after the evaluation
+    assert settled == [False, True, True, True, False, True]  # 2, 4: checkpoints; 3, 6: epochs
+
+
+@pytest.mark.parametrize("name", sorted(losses.LOSSES))
+@pytest.mark.parametrize("arch", [DEIT, "convnext_atto"])
+def test_a_step_never_waits_for_a_value(arch: str, name: str) -> None:
+    """Reading one, as `item` and boolean indices do, makes the CPU wait for a GPU."""
+    model, rows = build(arch, drop_path=0.3).train(), torch.arange(4)
+    batch = dataclasses.replace(
+        make_batches()[0]._cut(slice(0, 4), 4),
+        labels_B=torch.tensor([0, 1, -1, 2]),
+        partner_labels_B=torch.tensor([1, 0, 2, -1]),
+        lam_B=torch.tensor([1.0, 0.3, 0.5, 0.0]),
+        teacher_BK=torch.randn(4, len(CLASSES)),
+    )
+    step = student_step(config.LossSpec(kd_loss=name, temperature=2.0, smoothing=0.1))
+    model.set_drop_path_draws(0, 0, rows.numpy().astype(np.uint64))
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    with ValuesRead() as read:
+        step(model, batch)["loss"].backward()
+        optim.clip_grad(parameters, 1.0)
+    assert read.ops == []
+    with ValuesRead() as read:
+        assert rows[rows > 1].sum().item() == 5
+    assert read.ops == ["index", "_local_scalar_dense"]
+
+
+class ValuesRead(TorchDispatchMode):
+    """Notes operations for which the CPU has to know a value that a GPU computes."""
+
+    READING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "bincount")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ops: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.removeprefix("aten::")
+        chosen = args[1] if name in ("index", "index_put", "index_put_") else []
+        by_truth = any(isinstance(i, Tensor) and i.dtype == torch.bool for i in chosen)
+        if name in self.READING or by_truth:
+            self.ops.append(name)
+        return func(*args, **kwargs or {})
 
 
 def test_an_error_of_the_data_comes_up_at_its_own_step() -> None:

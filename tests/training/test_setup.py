@@ -18,11 +18,10 @@ from helpers.runs import TEACHER, fgkd
 from timm.scheduler import StepLRScheduler
 from torch import nn
 
-from fgkd import config, models
+from fgkd import config, device, models
 from fgkd.commands.banner import describe_device
 from fgkd.config import ModelSpec, OptimSpec, TrainTeacherConfig
 from fgkd.data import open_dataset
-from fgkd.loading import batch
 from fgkd.loading.schedule import Schedule
 from fgkd.loading.train_loader import TrainLoader
 from fgkd.training import loop, setup
@@ -146,12 +145,12 @@ def test_pixels_go_to_a_gpu_as_pinned_bytes(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
     monkeypatch.setattr(torch.Tensor, "to", to)
     images = make_batches()[0].image_u8_BHW3
-    batch.to_device(images, torch.device("cuda"))
+    device.to_device(images, torch.device("cuda"))
     assert calls == [
         ("pin", torch.uint8, None),
         ("cuda", torch.uint8, {"non_blocking": True}),
     ]
-    assert batch.to_device(images, CPU) is images
+    assert device.to_device(images, CPU) is images
 
 
 @pytest.mark.parametrize(
