@@ -42,7 +42,7 @@ class _Numbers(TorchDispatchMode):
     """Python numbers from tensors without bytes: true for drop path rates, 1 for all others.
 
     Models read their rates from `linspace`; optimizers read their step and norms, whose values
-    change no shape.
+    change no shape. And what fake tensors lack: pinned memory.
     """
 
     REAL = (
@@ -53,6 +53,8 @@ class _Numbers(TorchDispatchMode):
     )
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is aten._pin_memory.default:  # memory of the host, which is not counted
+            return args[0]
         is_number, is_fake = func is aten._local_scalar_dense.default, _is_fake(args)
         if is_number and is_fake:
             return 1.0
