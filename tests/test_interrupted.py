@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from helpers.failures import copy_data, exit_code
 from helpers.runs import (
     STUDENT,
     TEACHER,
@@ -127,3 +128,27 @@ def test_a_teacher_killed_and_continued_ends_as_the_unbroken_one(
     ]
     continue_through(points, teacher(tmp_path / "broken"))
     assert_same_run(tmp_path / "broken", tmp_path / "unbroken")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_training_that_an_error_of_the_data_ended_is_continued(
+    tiny_data: Path, tmp_path: Path, workers: int
+) -> None:
+    """The steps before it are saved, and once the file is mended the run ends as the unbroken one.
+
+    Without checkpoints in between: at the error one is written.
+    """
+    data, run = copy_data(tiny_data, tmp_path / "data"), tmp_path / "run"
+    command = (
+        *("train-teacher", "--data", f"folder:{data}", *TEACHER, "--epochs", 2),
+        *("--batch-size", 16, "--workers", workers, "--checkpoint-steps", 0),
+    )
+    fgkd(*command, "--output", tmp_path / "unbroken")
+    image = sorted(data.glob("train/*/*.png"))[5]
+    whole = image.read_bytes()
+    image.write_bytes(whole[:100])
+    assert exit_code(*command, "--output", run) == 1
+    assert 0 < saved(run)["step"] < rows(tmp_path / "unbroken")[0]["step"]
+    image.write_bytes(whole)
+    fgkd(*command, "--output", run, "--resume")
+    assert_same_run(run, tmp_path / "unbroken")

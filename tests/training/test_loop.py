@@ -166,23 +166,36 @@ class ValuesRead(TorchDispatchMode):
 
 
 def test_an_error_of_the_data_comes_up_at_its_own_step() -> None:
-    """A batch is taken ahead, while a GPU computes; the steps before it are finished first."""
+    """A batch is taken ahead, while a GPU computes; the steps before it are finished, and settled.
+
+    So a caller has saved them.
+    """
 
     def failing() -> Iterator[Batch]:
-        yield from make_batches()[:3]
+        yield from make_batches()[:2]
         raise FgkdError("cannot decode")
 
-    state, steps = make_state(), []
+    state, steps, settled = make_state(), [], []
 
     def count(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         steps.append(batch.spec.step)
         return step_fn(model, batch)
 
+    reports = loop.fit(
+        state,
+        batches=failing(),
+        step_fn=count,
+        steps_per_epoch=3,
+        lr_at=lr_at,
+        seed=0,
+        device=CPU,
+    )
     with pytest.raises(FgkdError):
-        fit(state, failing(), count)
-    assert (steps, state.step) == ([0, 1, 2], 3)
+        settled.extend(report.settled for report in reports)
+    assert (steps, state.step) == ([0, 1], 2)
+    assert settled == [False, True]
     whole = make_state()
-    fit(whole, make_batches()[:3])
+    fit(whole, make_batches()[:2])
     assert_equal_weights(state.model, whole.model)
 
 
