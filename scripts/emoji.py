@@ -5,8 +5,9 @@
     fgkd train-teacher --data folder:runs/emoji ...
 
 A class is an emoji of an animal, a plant, food or drink that eight of the ten sets of drawings
-have. The sets of one designer are in one split: training, val and test show different hands. The
-folder has LICENSES.md; the drawings are not in this repository.
+have; with --all, an emoji of anything that seven of them have. The sets of one designer are in one
+split: training, val and test show different hands. The folder has LICENSES.md; the drawings are not
+in this repository.
 """
 
 from __future__ import annotations
@@ -94,6 +95,7 @@ SETS = {
     ),
 }
 LEAST_SETS = 8  # that have a drawing of each class; fxemoji and streamline-emojis have few
+LEAST_OF_ALL = 7  # the same with --all: 1,054 classes
 
 
 @dataclass(frozen=True)
@@ -141,10 +143,11 @@ def _member(archive: tarfile.TarFile, name: str) -> dict[str, Any]:
     return content
 
 
-def classes(sets: dict[str, Drawings], least: int) -> list[str]:
-    """Emoji of the categories that so many sets have, by name."""
-    categories = sets[NAMES].categories
-    names = {name for one in CATEGORIES for name in categories.get(one, [])}
+def classes(sets: dict[str, Drawings], everything: bool) -> list[str]:
+    """Emoji of the two categories, or of all of them, that so many sets have, by name."""
+    categories, least = sets[NAMES].categories, LEAST_OF_ALL if everything else LEAST_SETS
+    chosen = categories if everything else CATEGORIES
+    names = {name for one in chosen for name in categories.get(one, [])}
     counts = {name: sum(one.svg(name) is not None for one in sets.values()) for name in names}
     return sorted(name for name, count in counts.items() if count >= least)
 
@@ -152,14 +155,15 @@ def classes(sets: dict[str, Drawings], least: int) -> list[str]:
 @click.command(help=(__doc__ or "").splitlines()[0])
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option("--size", type=click.IntRange(16), default=96, show_default=True, help="In pixels.")
+@click.option("--all", "everything", is_flag=True, help="Of everything, not of nature and food.")
 @click.option("--registry", default=REGISTRY, show_default=True, help="URL of an npm registry.")
-def main(output: Path, size: int, registry: str) -> None:
+def main(output: Path, size: int, everything: bool, registry: str) -> None:
     if output.exists():
         raise click.ClickException(f"{output} exists; name a new folder")
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f"{output.name}.", dir=output.parent))
     try:
-        print(build(partial, size, registry))
+        print(build(partial, size, everything, registry))
         partial.chmod(0o755)
         partial.rename(output)
     except FgkdError as error:
@@ -168,14 +172,14 @@ def main(output: Path, size: int, registry: str) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def build(folder: Path, size: int, registry: str) -> str:
+def build(folder: Path, size: int, everything: bool, registry: str) -> str:
     """Fill an empty folder; a line that says with what."""
     require("drawing SVG", "resvg_py")
     import resvg_py
 
     with tempfile.TemporaryDirectory() as archives:
         sets = {name: fetch(name, one, registry, Path(archives)) for name, one in SETS.items()}
-    chosen, count = classes(sets, LEAST_SETS), dict.fromkeys(("train", "val", "test"), 0)
+    chosen, count = classes(sets, everything), dict.fromkeys(("train", "val", "test"), 0)
     for (name, drawings), label in itertools.product(sets.items(), chosen):
         if svg := drawings.svg(label):
             path = folder / SETS[name].split / label / f"{name}.png"

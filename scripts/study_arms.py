@@ -32,6 +32,7 @@ TEACHERS: dict[str, tuple[str, ...]] = {
     "60-epochs-1": (*LONG, "--seed", "1"),
     "60-epochs-2": (*LONG, "--seed", "2"),
     "pretrained": (*PRETRAINED, "--epochs", "12"),
+    "pretrained-20": (*PRETRAINED, "--epochs", "20"),  # of many classes
     "pretrained-long": (*PRETRAINED, "--epochs", "30"),  # of small data
     "pretrained-few": (*PRETRAINED, "--epochs", "60", *changed("few")),
     "pretrained-few-25": (*PRETRAINED, "--epochs", "40", *changed("few-25")),
@@ -63,6 +64,8 @@ CACHES = {
     "pretrained-long": Cache(("pretrained-long",), ("--views", "75", *AT_32_PX[2:])),
     "pretrained-topk8-5": Cache(("pretrained",), (*AT_32_PX, *TOPK8, "--top-k", "5")),
     "pretrained-topk8-1": Cache(("pretrained",), (*AT_32_PX, *TOPK8, "--top-k", "1")),
+    "many": Cache(("pretrained-20",), AT_32_PX),
+    "many-topk8-7": Cache(("pretrained-20",), (*AT_32_PX, *TOPK8, "--top-k", "7")),
     "pretrained-mixup": Cache(("pretrained",), (*AT_32_PX, "--mixup", "1", "--mix-prob", "1")),
     **{
         few: Cache((f"pretrained-{few}",), (*AT_32_PX, *changed(few, f"rest of {few}")))
@@ -178,6 +181,8 @@ METHODS |= {
     "equal-weights": knob("weights 1 : 1", "--distill-loss-weight", "1"),
     "topk8-5": knob("`topk8`, 5 classes", cache="pretrained-topk8-5"),
     "topk8-1": knob("`topk8`, 1 class", cache="pretrained-topk8-1"),
+    "many": Method("from the cache, all logits", ("--lr", "2e-3"), "many", against="many"),
+    "many-topk8-7": Method("`topk8`, 7 classes", ("--lr", "2e-3"), "many-topk8-7", against="many"),
 }
 
 # What is tried on val for each student, in this order; `study.py run --tries N` takes the first N.

@@ -62,8 +62,8 @@ def publish(registry: Path, emoji: Any, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(emoji, "SETS", sets)
 
 
-def build(emoji: Any, output: Path, registry: Path) -> None:
-    command = [str(output), "--size", "32", "--registry", registry.as_uri()]
+def build(emoji: Any, output: Path, registry: Path, *options: str) -> None:
+    command = [str(output), "--size", "32", "--registry", registry.as_uri(), *options]
     emoji.main(command, standalone_mode=False)
 
 
@@ -89,6 +89,13 @@ def test_designers_are_in_one_split_each(
     licences = (tmp_path / "data/emoji/LICENSES.md").read_text()
     assert all(one.licence in licences for one in emoji.SETS.values())
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["emoji"]
+
+
+def test_emoji_of_everything(emoji: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Also those of other categories; not what is in none, and not what one set has."""
+    publish(tmp_path / "npm", emoji, monkeypatch)
+    build(emoji, tmp_path / "emoji", tmp_path / "npm", "--all")
+    assert open_dataset(f"folder:{tmp_path / 'emoji'}").classes == [*EMOJI, "car"]
 
 
 def test_what_is_there_is_kept(emoji: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
