@@ -51,6 +51,7 @@ class Cache:
 
 # Views at the students' size; the teacher sees the same crops at its own.
 AT_32_PX = ("--views", "24", "--aug-recipe", "light", "--img-size", "32")
+BFLOAT16 = ("--dtype", "bfloat16")
 TOPK8 = ("--encoding", "topk8", "--temperatures", "2")
 CACHES = {
     "16-epochs": Cache(("16-epochs",), ("--views", "24")),
@@ -58,14 +59,12 @@ CACHES = {
     "mixup": Cache(("60-epochs",), ("--views", "75", "--mixup", "1", "--mix-prob", "1")),
     "ensemble": Cache(("60-epochs", "60-epochs-1", "60-epochs-2"), ("--views", "75")),
     "pretrained": Cache(("pretrained",), AT_32_PX),
-    "pretrained-150": Cache(
-        ("pretrained",), ("--views", "150", *AT_32_PX[2:], "--dtype", "bfloat16")
-    ),
+    "pretrained-150": Cache(("pretrained",), ("--views", "150", *AT_32_PX[2:], *BFLOAT16)),
     "pretrained-long": Cache(("pretrained-long",), ("--views", "75", *AT_32_PX[2:])),
     "pretrained-topk8-5": Cache(("pretrained",), (*AT_32_PX, *TOPK8, "--top-k", "5")),
     "pretrained-topk8-1": Cache(("pretrained",), (*AT_32_PX, *TOPK8, "--top-k", "1")),
-    "many": Cache(("pretrained-20",), AT_32_PX),
-    "many-topk8-7": Cache(("pretrained-20",), (*AT_32_PX, *TOPK8, "--top-k", "7")),
+    "many": Cache(("pretrained-20",), (*AT_32_PX, *BFLOAT16)),
+    "many-topk8-7": Cache(("pretrained-20",), (*AT_32_PX, *BFLOAT16, *TOPK8, "--top-k", "7")),
     "pretrained-mixup": Cache(("pretrained",), (*AT_32_PX, "--mixup", "1", "--mix-prob", "1")),
     **{
         few: Cache((f"pretrained-{few}",), (*AT_32_PX, *changed(few, f"rest of {few}")))
@@ -120,7 +119,7 @@ METHODS = {
     "cache-long": Method("from the cache of a pretrained teacher", cache="pretrained-long"),
     "live-long": Method(
         "with that teacher live, new views in every epoch",
-        ("--dtype", "bfloat16"),
+        BFLOAT16,
         teacher="pretrained-long",
     ),
 }
