@@ -10,6 +10,7 @@ tail at the temperature alone.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -21,16 +22,15 @@ from fgkd.cache.encodings import TRUNCATED, Codec
 from fgkd.cache.reader import Reader
 from fgkd.cache.stats import LOSS_TEMPERATURES, encoding_kl
 
-KEPT = (1, 3, 5, 10, 20)
 DIGEST = 8  # bytes of each view, whatever the encoding
 
 
-def table(logits_NC: np.ndarray, labels_N: np.ndarray) -> str:
-    """Markdown, a line for each encoding."""
+def table(logits_NC: np.ndarray, labels_N: np.ndarray, kept: Sequence[int]) -> str:
+    """Markdown, a line for each encoding; those that are truncated with so many classes."""
     num_classes = logits_NC.shape[1]
     columns = "encoding", "bytes per target", *(f"KL at T = {t:g}" for t in LOSS_TEMPERATURES)
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    kinds = [("int8", 0), *((name, k) for k in KEPT if k + 2 < num_classes for name in TRUNCATED)]
+    kinds = [("int8", 0), *((name, k) for k in kept if k + 2 < num_classes for name in TRUNCATED)]
     for name, top_k in [("dense", 0), *kinds]:
         cells = [f"`{name}` {top_k}" if top_k else f"`{name}`"]
         for t in LOSS_TEMPERATURES:
@@ -45,7 +45,8 @@ def table(logits_NC: np.ndarray, labels_N: np.ndarray) -> str:
 @click.command()
 @click.argument("cache", type=click.Path(exists=True, path_type=Path))
 @click.option("--views", default=2, show_default=True)
-def main(cache: Path, views: int) -> None:
+@click.option("--keep", default="1,3,5,10,20", show_default=True, help="Classes of a target.")
+def main(cache: Path, views: int, keep: str) -> None:
     """Print the table of a dense CACHE."""
     reader = Reader(cache)
     if reader.codec.name not in ("dense", "dense32"):
@@ -54,7 +55,7 @@ def main(cache: Path, views: int) -> None:
     rows = np.arange(len(train))
     logits_NC = np.concatenate([reader.targets(rows, v) for v in range(min(views, reader.views))])
     labels_N = np.tile(train.labels.astype(np.int64), min(views, reader.views))
-    print(table(logits_NC, labels_N))
+    print(table(logits_NC, labels_N, [int(k) for k in keep.split(",")]))
 
 
 if __name__ == "__main__":
