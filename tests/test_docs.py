@@ -70,7 +70,7 @@ def test_the_front_page_fits_two_screens() -> None:
     assert [line for line in lines if len(line) > 120 and not line.startswith("|")] == []
 
 
-@pytest.mark.parametrize("name", ["study", "study-emoji"])
+@pytest.mark.parametrize("name", ["study", "study-emoji", "study-emoji-all"])
 def test_the_studys_figures_are_those_of_its_rows(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
