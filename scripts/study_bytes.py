@@ -26,7 +26,7 @@ DIGEST = 8  # bytes of each view, whatever the encoding
 
 
 def table(logits_NC: np.ndarray, labels_N: np.ndarray, kept: Sequence[int]) -> str:
-    """Markdown, a line for each encoding; those that are truncated with so many classes."""
+    """Markdown, a line for each encoding; truncated ones with each number of kept classes."""
     num_classes = logits_NC.shape[1]
     columns = "encoding", "bytes per target", *(f"KL at T = {t:g}" for t in LOSS_TEMPERATURES)
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
@@ -45,8 +45,15 @@ def table(logits_NC: np.ndarray, labels_N: np.ndarray, kept: Sequence[int]) -> s
 @click.command()
 @click.argument("cache", type=click.Path(exists=True, path_type=Path))
 @click.option("--views", default=2, show_default=True)
-@click.option("--keep", default="1,3,5,10,20", show_default=True, help="Classes of a target.")
-def main(cache: Path, views: int, keep: str) -> None:
+@click.option(
+    *("--keep", "kept"),
+    type=click.IntRange(1),
+    multiple=True,
+    default=(1, 3, 5, 10, 20),
+    show_default=True,
+    help="Classes of a truncated target; may be given again.",
+)
+def main(cache: Path, views: int, kept: tuple[int, ...]) -> None:
     """Print the table of a dense CACHE."""
     reader = Reader(cache)
     if reader.codec.name not in ("dense", "dense32"):
@@ -55,7 +62,7 @@ def main(cache: Path, views: int, keep: str) -> None:
     rows = np.arange(len(train))
     logits_NC = np.concatenate([reader.targets(rows, v) for v in range(min(views, reader.views))])
     labels_N = np.tile(train.labels.astype(np.int64), min(views, reader.views))
-    print(table(logits_NC, labels_N, [int(k) for k in keep.split(",")]))
+    print(table(logits_NC, labels_N, kept))
 
 
 if __name__ == "__main__":

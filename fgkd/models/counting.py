@@ -42,7 +42,7 @@ class _Numbers(TorchDispatchMode):
     """Python numbers from tensors without bytes: true for drop path rates, 1 for all others.
 
     Models read their rates from `linspace`; optimizers read their step and norms, whose values
-    change no shape. And what fake tensors lack: pinned memory.
+    change no shape. Pinning memory does nothing, as fake tensors cannot be pinned.
     """
 
     REAL = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -67,11 +67,15 @@ def state_of(model: models.Classifier, opt: str = "adamw") -> loop.State:
     return loop.State(model, optimizer, torch.amp.GradScaler("cpu", enabled=False))
 
 
-def fit(
+def start(
     state: loop.State, batches: Iterable[Batch], step: loop.Step = step_fn, **options: Any
-) -> list[loop.Report]:
+) -> Iterator[loop.Report]:
     given: dict[str, Any] = {"steps_per_epoch": 3, "lr_at": lr_at, "seed": 0, "device": CPU}
-    return list(loop.fit(state, batches=batches, step_fn=step, **given | options))
+    return loop.fit(state, batches=batches, step_fn=step, **given | options)
+
+
+def fit(*args: Any, **options: Any) -> list[loop.Report]:
+    return list(start(*args, **options))
 
 
 def broken_gradient(model: nn.Module, batch: Batch) -> dict[str, Tensor]:

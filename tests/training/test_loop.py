@@ -21,6 +21,7 @@ from helpers.loops import (
     lr_at,
     make_batches,
     make_state,
+    start,
     step_fn,
 )
 from helpers.models import CLASSES, DEIT, build, images
@@ -100,16 +101,7 @@ def test_a_report_comes_once_the_next_step_is_launched() -> None:
         begun.append(batch.spec.step)
         return step_fn(model, batch)
 
-    reports = loop.fit(
-        state,
-        batches=make_batches(),
-        step_fn=count,
-        steps_per_epoch=3,
-        lr_at=lr_at,
-        seed=0,
-        device=CPU,
-        checkpoint_steps=2,
-    )
+    reports = start(state, make_batches(), count, checkpoint_steps=2)
     settled = []
     for report in reports:
         settled.append(report.settled)
@@ -181,15 +173,7 @@ def test_an_error_of_the_data_comes_up_at_its_own_step() -> None:
         steps.append(batch.spec.step)
         return step_fn(model, batch)
 
-    reports = loop.fit(
-        state,
-        batches=failing(),
-        step_fn=count,
-        steps_per_epoch=3,
-        lr_at=lr_at,
-        seed=0,
-        device=CPU,
-    )
+    reports = start(state, failing(), count)
     with pytest.raises(FgkdError):
         settled.extend(report.settled for report in reports)
     assert (steps, state.step) == ([0, 1], 2)
