@@ -81,9 +81,14 @@ class Study:
         return run
 
     def cache(self, name: str) -> Path:
-        """A complete cache; cache-logits continues one, and says if there is nothing to do."""
+        """A complete cache; killed, its command continues."""
         cache, path = table.CACHES[name], self.output / "caches" / name
-        if not (path / "manifest.json").exists():
+        if (path / "manifest.json").exists():
+            return path
+        if cache.of:
+            given = [str(self.cache(cache.of)), str(path), *self.filled(cache.options)]
+            self.command(f"cache-{name}", ["scripts/recode_cache.py", *given])
+        else:
             teachers = [x for t in cache.teachers for x in ("--teacher", str(self.teacher(t)))]
             options = [*teachers, *self.filled(cache.options), "--output", str(path)]
             self.command(f"cache-{name}", ["-m", "stages", "cache-logits", *options])

@@ -34,6 +34,7 @@ TEACHERS: dict[str, tuple[str, ...]] = {
     "pretrained": (*PRETRAINED, "--epochs", "12"),
     "pretrained-20": (*PRETRAINED, "--epochs", "20"),  # of many classes
     "pretrained-long": (*PRETRAINED, "--epochs", "30"),  # of small data
+    "pretrained-few-5": (*PRETRAINED, "--epochs", "100", *changed("few-5")),
     "pretrained-few": (*PRETRAINED, "--epochs", "60", *changed("few")),
     "pretrained-few-25": (*PRETRAINED, "--epochs", "40", *changed("few-25")),
     "pretrained-noisy": (*PRETRAINED, "--epochs", "12", *changed("noisy")),
@@ -43,10 +44,20 @@ TEACHERS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Cache:
-    """Teachers (several: an ensemble) and the options of cache-logits."""
+    """Teachers (several: an ensemble) and the options of cache-logits.
+
+    of: a cache with all logits that recode_cache.py, whose options these are then, writes again.
+    """
 
     teachers: tuple[str, ...]
     options: tuple[str, ...]
+    of: str | None = None
+
+    @property
+    def views(self) -> int:
+        """How many each image has."""
+        options = CACHES[self.of].options if self.of else self.options
+        return int(options[options.index("--views") + 1])
 
 
 # Views at the students' size; the teacher sees the same crops at its own.
@@ -65,10 +76,11 @@ CACHES = {
     "pretrained-topk8-1": Cache(("pretrained",), (*AT_32_PX, *TOPK8, "--top-k", "1")),
     "many": Cache(("pretrained-20",), (*AT_32_PX, *BFLOAT16)),
     "many-topk8-7": Cache(("pretrained-20",), (*AT_32_PX, *BFLOAT16, *TOPK8, "--top-k", "7")),
+    "many-topk8-50": Cache(("pretrained-20",), (*TOPK8, "--top-k", "50"), of="many"),
     "pretrained-mixup": Cache(("pretrained",), (*AT_32_PX, "--mixup", "1", "--mix-prob", "1")),
     **{
         few: Cache((f"pretrained-{few}",), (*AT_32_PX, *changed(few, f"rest of {few}")))
-        for few in ("few", "few-25")
+        for few in ("few-5", "few", "few-25")
     },
     **{
         noisy: Cache((f"pretrained-{noisy}",), (*AT_32_PX, *changed(noisy)))
@@ -131,7 +143,11 @@ def knob(text: str, *options: str, cache: str = "pretrained") -> Method:
     return Method(text, ("--lr", "2e-3", *options), cache, against="cache-pretrained")
 
 
-for few, share, repeat in (("few", "a tenth", 10), ("few-25", "a quarter", 4)):
+for few, share, repeat in (
+    ("few-5", "a twentieth", 20),
+    ("few", "a tenth", 10),
+    ("few-25", "a quarter", 4),
+):
     METHODS |= {
         f"{few}-labels": Method(
             f"{share} of the labels alone, as many steps",
@@ -181,7 +197,12 @@ METHODS |= {
     "topk8-5": knob("`topk8`, 5 classes", cache="pretrained-topk8-5"),
     "topk8-1": knob("`topk8`, 1 class", cache="pretrained-topk8-1"),
     "many": Method("from the cache, all logits", ("--lr", "2e-3"), "many", against="many"),
-    "many-topk8-7": Method("`topk8`, 7 classes", ("--lr", "2e-3"), "many-topk8-7", against="many"),
+    **{
+        f"many-topk8-{k}": Method(
+            f"`topk8`, {k} classes", ("--lr", "2e-3"), f"many-topk8-{k}", against="many"
+        )
+        for k in (7, 50)
+    },
 }
 
 # What is tried on val for each student, in this order; `study.py run --tries N` takes the first N.
@@ -213,9 +234,8 @@ class Student:
         options += ["--model-kwargs", SIZES[self.size], "--epochs", str(epochs)]
         options += ["--seed", str(seed), "--view-seed", "0", *how.options, *TRIES[attempt]]
         if how.cache:  # views are those that the cache has, again and again
-            views = CACHES[how.cache].options
-            number = int(views[views.index("--views") + 1])
-            chosen = [] if "--views" in how.options else ["--views", str(min(epochs, number))]
+            number = min(epochs, CACHES[how.cache].views)
+            chosen = [] if "--views" in how.options else ["--views", str(number)]
             return [*options, *chosen]
         return [*options, "--views", str(epochs), "--aug-recipe", "light"]
 

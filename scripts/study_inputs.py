@@ -19,7 +19,11 @@ import torch
 from fgkd import files
 from fgkd.data import Dataset
 
-LABELLED = {"few": 0.1, "few-25": 0.25}  # shares of the training images that keep their label
+LABELLED = {
+    "few-5": 0.05,
+    "few": 0.1,
+    "few-25": 0.25,
+}  # shares of the training images that keep their label
 NOISE = {"noisy": 0.4, "noisy-20": 0.2}  # shares of them whose label is another class's
 
 

@@ -15,6 +15,7 @@ from helpers.runs import fgkd
 from scipy import stats
 from scipy.special import log_softmax
 
+from fgkd import open_cache
 from fgkd.data import open_dataset
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
@@ -33,7 +34,11 @@ def figures(study: Any) -> Any:
 
 
 def test_a_small_study(
-    study: Any, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    study: Any,
+    tiny_data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Every way of teaching, an epoch each; what is there already is not trained again."""
     ways = ("labels", "cache", "live", "timm")
@@ -70,6 +75,11 @@ def test_a_small_study(
     )
     assert capsys.readouterr().out.count("| 8 |") == len(ways)
     assert (tmp_path / "a.png").stat().st_size > 10_000
+    # A cache may be another one in another encoding.
+    recoded = study.table.Cache(("60-epochs",), ("--encoding", "int8"), of="60-epochs")
+    monkeypatch.setitem(study.table.CACHES, "recoded", recoded)
+    found = open_cache(study.Study(tmp_path, f"folder:{tiny_data}").cache("recoded"))
+    assert (found.codec.name, found.views) == ("int8", recoded.views)
 
 
 def test_data_with_few_and_with_wrong_labels(
